@@ -1,0 +1,1 @@
+"""Outcome reward models for tool-calling LLMs, native to JAX."""
