@@ -1,0 +1,261 @@
+"""The reward model: a Qwen2, Qwen3 or Llama decoder with one float32 number on top (arXiv:2509.11963).
+
+Array names end in their axes:
+
+    B rows       T prompt tokens of a row   M response slots   R tokens of a slot   S = T + M*R
+    D width      N query heads              K key heads        H head size          F MLP width
+    V vocabulary L layers
+
+    tokens_BS --embed--> x_BSD --[norm, attention, norm, MLP] x L--> last token of each slot --norm, head--> rewards_BM
+
+All projections run over the S tokens of a row together; only attention tells prompts from responses
+(`attention.py`). Parameters are float32 masters, cast to the compute type where they are used.
+
+    >>> mesh = make_mesh()
+    >>> with jax.set_mesh(mesh):
+    ...     model = RewardModel(config, nnx.Rngs(0))
+    ...     rewards_BM = model(batch)
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh, NamedSharding
+
+from toolrm_jax.attention import prompt_attention, response_attention
+from toolrm_jax.batch import Batch
+from toolrm_jax.matmul import project
+from toolrm_jax.model_config import ModelConfig
+from toolrm_jax.rope import rotate, rotation
+from toolrm_jax.sharding import gather_weight, logical_to_spec
+
+Array = jax.Array
+
+
+# "full" keeps each layer's input alone. "projections" keeps the outputs of q, k, v, gate and up and of attention too:
+# the dear products are not repeated, and the wide float32 intermediates are not stored. "none" keeps everything.
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "projections": jax.checkpoint_policies.save_only_these_names("projection"),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How to run the model, as opposed to what it is."""
+
+    dtype: str = "bfloat16"
+    # What the backward pass finds kept; the rest it computes again. See REMAT.
+    remat: str = "projections"
+
+    def __post_init__(self):
+        if self.dtype not in ("bfloat16", "float32"):
+            raise ValueError(f"compute dtype {self.dtype!r}: use 'bfloat16' or 'float32'.")
+        if self.remat not in REMAT:
+            raise ValueError(f"remat {self.remat!r}: use one of {', '.join(map(repr, REMAT))}.")
+
+
+class Parameter(nnx.Param):
+    """A weight that knows the logical names of its axes (`.axes`, resolved by `sharding.AXES`)."""
+
+
+def _parameter(
+    rngs: nnx.Rngs, axes: tuple[str, ...], shape: tuple[int, ...], scale: float | None
+) -> Parameter:
+    """Normal(0, scale^2), or ones where scale is None; float32, laid out by its axes."""
+    spec = logical_to_spec(axes)
+    if scale is None:
+        value = jnp.ones(shape, jnp.float32, out_sharding=spec)
+    else:
+        value = scale * jax.random.normal(rngs.params(), shape, jnp.float32, out_sharding=spec)
+    return Parameter(value, axes=axes)
+
+
+def rms_norm(x: Array, scale: Array, eps: float) -> Array:
+    """RMSNorm (arXiv:1910.07467) over the last axis, in float32: a bf16 mean of squares loses digits."""
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return (x32 * scale).astype(x.dtype)
+
+
+class Blocks(nnx.Module):
+    """All L decoder layers, stacked: each parameter has a leading `layers` axis, which `lax.scan` takes off."""
+
+    def __init__(self, config: ModelConfig, compute: Compute, rngs: nnx.Rngs):
+        c, L, s = config, config.num_layers, config.init_scale
+        D, q, kv = c.width, c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        new = functools.partial(_parameter, rngs)
+        self.attention_norm = new(("layers", "norm"), (L, D), None)
+        self.q = new(("layers", "width", "heads"), (L, D, q), s)
+        self.k = new(("layers", "width", "kv_heads"), (L, D, kv), s)
+        self.v = new(("layers", "width", "kv_heads"), (L, D, kv), s)
+        self.o = new(("layers", "heads", "width"), (L, q, D), s)
+        self.mlp_norm = new(("layers", "norm"), (L, D), None)
+        self.gate = new(("layers", "width", "mlp"), (L, D, c.mlp_width), s)
+        self.up = new(("layers", "width", "mlp"), (L, D, c.mlp_width), s)
+        self.down = new(("layers", "mlp", "width"), (L, c.mlp_width, D), s)
+        if c.qkv_bias:
+            self.q_bias = new(("layers", "heads"), (L, q), 0.0)
+            self.k_bias = new(("layers", "kv_heads"), (L, kv), 0.0)
+            self.v_bias = new(("layers", "kv_heads"), (L, kv), 0.0)
+        if c.qk_norm:
+            self.q_norm = new(("layers", "norm"), (L, c.head_dim), None)
+            self.k_norm = new(("layers", "norm"), (L, c.head_dim), None)
+        self.config, self.compute = config, compute
+
+    def __call__(self, x_BSD: Array, cos_sin: tuple[Array, Array], batch: Batch) -> Array:
+        """One layer (called on a slice of the stack, inside the scan)."""
+        eps = self.config.norm_eps
+        attended_BSD = self._attend(rms_norm(x_BSD, self.attention_norm[...], eps), cos_sin, batch)
+        x_BSD = x_BSD + attended_BSD
+        return x_BSD + self._mlp(rms_norm(x_BSD, self.mlp_norm[...], eps))
+
+    def _attend(self, x_BSD: Array, cos_sin: tuple[Array, Array], batch: Batch) -> Array:
+        c = self.config
+        q_BSNH, k_BSKH, v_BSKH = (
+            self._heads(x_BSD, name, heads)
+            for name, heads in (("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads))
+        )
+        if c.qk_norm:
+            q_BSNH = rms_norm(q_BSNH, self.q_norm[...], c.norm_eps)
+            k_BSKH = rms_norm(k_BSKH, self.k_norm[...], c.norm_eps)
+        out_BSNH = _row_attention(rotate(q_BSNH, cos_sin), rotate(k_BSKH, cos_sin), v_BSKH, batch)
+        out_BSNH = checkpoint_name(out_BSNH, "projection")
+        B, S, N, H = out_BSNH.shape
+        return project(out_BSNH.reshape(B, S, N * H), self.o[...], self.compute.dtype)
+
+    def _heads(self, x_BSD: Array, name: str, heads: int) -> Array:
+        y = checkpoint_name(
+            project(x_BSD, getattr(self, name)[...], self.compute.dtype), "projection"
+        )
+        if self.config.qkv_bias:
+            y = y + getattr(self, f"{name}_bias")[...].astype(y.dtype)
+        return y.reshape(*y.shape[:2], heads, self.config.head_dim)
+
+    def _mlp(self, x_BSD: Array) -> Array:
+        dtype = self.compute.dtype
+        gate_BSF = checkpoint_name(project(x_BSD, self.gate[...], dtype), "projection")
+        up_BSF = checkpoint_name(project(x_BSD, self.up[...], dtype), "projection")
+        return project(jax.nn.silu(gate_BSF) * up_BSF, self.down[...], dtype)
+
+
+class RewardModel(nnx.Module):
+    """Decoder and scalar head; `model(batch) -> rewards_BM` in float32."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute | None = None):
+        compute = compute or Compute()
+        D = config.width
+        self.embedding = _parameter(
+            rngs, ("vocab", "width"), (config.vocab_size, D), config.init_scale
+        )
+        self.blocks = Blocks(config, compute, rngs)
+        self.final_norm = _parameter(rngs, ("norm",), (D,), None)
+        # A fresh head: standard deviation 1/sqrt(D + 1), as in OpenAI's and TRL's reward models.
+        self.head = _parameter(rngs, ("norm",), (D,), (D + 1) ** -0.5)
+        if config.head_bias:
+            self.head_bias = _parameter(rngs, ("norm",), (1,), 0.0)
+        self.config, self.compute = config, compute
+
+    def __call__(self, batch: Batch) -> Array:
+        """The reward of every response slot, float32 [B, M]; meaningless where the slot is empty."""
+        hidden_BSD = self.hidden_states(batch)
+        T, R = batch.prompt_tokens.shape[1], batch.response_tokens.shape[2]
+        M = batch.answers.shape[1]
+        last_BM = T + R * jnp.arange(M) + jnp.maximum(batch.response_lengths, 1) - 1
+        last_BMD = jnp.take_along_axis(hidden_BSD, last_BM[..., None], axis=1)
+        return self.reward(last_BMD)
+
+    def hidden_states(self, batch: Batch) -> Array:
+        """The last layer's output before the final norm, [B, T + M*R, D] in the compute type."""
+        B, T = batch.prompt_tokens.shape
+        R = batch.response_tokens.shape[2]
+        tokens_BS = jnp.concatenate(
+            [batch.prompt_tokens, batch.response_tokens.reshape(B, -1)], axis=1
+        )
+        response_positions = batch.response_starts[..., None] + jnp.arange(R)
+        positions_BS = jnp.concatenate(
+            [batch.prompt_positions, response_positions.reshape(B, -1)], axis=1
+        )
+        cos_sin = rotation(self.config.rope, self.config.head_dim, positions_BS)
+
+        # Gathered before the lookup, so that each device looks up its own rows alone.
+        table_VD = gather_weight(self.embedding[...], self.compute.dtype)
+        rows = logical_to_spec(("rows", "tokens", None))
+        x_BSD = table_VD.at[tokens_BS].get(out_sharding=rows)
+
+        def layer(x_BSD, block):
+            return block(x_BSD, cos_sin, batch), None
+
+        # prevent_cse is for loops that XLA unrolls; a scan does not need it.
+        layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[self.compute.remat])
+        return jax.lax.scan(layer, x_BSD, self.blocks)[0]
+
+    def reward(self, last_BMD: Array) -> Array:
+        """Final norm and head, all in float32: bf16 has 8 bits, and rewards that differ would tie."""
+        x_BMD = rms_norm(last_BMD.astype(jnp.float32), self.final_norm[...], self.config.norm_eps)
+        reward_BM = jnp.einsum(
+            "BMD,D->BM", x_BMD, self.head[...], precision=jax.lax.Precision.HIGHEST
+        )
+        return reward_BM + self.head_bias[...] if self.config.head_bias else reward_BM
+
+
+def _row_attention(q_BSNH: Array, k_BSKH: Array, v_BSKH: Array, batch: Batch) -> Array:
+    """Both attention passes over a row's prompt and slots -> [B, S, N, H]; each device does its rows and heads."""
+    T = batch.prompt_tokens.shape[1]
+    M, R = batch.response_tokens.shape[1:]
+
+    def local(q, k, v, segments_BT, answers_BM):
+        slots = lambda x: x[:, T:].reshape(x.shape[0], M, R, *x.shape[2:])  # noqa: E731
+        prompt_out = prompt_attention(q[:, :T], k[:, :T], v[:, :T], segments_BT)
+        response_out = response_attention(
+            slots(q), slots(k), slots(v), k[:, :T], v[:, :T], segments_BT, answers_BM
+        )
+        return jnp.concatenate([prompt_out, response_out.reshape(q[:, T:].shape)], axis=1)
+
+    heads = logical_to_spec(("rows", "tokens", "heads", None))
+    rows = logical_to_spec(("rows", None))
+    return jax.shard_map(local, in_specs=(heads, heads, heads, rows, rows), out_specs=heads)(
+        q_BSNH, k_BSKH, v_BSKH, batch.prompt_segments, batch.answers
+    )
+
+
+Params = dict[str, Any]
+"""Parameters as plain nested dicts of arrays: what is trained, saved and converted."""
+
+
+class Forward:
+    """`forward(params, batch) -> rewards_BM`: the model as a pure function of its parameters."""
+
+    def __init__(self, config: ModelConfig, compute: Compute | None = None):
+        self.config, self.compute = config, compute or Compute()
+        self._graphdef, _ = _split(config, self.compute)
+
+    def __call__(self, params: Params, batch: Batch) -> Array:
+        return nnx.merge(self._graphdef, params)(batch)
+
+
+def init_params(config: ModelConfig, seed: int) -> Params:
+    """Random parameters, made where they live: laid out on the current mesh, with no copy on the host."""
+    return jax.jit(lambda: nnx.to_pure_dict(nnx.state(RewardModel(config, nnx.Rngs(seed)))))()
+
+
+def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
+    """Shapes, types and layouts of the parameters on a mesh, without the arrays."""
+    with jax.set_mesh(mesh):
+        _, abstract = _split(config, Compute())
+    # Their own shardings speak of an abstract mesh, which neither device_put nor Orbax takes.
+    place = lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec)
+    )  # noqa: E731
+    return jax.tree.map(place, abstract)
+
+
+def _split(config: ModelConfig, compute: Compute) -> tuple[Any, Params]:
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: RewardModel(config, nnx.Rngs(0), compute)))
+    return graphdef, nnx.to_pure_dict(state)
