@@ -1,49 +1,47 @@
-"""The row layout: prompts packed into rows, and response slots that each name the prompt they answer.
+"""The row layout: prompts packed into rows, each followed by its responses.
 
-    prompt buffer of a row, T tokens                 M response slots of R tokens
-    [ prompt 1 ...... | prompt 2 ... | padding ]     [ to 1 ][ to 1 ][ to 2 ][ to 2 ][ empty ]
+    tokens    [ prompt 1 ...... | 1a .. | 1b ... | prompt 2 ... | 2a . | 2b .. | padding ]
+    segments    1 1 1 1 1 1 1 1   1 1 1   1 1 1 1  2 2 2 2 2 2    2 2    2 2 2   0 0 0
+    branches    0 0 0 0 0 0 0 0   1 1 1   2 2 2 2  0 0 0 0 0 0    3 3    4 4 4   0 0 0
+    positions   0 1 2 3 4 5 6 7   8 9 10  8 9 ...  0 1 2 3 4 5    6 7    6 7 8   0 0 0
 
-One prompt with N responses is the simplest row. A prompt is computed once however many responses it has;
-`attention.py` draws who attends to whom.
+A prompt is computed once however many responses it has: a response attends to its prompt and to
+itself, never to a sibling (`attention.py`), and its positions continue from the prompt's end. Rows
+are filled to the brim by example size alone, so padding stays at a few percent whatever the mix of
+long and short responses; fixed slots for responses would cost a third of the tokens on real pairs.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+
+Array = Any  # numpy's while a batch is filled, JAX's on devices
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """B rows of T prompt tokens and M response slots of R tokens. Int32 where not said otherwise."""
+    """B rows of S tokens with up to M responses. Int32 where not said otherwise."""
 
-    prompt_tokens: jax.Array | np.ndarray  # [B, T]
-    prompt_segments: jax.Array | np.ndarray  # [B, T] 1.. within the row; 0 is padding
-    prompt_positions: jax.Array | np.ndarray  # [B, T] restart with each prompt
-    response_tokens: jax.Array | np.ndarray  # [B, M, R]
-    response_lengths: jax.Array | np.ndarray  # [B, M] 0: the slot is empty
-    response_starts: (
-        jax.Array | np.ndarray
-    )  # [B, M] position of the first token = the prompt's length
-    answers: jax.Array | np.ndarray  # [B, M] the segment of the prompt answered
-    right: jax.Array | np.ndarray  # [B, M] bool: the preferred side (training)
-    margins: jax.Array | np.ndarray  # [B, M] float32, of a wrong response against the right one
+    tokens: Array  # [B, S]
+    segments: Array  # [B, S] which prompt, 1.. within the row; 0 is padding
+    branches: Array  # [B, S] which response, 1.. within the row; 0 is the prompt's
+    positions: Array  # [B, S] as if prompt and response were alone
+    ends: Array  # [B, M] where in the row each response's last token is
+    answers: Array  # [B, M] the segment each response answers; 0: no response
+    right: Array  # [B, M] bool: the preferred side (training)
+    margins: Array  # [B, M] float32, of a wrong response against the right one
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class RowShape:
-    """A row's static size: T prompt tokens, M slots of R response tokens."""
+    """A row's static size: S tokens, and at most M responses among them."""
 
-    prompt_tokens: int
-    slots: int
-    response_tokens: int
-
-    @property
-    def tokens(self) -> int:
-        """Tokens computed for the row, padding included."""
-        return self.prompt_tokens + self.slots * self.response_tokens
+    tokens: int
+    responses: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,55 +49,63 @@ class TokenizedPrompt:
     """One prompt and its responses as token ids, as `rendering.Rendered` splits them."""
 
     prompt: np.ndarray  # int32 [T]
-    responses: Sequence[np.ndarray]  # int32 [R_i] each
+    responses: Sequence[np.ndarray]  # int32 [R_i] each, R_i >= 1
     right: Sequence[bool] = ()
     margins: Sequence[float] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed for it: the prompt once, and every response."""
+        return len(self.prompt) + sum(map(len, self.responses))
 
 
 def empty_batch(rows: int, shape: RowShape) -> Batch:
     """A batch of padding, to be filled row by row with `place`."""
-    B, T, M, R = rows, shape.prompt_tokens, shape.slots, shape.response_tokens
-    zeros = lambda *size: np.zeros(size, np.int32)  # noqa: E731
+    tokens, responses = (rows, shape.tokens), (rows, shape.responses)
     return Batch(
-        prompt_tokens=zeros(B, T),
-        prompt_segments=zeros(B, T),
-        prompt_positions=zeros(B, T),
-        response_tokens=zeros(B, M, R),
-        response_lengths=zeros(B, M),
-        response_starts=zeros(B, M),
-        answers=zeros(B, M),
-        right=np.zeros((B, M), bool),
-        margins=np.zeros((B, M), np.float32),
+        tokens=np.zeros(tokens, np.int32),
+        segments=np.zeros(tokens, np.int32),
+        branches=np.zeros(tokens, np.int32),
+        positions=np.zeros(tokens, np.int32),
+        ends=np.zeros(responses, np.int32),
+        answers=np.zeros(responses, np.int32),
+        right=np.zeros(responses, bool),
+        margins=np.zeros(responses, np.float32),
     )
 
 
 def place(batch: Batch, row: int, prompts: Sequence[TokenizedPrompt]) -> None:
-    """Writes these prompts and all their responses into one row, in order; in place.
+    """Writes these prompts, each with all its responses, into one row, in order; in place.
 
     Raises:
       ValueError: they do not fit. The batch plan never lets that happen.
     """
-    at = slot = 0
+    needed = (sum(item.tokens for item in prompts), sum(len(item.responses) for item in prompts))
+    room = (batch.tokens.shape[1], batch.answers.shape[1])
+    if needed[0] > room[0] or needed[1] > room[1]:
+        raise ValueError(
+            f"{len(prompts)} prompts with {needed[0]} tokens and {needed[1]} responses do not fit "
+            f"a row of {room[0]} tokens and {room[1]} responses."
+        )
+    at = branch = 0
     for segment, item in enumerate(prompts, start=1):
         length = len(item.prompt)
-        end = slot + len(item.responses)
-        fits = at + length <= batch.prompt_tokens.shape[1] and end <= batch.answers.shape[1]
-        if not fits or max(map(len, item.responses)) > batch.response_tokens.shape[2]:
-            raise ValueError(
-                f"A prompt of {length} tokens with responses of {[len(r) for r in item.responses]} "
-                f"does not fit behind {at} tokens and {slot} slots of a row shaped "
-                f"{batch.prompt_tokens.shape[1:]} + {batch.response_tokens.shape[1:]}."
-            )
-        batch.prompt_tokens[row, at : at + length] = item.prompt
-        batch.prompt_segments[row, at : at + length] = segment
-        batch.prompt_positions[row, at : at + length] = np.arange(length)
-        for number, response in enumerate(item.responses):
-            batch.response_tokens[row, slot + number, : len(response)] = response
-            batch.response_lengths[row, slot + number] = len(response)
-        batch.response_starts[row, slot:end] = length
-        batch.answers[row, slot:end] = segment
-        if item.right:
-            batch.right[row, slot:end] = item.right
-        if item.margins:
-            batch.margins[row, slot:end] = item.margins
-        at, slot = at + length, end
+        _write(batch, row, at, item.prompt, segment, branch=0, position=0)
+        at += length
+        first = branch
+        for response in item.responses:
+            branch += 1
+            _write(batch, row, at, response, segment, branch, position=length)
+            at += len(response)
+            batch.ends[row, branch - 1] = at - 1
+        batch.answers[row, first:branch] = segment
+        batch.right[row, first:branch] = item.right or False
+        batch.margins[row, first:branch] = item.margins or 0.0
+
+
+def _write(batch, row: int, at: int, tokens: np.ndarray, segment: int, branch: int, position: int):
+    span = slice(at, at + len(tokens))
+    batch.tokens[row, span] = tokens
+    batch.segments[row, span] = segment
+    batch.branches[row, span] = branch
+    batch.positions[row, span] = np.arange(position, position + len(tokens))

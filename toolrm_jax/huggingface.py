@@ -1,11 +1,16 @@
-"""Hugging Face checkpoints, read and written: one table maps their tensors to our parameters, in both directions.
+"""Hugging Face checkpoints, read and written: one table maps tensors to parameters, both ways.
 
-    model.layers.{0..L-1}.self_attn.q_proj.weight  [N*H, D]  <->  blocks/q  [L, D, N*H]     (transposed, stacked)
+    model.layers.{0..L-1}.self_attn.q_proj.weight  [N*H, D]  <->  blocks/q  [L, D, N*H]
     score.weight                                   [1, D]    <->  head      [D]
 
-What can be read: a directory with `config.json` and safetensors (one file, or shards with an index), of a causal
-LM (its head is dropped; a fresh reward head is drawn) or of a sequence classifier with one label (its head is kept).
-A written directory loads with `AutoModelForSequenceClassification.from_pretrained`, tokenizer and template included.
+What can be read: a directory with `config.json` and safetensors (one file, or shards with an
+index), of a causal LM (its head is dropped; a fresh reward head is drawn) or of a sequence
+classifier with one label (its head is kept). A written directory loads with
+`AutoModelForSequenceClassification.from_pretrained`, tokenizer and template included.
+
+    >>> source = open_directory("path/to/checkpoint")
+    >>> with jax.set_mesh(mesh):
+    ...     params = load_params(source, mesh)
 """
 
 import dataclasses
@@ -13,7 +18,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -36,40 +41,58 @@ class Entry:
 
     name: str
     path: tuple[str, ...]
-    transposed: bool = False
+    # How the tensor differs from the parameter: not at all, transposed, or a matrix of one row.
+    form: Literal["same", "transposed", "one row"] = "same"
 
     @property
     def stacked(self) -> bool:
         return "{}" in self.name
 
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
-        return tensor.T if self.transposed else tensor
+        if self.form == "one row":
+            return tensor[0]
+        return tensor.T if self.form == "transposed" else tensor
 
-    to_theirs = to_ours  # a transpose undoes itself
+    def to_theirs(self, value: np.ndarray) -> np.ndarray:
+        if self.form == "one row":
+            return value[None]
+        return value.T if self.form == "transposed" else value
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of (one layer's) tensor, from that of the parameter."""
+        one = np.broadcast_to(np.float32(0), shape[1:] if self.stacked else shape)
+        return self.to_theirs(one).shape
 
 
-def _layer(name: str, ours: str, transposed: bool = False) -> Entry:
-    return Entry(f"model.layers.{{}}.{name}", ("blocks", ours), transposed)
+def _norm(name: str, ours: str) -> Entry:
+    return Entry(f"model.layers.{{}}.{name}", ("blocks", ours))
+
+
+_bias = _norm
+
+
+def _matrix(name: str, ours: str) -> Entry:
+    return Entry(f"model.layers.{{}}.{name}", ("blocks", ours), "transposed")
 
 
 TABLE = (
     Entry("model.embed_tokens.weight", ("embedding",)),
-    _layer("input_layernorm.weight", "attention_norm"),
-    _layer("self_attn.q_proj.weight", "q", transposed=True),
-    _layer("self_attn.k_proj.weight", "k", transposed=True),
-    _layer("self_attn.v_proj.weight", "v", transposed=True),
-    _layer("self_attn.q_proj.bias", "q_bias"),
-    _layer("self_attn.k_proj.bias", "k_bias"),
-    _layer("self_attn.v_proj.bias", "v_bias"),
-    _layer("self_attn.q_norm.weight", "q_norm"),
-    _layer("self_attn.k_norm.weight", "k_norm"),
-    _layer("self_attn.o_proj.weight", "o", transposed=True),
-    _layer("post_attention_layernorm.weight", "mlp_norm"),
-    _layer("mlp.gate_proj.weight", "gate", transposed=True),
-    _layer("mlp.up_proj.weight", "up", transposed=True),
-    _layer("mlp.down_proj.weight", "down", transposed=True),
+    _norm("input_layernorm.weight", "attention_norm"),
+    _matrix("self_attn.q_proj.weight", "q"),
+    _matrix("self_attn.k_proj.weight", "k"),
+    _matrix("self_attn.v_proj.weight", "v"),
+    _bias("self_attn.q_proj.bias", "q_bias"),
+    _bias("self_attn.k_proj.bias", "k_bias"),
+    _bias("self_attn.v_proj.bias", "v_bias"),
+    _norm("self_attn.q_norm.weight", "q_norm"),
+    _norm("self_attn.k_norm.weight", "k_norm"),
+    _matrix("self_attn.o_proj.weight", "o"),
+    _norm("post_attention_layernorm.weight", "mlp_norm"),
+    _matrix("mlp.gate_proj.weight", "gate"),
+    _matrix("mlp.up_proj.weight", "up"),
+    _matrix("mlp.down_proj.weight", "down"),
     Entry("model.norm.weight", ("final_norm",)),
-    Entry("score.weight", ("head",)),
+    Entry("score.weight", ("head",), "one row"),
     Entry("score.bias", ("head_bias",)),
 )
 # In a causal LM, and of no use to a reward model.
@@ -78,7 +101,7 @@ _DROPPED = ("lm_head.weight", "lm_head.bias")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """An opened checkpoint: what the model is, and its tensors by Hugging Face name, read on access."""
+    """An opened checkpoint: what the model is, and its tensors by name, read on access."""
 
     config: ModelConfig
     tensors: Tensors
@@ -99,7 +122,7 @@ class SafetensorsFolder(Mapping[str, np.ndarray]):
     def _index(self) -> Iterator[tuple[str, Path]]:
         index = self.folder / "model.safetensors.index.json"
         if index.exists():
-            files = json.loads(index.read_text())["weight_map"]
+            files = _read_json(index).get("weight_map", {})
             absent = sorted({f for f in files.values() if not (self.folder / f).exists()})
             if absent:
                 raise CheckpointError(
@@ -122,14 +145,28 @@ class SafetensorsFolder(Mapping[str, np.ndarray]):
             yield from ((name, single) for name in file.keys())  # noqa: SIM118 (not a dict)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        with _open(self._file_of[name]) as file:
-            return file.get_tensor(name)
+        path = self._file_of[name]
+        with _open(path) as file:
+            try:
+                return file.get_tensor(name)
+            except SafetensorError as error:
+                raise CheckpointError(f"{path}: {name} cannot be read: {error}.") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_of)
 
     def __len__(self) -> int:
         return len(self._file_of)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected an object.")
+    return content
 
 
 def _open(path: Path):
@@ -151,18 +188,18 @@ def open_directory(folder: str | Path) -> Source:
     path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no config.json: not a Hugging Face checkpoint.")
-    hf = json.loads(path.read_text())
+    hf = _read_json(path)
     tensors = SafetensorsFolder(folder)
-    config = read_config(hf, tensors)
-    return Source(config, tensors, str(folder))
+    return Source(read_config(hf, tensors), tensors, str(folder))
 
 
 def read_config(hf: Mapping[str, Any], tensors: Tensors) -> ModelConfig:
-    """The ModelConfig of a `config.json`, with what only the weights tell (whether the head has a bias)."""
+    """The ModelConfig of a `config.json`, with what the weights alone tell (a bias of the head)."""
     architecture = (hf.get("architectures") or [""])[0]
     if architecture and not architecture.endswith(("ForCausalLM", "ForSequenceClassification")):
         raise UnsupportedModel(
-            f"architecture {architecture!r}: only *ForCausalLM and *ForSequenceClassification are read."
+            f"architecture {architecture!r}: only *ForCausalLM and *ForSequenceClassification "
+            f"are read."
         )
     if architecture.endswith("ForSequenceClassification"):
         labels = hf.get("num_labels", len(hf["id2label"]) if "id2label" in hf else 2)
@@ -179,7 +216,8 @@ def truncate(source: Source, num_layers: int) -> Source:
         return source
     if not 0 < num_layers <= source.config.num_layers:
         raise ValueError(
-            f"num_layers={num_layers}: {source.origin} has {source.config.num_layers} layers; use 1 to that many, or 0 for all."
+            f"num_layers={num_layers}: {source.origin} has {source.config.num_layers} layers; "
+            f"use 1 to that many, or 0 for all."
         )
     return dataclasses.replace(
         source, config=dataclasses.replace(source.config, num_layers=num_layers)
@@ -194,26 +232,16 @@ def load_params(source: Source, mesh: jax.sharding.Mesh, seed: int = 0) -> Param
       CheckpointError: naming every missing, unexpected or misshapen tensor.
     """
     expected = abstract_params(source.config, mesh)
-    entries = _entries(source.config)
-    present = set(source.tensors)
-    names = {entry.name.format(i) for entry, n in entries for i in range(n)}
-    if not source.has_head:
-        names -= {"score.weight", "score.bias"}
-    problems = [f"missing: {name}" for name in sorted(names - present)]
-    problems += [
-        f"unexpected: {name}" for name in sorted(_unexpected(present - names, source.config))
-    ]
+    problems = _wrong_names(source)
     params: Params = {}
-    for entry, count in [] if problems else entries:
+    for entry, count in _entries(source.config):
         target = _lookup(expected, entry.path)
         if entry.path == ("head",) and not source.has_head:
             value = fresh_head(source.config, seed)
         else:
-            value = _read(entry, count, source.tensors)
-        if value.shape != target.shape:
-            problems.append(f"shape of {entry.name}: {value.shape}, expected {target.shape}")
-            continue
-        _assign(params, entry.path, jax.device_put(value, target.sharding))
+            value = _read(entry, count, target.shape, source.tensors, problems)
+        if not problems:
+            _assign(params, entry.path, jax.device_put(value, target.sharding))
     if problems:
         raise CheckpointError(
             f"{source.origin} does not fit its config.json: " + "; ".join(problems) + "."
@@ -222,7 +250,7 @@ def load_params(source: Source, mesh: jax.sharding.Mesh, seed: int = 0) -> Param
 
 
 def fresh_head(config: ModelConfig, seed: int) -> np.ndarray:
-    """A new reward head: float32 Normal(0, 1/(D + 1)), [D], the same on every machine for a seed."""
+    """A new reward head: float32 Normal(0, 1/(D + 1)), [D], alike on every machine for a seed."""
     return (
         np.random.default_rng(seed)
         .normal(0, (config.width + 1) ** -0.5, config.width)
@@ -237,28 +265,38 @@ def save_directory(
     tokenizer: Any,
     extra_files: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes a Hugging Face directory in float32: weights, config, tokenizer, template, and `extra_files` (name -> text).
+    """Writes a Hugging Face directory in float32: weights, config, tokenizer, template, and
+    `extra_files` (name -> text).
 
-    It is built under a temporary name and renamed when complete; an existing directory is replaced.
+    It is built under a temporary name and renamed when complete; an earlier checkpoint of that name
+    is replaced whole.
+
+    Raises:
+      FileExistsError: `folder` holds something that is no checkpoint.
     """
-    folder = Path(folder)
-    partial = folder.with_name(folder.name + ".partial")
+    folder = Path(folder).absolute()
+    if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
+        raise FileExistsError(
+            f"{folder} holds files but no config.json, so it is no checkpoint to be replaced: "
+            f"choose another directory, or empty this one."
+        )
+    partial, replaced = (folder.with_name(folder.name + end) for end in (".partial", ".replaced"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     tokenizer.save_pretrained(partial)
-    hf = config.to_hf() | {"pad_token_id": tokenizer.pad_token_id}
-    hf |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    (partial / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
-    save_file(
-        dict(to_hf_tensors(config, params)),
-        partial / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    tensors = dict(to_hf_tensors(config, params))
+    save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
     for name, text in (extra_files or {}).items():
         (partial / name).write_text(text)
+    ids = ("pad_token_id", "bos_token_id", "eos_token_id")
+    hf = config.to_hf() | {name: getattr(tokenizer, name) for name in ids}
+    # Last, so that what was cut short has no config.json and opens nowhere.
+    (partial / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
+    shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.rename(replaced)
     partial.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     return folder
 
 
@@ -266,8 +304,6 @@ def to_hf_tensors(config: ModelConfig, params: Params) -> Iterator[tuple[str, np
     """Every parameter under its Hugging Face name and in its shape."""
     for entry, count in _entries(config):
         value = np.asarray(jax.device_get(_lookup(params, entry.path)))
-        if entry.path == ("head",):
-            value = value[None]
         for layer in range(count):
             tensor = entry.to_theirs(value[layer] if entry.stacked else value)
             yield entry.name.format(layer), np.ascontiguousarray(tensor)
@@ -286,6 +322,18 @@ def _entries(config: ModelConfig) -> list[tuple[Entry, int]]:
     return [(entry, config.num_layers if entry.stacked else 1) for entry in rows]
 
 
+def _wrong_names(source: Source) -> list[str]:
+    """What is missing and what is there without a place to go."""
+    present = set(source.tensors)
+    names = {entry.name.format(i) for entry, n in _entries(source.config) for i in range(n)}
+    if not source.has_head:
+        names -= {"score.weight", "score.bias"}
+    unexpected = _unexpected(present - names, source.config)
+    return [f"missing: {name}" for name in sorted(names - present)] + [
+        f"unexpected: {name}" for name in sorted(unexpected)
+    ]
+
+
 def _unexpected(names: set[str], config: ModelConfig) -> set[str]:
     """Those that are neither dropped on purpose nor of a layer beyond the ones asked for."""
 
@@ -301,20 +349,22 @@ def _unexpected(names: set[str], config: ModelConfig) -> set[str]:
     return {n for n in names if n not in _DROPPED and not beyond(n) and not n.endswith(rotary)}
 
 
-def _read(entry: Entry, count: int, tensors: Tensors) -> np.ndarray:
-    if not entry.stacked:
-        value = entry.to_ours(np.asarray(tensors[entry.name]))
-        return (value[0] if entry.path == ("head",) else value).astype(np.float32)
-    first = entry.to_ours(np.asarray(tensors[entry.name.format(0)]))
-    stacked = np.empty((count, *first.shape), np.float32)
+def _read(
+    entry: Entry, count: int, shape: tuple[int, ...], tensors: Tensors, problems: list[str]
+) -> np.ndarray:
+    """The parameter of a row of the table, float32; adds to `problems` each tensor that misfits."""
+    value = np.empty(shape, np.float32)
     for layer in range(count):
-        tensor = entry.to_ours(np.asarray(tensors[entry.name.format(layer)])) if layer else first
-        if tensor.shape != first.shape:
-            raise CheckpointError(
-                f"{entry.name.format(layer)} has shape {tensor.shape}; layer 0 has {first.shape}."
-            )
-        stacked[layer] = tensor
-    return stacked
+        name = entry.name.format(layer)
+        if name not in tensors:
+            continue  # already among the problems
+        tensor = np.asarray(tensors[name])
+        if tensor.shape != entry.their_shape(shape):
+            wanted = entry.their_shape(shape)
+            problems.append(f"shape of {name}: {tensor.shape}, expected {wanted}")
+        else:
+            value[layer if entry.stacked else ...] = entry.to_ours(tensor)
+    return value
 
 
 def _lookup(tree: Params, path: tuple[str, ...]) -> Any:

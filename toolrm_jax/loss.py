@@ -1,12 +1,12 @@
-"""The pairwise Bradley-Terry loss with reward centering, over every (right, wrong) pair of a prompt.
+"""The Bradley-Terry loss with reward centering, over every (right, wrong) pair of a prompt.
 
 For a prompt with right responses i and wrong responses j, margin m_j and centering eta,
 
     loss = mean over its pairs of  -log sigmoid(r_i - r_j - m_j) + eta * (r_i + r_j)^2
 
-(Bradley-Terry: arXiv:2509.11963 eq. 1; centering: arXiv:2312.09244). Prompts weigh the same, however many
-responses they have, and a step's loss is the sum over prompts divided by their number, across micro-batches
-and devices. So this module returns sums, and `train_step.py` divides once.
+(Bradley-Terry: arXiv:2509.11963 eq. 1; centering: arXiv:2312.09244). Prompts weigh the same,
+however many responses they have, and a step's loss is the sum over prompts divided by their number,
+across micro-batches and devices. So this module returns sums, and `train_step.py` divides once.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ Array = jax.Array
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PairSums:
-    """Sums over prompts (each the mean over its pairs), and over response slots; all float32 scalars."""
+    """Sums over prompts (each the mean over its pairs) and over slots; all float32 scalars."""
 
     loss: Array
     prompts: Array  # how many there are
@@ -37,17 +37,18 @@ class PairSums:
 
 def pair_sums(rewards_BM: Array, batch: Batch, eta: float) -> PairSums:
     """Loss and statistics of a micro-batch, from the float32 rewards [B, M] of its slots."""
-    filled_BM = batch.response_lengths > 0
+    filled_BM = batch.answers > 0
+    # An empty slot's reward is any number. It is taken out here, not after: 0 * inf would be NaN in
+    # the backward pass, whatever is masked later.
+    rewards_BM = jnp.where(filled_BM, rewards_BM, 0.0)
     pairs_BMM, weights_BMM = pair_weights(batch)
     right, wrong = rewards_BM[:, :, None], rewards_BM[:, None, :]
     gap = right - wrong
     losses_BMM = jax.nn.softplus(batch.margins[:, None, :] - gap) + eta * jnp.square(right + wrong)
 
     def over_prompts(x_BMM):
-        # where, not times: an empty slot's reward is any number, and 0 * inf would be NaN.
-        return jnp.sum(jnp.where(pairs_BMM, x_BMM * weights_BMM, 0.0))
+        return jnp.sum(x_BMM * weights_BMM)
 
-    filled = jnp.where(filled_BM, rewards_BM, 0.0)
     return PairSums(
         loss=over_prompts(losses_BMM),
         prompts=jnp.sum(weights_BMM),
@@ -55,16 +56,16 @@ def pair_sums(rewards_BM: Array, batch: Batch, eta: float) -> PairSums:
         correct=over_prompts((gap > 0).astype(jnp.float32)),
         ties=over_prompts((gap == 0).astype(jnp.float32)),
         margin=over_prompts(gap),
-        reward=jnp.sum(filled),
-        reward_squared=jnp.sum(jnp.square(filled)),
+        reward=jnp.sum(rewards_BM),
+        reward_squared=jnp.sum(jnp.square(rewards_BM)),
         responses=jnp.sum(filled_BM, dtype=jnp.float32),
     )
 
 
 def pair_weights(batch: Batch) -> tuple[Array, Array]:
-    """Which slots (i, j) are a right and a wrong answer to one prompt, bool [B, M, M]; and one over the
-    number of that prompt's pairs, float32 [B, M, M] (0 where (i, j) is no pair)."""
-    filled_BM = batch.response_lengths > 0
+    """Which slots (i, j) are a right and a wrong answer to one prompt, bool [B, M, M]; and one over
+    the number of that prompt's pairs, float32 [B, M, M] (0 where (i, j) is no pair)."""
+    filled_BM = batch.answers > 0
     same_BMM = batch.answers[:, :, None] == batch.answers[:, None, :]
     right_BM, wrong_BM = filled_BM & batch.right, filled_BM & ~batch.right
     pairs_BMM = same_BMM & right_BM[:, :, None] & wrong_BM[:, None, :]
@@ -76,7 +77,7 @@ def pair_weights(batch: Batch) -> tuple[Array, Array]:
 
 
 def describe(sums: PairSums) -> dict[str, Array]:
-    """The metrics of a step from its sums: means, the accuracy counting a tie as half, reward spread."""
+    """The metrics of a step from its sums: means, accuracy (a tie is half right), reward spread."""
     prompts, responses = jnp.maximum(sums.prompts, 1e-9), jnp.maximum(sums.responses, 1.0)
     mean = sums.reward / responses
     variance = jnp.maximum(sums.reward_squared / responses - jnp.square(mean), 0.0)

@@ -1,14 +1,14 @@
 """The matrix product behind every projection and every attention score.
 
-`matmul(a, b, dtype)` casts both sides to the compute type, multiplies, accumulates in float32, and does the
-same in its backward pass, whose cotangents come back in the type of the operand (so float32 master
-weights get float32 gradients while all three products run in bfloat16).
+`matmul(a, b, dtype)` casts both sides to the compute type, multiplies, accumulates in float32, and
+does the same in its backward pass, whose cotangents come back in the type of the operand (so
+float32 master weights get float32 gradients while all three products run in bfloat16).
 
-Why not leave it to `jnp.einsum` and autodiff? Because the cotangent of a float32 accumulation is float32,
-which makes both backward products float32; and because XLA's fast bfloat16 kernel on CPUs takes only the
-plain row-major product: the transposed forms that autodiff produces run at under half its rate
-(150 against 340 GFLOP/s on 2 cores, `benchmarks/matmul.py`). So the transposes are materialised there, which costs a few
-percent of the product.
+Why not leave it to `jnp.einsum` and autodiff? Because the cotangent of a float32 accumulation is
+float32, which makes both backward products float32; and because XLA's fast bfloat16 kernel on CPUs
+takes only the plain row-major product: the transposed forms that autodiff produces run at under
+half its rate (150 against 340 GFLOP/s on 2 cores, `benchmarks/matmul.py`). So the transposes are
+materialised there, which costs a few percent of the product.
 """
 
 import functools
@@ -42,7 +42,7 @@ def _dot(a: Array, b: Array, dims, out_spec: PartitionSpec | None = None) -> Arr
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(a: Array, b: Array, dtype: jax.typing.DTypeLike) -> Array:
-    """a [*batch, M, K] times b [*batch, K, N] -> float32 [*batch, M, N], with inputs cast to `dtype`."""
+    """a [*batch, M, K] times b [*batch, K, N] -> float32 [*batch, M, N]; inputs cast to `dtype`."""
     return _batched(a.astype(dtype), b.astype(dtype))
 
 

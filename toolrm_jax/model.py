@@ -1,15 +1,16 @@
-"""The reward model: a Qwen2, Qwen3 or Llama decoder with one float32 number on top (arXiv:2509.11963).
+"""The reward model: a Qwen2, Qwen3 or Llama decoder with one float32 number on top.
 
 Array names end in their axes:
 
-    B rows       T prompt tokens of a row   M response slots   R tokens of a slot   S = T + M*R
-    D width      N query heads              K key heads        H head size          F MLP width
-    V vocabulary L layers
+    B rows   S tokens of a row   M responses of a row
+    D width  N query heads  K key heads  H head size  F MLP width  V vocabulary  L layers
 
-    tokens_BS --embed--> x_BSD --[norm, attention, norm, MLP] x L--> last token of each slot --norm, head--> rewards_BM
+    tokens_BS --embed--> x_BSD --[norm, attention, norm, MLP] x L--> last token of each response
+                                                              --norm, head--> rewards_BM
 
 All projections run over the S tokens of a row together; only attention tells prompts from responses
-(`attention.py`). Parameters are float32 masters, cast to the compute type where they are used.
+(`attention.py`). Parameters are float32 masters, cast to the compute type where they are used. As a
+reward model for tool calls: arXiv:2509.11963.
 
     >>> mesh = make_mesh()
     >>> with jax.set_mesh(mesh):
@@ -27,7 +28,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding
 
-from toolrm_jax.attention import prompt_attention, response_attention
+from toolrm_jax.attention import row_attention
 from toolrm_jax.batch import Batch
 from toolrm_jax.matmul import project
 from toolrm_jax.model_config import ModelConfig
@@ -37,8 +38,9 @@ from toolrm_jax.sharding import gather_weight, logical_to_spec
 Array = jax.Array
 
 
-# "full" keeps each layer's input alone. "projections" keeps the outputs of q, k, v, gate and up and of attention too:
-# the dear products are not repeated, and the wide float32 intermediates are not stored. "none" keeps everything.
+# "full" keeps each layer's input alone. "projections" keeps the outputs of q, k, v, gate and up and
+# of attention too: the dear products are not repeated, and the wide float32 intermediates are not
+# stored. "none" keeps everything.
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "projections": jax.checkpoint_policies.save_only_these_names("projection"),
@@ -78,14 +80,14 @@ def _parameter(
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
-    """RMSNorm (arXiv:1910.07467) over the last axis, in float32: a bf16 mean of squares loses digits."""
+    """RMSNorm (arXiv:1910.07467) over the last axis; in float32, as bf16 has 8 bits for a mean."""
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return (x32 * scale).astype(x.dtype)
 
 
 class Blocks(nnx.Module):
-    """All L decoder layers, stacked: each parameter has a leading `layers` axis, which `lax.scan` takes off."""
+    """All L decoder layers, stacked: `lax.scan` takes the `layers` axis off each parameter."""
 
     def __init__(self, config: ModelConfig, compute: Compute, rngs: nnx.Rngs):
         c, L, s = config, config.num_layers, config.init_scale
@@ -125,7 +127,7 @@ class Blocks(nnx.Module):
         if c.qk_norm:
             q_BSNH = rms_norm(q_BSNH, self.q_norm[...], c.norm_eps)
             k_BSKH = rms_norm(k_BSKH, self.k_norm[...], c.norm_eps)
-        out_BSNH = _row_attention(rotate(q_BSNH, cos_sin), rotate(k_BSKH, cos_sin), v_BSKH, batch)
+        out_BSNH = _attention(rotate(q_BSNH, cos_sin), rotate(k_BSKH, cos_sin), v_BSKH, batch)
         out_BSNH = checkpoint_name(out_BSNH, "projection")
         B, S, N, H = out_BSNH.shape
         return project(out_BSNH.reshape(B, S, N * H), self.o[...], self.compute.dtype)
@@ -163,31 +165,19 @@ class RewardModel(nnx.Module):
         self.config, self.compute = config, compute
 
     def __call__(self, batch: Batch) -> Array:
-        """The reward of every response slot, float32 [B, M]; meaningless where the slot is empty."""
+        """The reward of every response, float32 [B, M]; any number where there is none."""
         hidden_BSD = self.hidden_states(batch)
-        T, R = batch.prompt_tokens.shape[1], batch.response_tokens.shape[2]
-        M = batch.answers.shape[1]
-        last_BM = T + R * jnp.arange(M) + jnp.maximum(batch.response_lengths, 1) - 1
-        last_BMD = jnp.take_along_axis(hidden_BSD, last_BM[..., None], axis=1)
+        last_BMD = jnp.take_along_axis(hidden_BSD, batch.ends[..., None], axis=1)
         return self.reward(last_BMD)
 
     def hidden_states(self, batch: Batch) -> Array:
-        """The last layer's output before the final norm, [B, T + M*R, D] in the compute type."""
-        B, T = batch.prompt_tokens.shape
-        R = batch.response_tokens.shape[2]
-        tokens_BS = jnp.concatenate(
-            [batch.prompt_tokens, batch.response_tokens.reshape(B, -1)], axis=1
-        )
-        response_positions = batch.response_starts[..., None] + jnp.arange(R)
-        positions_BS = jnp.concatenate(
-            [batch.prompt_positions, response_positions.reshape(B, -1)], axis=1
-        )
-        cos_sin = rotation(self.config.rope, self.config.head_dim, positions_BS)
+        """The last layer's output before the final norm, [B, S, D] in the compute type."""
+        cos_sin = rotation(self.config.rope, self.config.head_dim, batch.positions)
 
         # Gathered before the lookup, so that each device looks up its own rows alone.
         table_VD = gather_weight(self.embedding[...], self.compute.dtype)
         rows = logical_to_spec(("rows", "tokens", None))
-        x_BSD = table_VD.at[tokens_BS].get(out_sharding=rows)
+        x_BSD = table_VD.at[batch.tokens].get(out_sharding=rows)
 
         def layer(x_BSD, block):
             return block(x_BSD, cos_sin, batch), None
@@ -197,7 +187,7 @@ class RewardModel(nnx.Module):
         return jax.lax.scan(layer, x_BSD, self.blocks)[0]
 
     def reward(self, last_BMD: Array) -> Array:
-        """Final norm and head, all in float32: bf16 has 8 bits, and rewards that differ would tie."""
+        """Final norm and head, in float32: bf16 has 8 bits, and rewards that differ would tie."""
         x_BMD = rms_norm(last_BMD.astype(jnp.float32), self.final_norm[...], self.config.norm_eps)
         reward_BM = jnp.einsum(
             "BMD,D->BM", x_BMD, self.head[...], precision=jax.lax.Precision.HIGHEST
@@ -205,24 +195,14 @@ class RewardModel(nnx.Module):
         return reward_BM + self.head_bias[...] if self.config.head_bias else reward_BM
 
 
-def _row_attention(q_BSNH: Array, k_BSKH: Array, v_BSKH: Array, batch: Batch) -> Array:
-    """Both attention passes over a row's prompt and slots -> [B, S, N, H]; each device does its rows and heads."""
-    T = batch.prompt_tokens.shape[1]
-    M, R = batch.response_tokens.shape[1:]
-
-    def local(q, k, v, segments_BT, answers_BM):
-        slots = lambda x: x[:, T:].reshape(x.shape[0], M, R, *x.shape[2:])  # noqa: E731
-        prompt_out = prompt_attention(q[:, :T], k[:, :T], v[:, :T], segments_BT)
-        response_out = response_attention(
-            slots(q), slots(k), slots(v), k[:, :T], v[:, :T], segments_BT, answers_BM
-        )
-        return jnp.concatenate([prompt_out, response_out.reshape(q[:, T:].shape)], axis=1)
-
+def _attention(q_BSNH: Array, k_BSKH: Array, v_BSKH: Array, batch: Batch) -> Array:
+    """Attention -> [B, S, N, H]; each device its own rows and heads, without communication."""
     heads = logical_to_spec(("rows", "tokens", "heads", None))
-    rows = logical_to_spec(("rows", None))
-    return jax.shard_map(local, in_specs=(heads, heads, heads, rows, rows), out_specs=heads)(
-        q_BSNH, k_BSKH, v_BSKH, batch.prompt_segments, batch.answers
+    rows = logical_to_spec(("rows", "tokens"))
+    attend = jax.shard_map(
+        row_attention, in_specs=(heads, heads, heads, rows, rows), out_specs=heads
     )
+    return attend(q_BSNH, k_BSKH, v_BSKH, batch.segments, batch.branches)
 
 
 Params = dict[str, Any]
@@ -241,7 +221,7 @@ class Forward:
 
 
 def init_params(config: ModelConfig, seed: int) -> Params:
-    """Random parameters, made where they live: laid out on the current mesh, with no copy on the host."""
+    """Random parameters, made where they live: on the current mesh, with no copy on the host."""
     return jax.jit(lambda: nnx.to_pure_dict(nnx.state(RewardModel(config, nnx.Rngs(seed)))))()
 
 
@@ -249,11 +229,13 @@ def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
     """Shapes, types and layouts of the parameters on a mesh, without the arrays."""
     with jax.set_mesh(mesh):
         _, abstract = _split(config, Compute())
-    # Their own shardings speak of an abstract mesh, which neither device_put nor Orbax takes.
-    place = lambda x: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec)
-    )  # noqa: E731
-    return jax.tree.map(place, abstract)
+
+    def on_mesh(x):
+        # Its own sharding speaks of an abstract mesh, which neither device_put nor Orbax takes.
+        sharding = NamedSharding(mesh, x.sharding.spec)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(on_mesh, abstract)
 
 
 def _split(config: ModelConfig, compute: Compute) -> tuple[Any, Params]:

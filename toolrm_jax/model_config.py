@@ -1,12 +1,12 @@
 """What a decoder looks like: `ModelConfig`, read from and written to a Hugging Face `config.json`.
 
-Three families are covered: Qwen2 / Qwen2.5, Qwen3, and Llama (SmolLM2 is one). A setting that changes the
-computation and is not covered is refused by name, rather than ignored.
+Three families are covered: Qwen2 / Qwen2.5, Qwen3, and Llama (SmolLM2 is one). A setting that
+changes the computation and is not covered is refused by name, rather than ignored.
 
-    >>> config = ModelConfig.from_hf({"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2,
-    ...     "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 32})
+    >>> config = ModelConfig.from_hf({"model_type": "llama", "hidden_size": 8, "vocab_size": 32,
+    ...     "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 1})
     >>> config.head_dim, config.num_parameters
-    (4, 920)
+    (4, 928)
 """
 
 import dataclasses
@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 FAMILIES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 # Fields that would change the computation, with the values under which they do not.
 _MUST_BE: dict[str, tuple] = {
@@ -25,6 +24,20 @@ _MUST_BE: dict[str, tuple] = {
     "partial_rotary_factor": (1, 1.0, None),
     "quantization_config": (None,),
 }
+# Settings of a rope type: those it needs, then those it may have besides.
+_ROPE_SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "llama3": (
+        ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+        (),
+    ),
+    "yarn": (
+        ("factor", "original_max_position_embeddings"),
+        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
+}
+ROPE_TYPES = tuple(_ROPE_SETTINGS)
 
 
 class UnsupportedModel(ValueError):
@@ -33,17 +46,17 @@ class UnsupportedModel(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding: base and, for contexts longer than trained on, how it is scaled."""
+    """Rotary position embedding: its base and, for longer contexts, how it is scaled."""
 
     theta: float = 10_000.0
     type: str = "default"
-    # The scaling's own parameters (factor, original_max_position_embeddings, ...), as Hugging Face names them.
+    # The scaling's own parameters (factor, ...), as Hugging Face names them.
     scaling: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder with a scalar reward head. Names are the field's; Hugging Face's are in `from_hf`."""
+    """A decoder with a scalar reward head. Hugging Face's names of these fields: `from_hf`."""
 
     family: str
     vocab_size: int
@@ -101,7 +114,7 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> "ModelConfig":
-        """From the contents of a `config.json`; raises UnsupportedModel naming every field at fault."""
+        """From the contents of a `config.json`; raises UnsupportedModel naming all faults."""
         family = hf.get("model_type", "")
         if family not in FAMILIES:
             raise UnsupportedModel(
@@ -117,7 +130,7 @@ class ModelConfig:
             mlp_width=hf["intermediate_size"],
             num_layers=hf["num_hidden_layers"],
             num_heads=heads,
-            num_kv_heads=hf.get("num_key_value_heads") or heads,
+            num_kv_heads=hf.get("num_key_value_heads", None if family == "llama" else 32) or heads,
             head_dim=hf.get("head_dim")
             or (128 if family == "qwen3" else hf["hidden_size"] // heads),
             norm_eps=hf.get("rms_norm_eps", 1e-6),
@@ -175,9 +188,7 @@ def _refuse_unsupported(hf: Mapping[str, Any], family: str) -> None:
         wrong.append("attention_bias=True (supported: False)")
     if any(kind != "full_attention" for kind in hf.get("layer_types") or ()):
         wrong.append("layer_types with other than 'full_attention'")
-    rope_type = _rope_fields(hf).get("rope_type", "default")
-    if rope_type not in ROPE_TYPES:
-        wrong.append(f"rope scaling {rope_type!r} (supported: {', '.join(ROPE_TYPES)})")
+    wrong += _wrong_rope(hf)
     missing = [
         field
         for field in (
@@ -195,19 +206,37 @@ def _refuse_unsupported(hf: Mapping[str, Any], family: str) -> None:
         )
 
 
+def _wrong_rope(hf: Mapping[str, Any]) -> list[str]:
+    fields = _rope_fields(hf)
+    kind = fields["rope_type"]
+    if kind not in ROPE_TYPES:
+        return [f"rope scaling {kind!r} (supported: {', '.join(ROPE_TYPES)})"]
+    needed, optional = _ROPE_SETTINGS[kind]
+    wrong = [f"rope scaling {kind!r} without {name}" for name in needed if name not in fields]
+    if fields.pop("partial_rotary_factor", None) not in (1, None):
+        wrong.append("rope setting partial_rotary_factor (supported: 1)")
+    known = {"rope_type", "rope_theta", *needed, *optional}
+    unknown = sorted(set(fields) - known)
+    return wrong + [f"rope setting {name} of {kind!r} is not known" for name in unknown]
+
+
 def _rope_fields(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The rope settings in transformers 5's form, from either form."""
-    fields = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+    """The rope settings in transformers 5's form, from either form; the older one goes first there,
+    too."""
+    fields = dict(hf.get("rope_scaling") or hf.get("rope_parameters") or {})
     fields.setdefault("rope_type", fields.pop("type", None) or "default")
+    fields.pop("type", None)
     fields.setdefault("rope_theta", hf.get("rope_theta", 10_000.0))
+    if fields["rope_type"] in ("llama3", "yarn"):
+        positions = hf.get("max_position_embeddings", 2048)
+        fields.setdefault("original_max_position_embeddings", positions)
+        if fields.get("factor", 1) is None:
+            fields["factor"] = positions / fields["original_max_position_embeddings"]
     return fields
 
 
 def _rope_from_hf(hf: Mapping[str, Any]) -> Rope:
     fields = _rope_fields(hf)
     kind, theta = fields.pop("rope_type"), fields.pop("rope_theta")
-    fields.pop("type", None)
     fields.pop("partial_rotary_factor", None)
-    if kind in ("llama3", "yarn") and "original_max_position_embeddings" not in fields:
-        fields["original_max_position_embeddings"] = hf.get("max_position_embeddings", 2048)
     return Rope(theta=float(theta), type=kind, scaling=tuple(sorted(fields.items())))

@@ -1,8 +1,9 @@
-"""Rotary position embedding (RoFormer, arXiv:2104.09864), with the scalings its families use for long contexts.
+"""Rotary position embedding (RoFormer, arXiv:2104.09864), and its scalings for long contexts.
 
-The two halves of a head are rotated as pairs (x[i], x[i + H/2]), as Hugging Face's checkpoints expect. All in
-float32: at position 30,000 bfloat16 could not tell neighbours apart. Scalings: "linear" (position interpolation),
-"llama3", and "yarn" (arXiv:2309.00071), each equal to transformers' (`modeling_rope_utils.py`) in the tests.
+The two halves of a head are rotated as pairs (x[i], x[i + H/2]), as Hugging Face's checkpoints
+expect. All in float32: at position 30,000 bfloat16 could not tell neighbours apart. Scalings:
+"linear" (position interpolation), "llama3", and "yarn" (arXiv:2309.00071), each equal to
+transformers' (`modeling_rope_utils.py`) in the tests.
 """
 
 import math
@@ -37,7 +38,7 @@ def _llama3(frequencies: np.ndarray, scaling: dict) -> np.ndarray:
 
 
 def _yarn(frequencies: np.ndarray, scaling: dict, theta: float, head_dim: int):
-    """Interpolates pairs that turn seldom within the original context, keeps those that turn often."""
+    """Interpolates pairs that turn seldom within the original context, keeps the others."""
     context, factor = scaling["original_max_position_embeddings"], scaling["factor"]
 
     def pair_that_turns(times: float) -> float:
@@ -48,7 +49,7 @@ def _yarn(frequencies: np.ndarray, scaling: dict, theta: float, head_dim: int):
     if scaling.get("truncate", True):
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, head_dim - 1)
-    ramp = (np.arange(head_dim // 2) - first) / max(last - first, 0.001)
+    ramp = (np.arange(head_dim // 2) - first) / (last - first or 0.001)
     kept = 1 - np.clip(ramp, 0, 1)
     scaled = (frequencies * (kept + (1 - kept) / factor)).astype(np.float32)
     return scaled, _yarn_attention_factor(scaling, factor)

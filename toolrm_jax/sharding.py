@@ -1,13 +1,14 @@
 """The mesh, and the one table that lays arrays out on it.
 
-Every parameter and activation names its axes logically ("width", "mlp", "rows"); `AXES` says which mesh
-axis each one is split over. The mesh has three axes, of any sizes, (1, 1, 1) on a laptop:
+Every parameter and activation names its axes logically ("width", "mlp", "rows"); `AXES` says which
+mesh axis each one is split over. The mesh has three axes, of any sizes, (1, 1, 1) on a laptop:
 
     data    copies of the model, each with its own rows
     fsdp    rows, too; and the weights, which are gathered where they are used
     tensor  heads and MLP columns within a layer
 
-Mesh axes are explicit: an array's layout is part of its type, and a mismatch is an error at trace time.
+Mesh axes are explicit: an array's layout is part of its type, and a mismatch is an error at trace
+time.
 
     >>> logical_to_spec(("width", "mlp"))
     PartitionSpec('fsdp', 'tensor')

@@ -1,9 +1,9 @@
-"""One optimizer step: `train_step(state, batches) -> state, metrics`, pure, jitted once per row shape.
+"""One optimizer step: `train_step(state, batches) -> state, metrics`, jitted once per row shape.
 
-    batches [k micro-batches, B rows, ...] --scan--> sum of gradients, sum of prompts --divide--> AdamW
+    batches [k micro-batches, B rows, ...] --scan--> sum of gradients, of prompts --divide--> AdamW
 
-Gradients of a *sum* over prompts are accumulated and divided by the step's number of prompts at the end, so k
-micro-batches of unequal size are one big batch.
+Gradients of a *sum* over prompts are accumulated and divided by the step's number of prompts at the
+end, so k micro-batches of unequal size are one big batch.
 """
 
 import dataclasses

