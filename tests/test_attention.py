@@ -45,20 +45,26 @@ def sequences(batch):
             )
 
 
-def plain(q_BSNH, k_BSKH, v_BSKH, batch):
-    """Causal attention of every prompt + response on its own; zero at padding."""
-    out_BSNH = jnp.zeros(q_BSNH.shape)
-    group = q_BSNH.shape[2] // k_BSKH.shape[2]
+@pytest.fixture(scope="module")
+def seen_BQS(batch):
+    """Which keys a token sees where prompt + response is a plain causal sequence of its own."""
+    seen = np.zeros((len(batch.tokens), TOKENS, TOKENS), bool)
     for row, prompt, branch in sequences(batch):
         places = np.union1d(prompt, branch)
-        q, k, v = (x[row, places] for x in (q_BSNH, k_BSKH, v_BSKH))
-        k, v = jnp.repeat(k, group, axis=1), jnp.repeat(v, group, axis=1)
-        logits = jnp.einsum("qnh,knh->nqk", q, k) / HEAD_DIM**0.5
-        seen = jnp.tri(len(places), dtype=bool)
-        probs = jax.nn.softmax(jnp.where(seen[None], logits, -jnp.inf), axis=-1)
-        out = jnp.einsum("nqk,knh->qnh", probs, v)
-        out_BSNH = out_BSNH.at[row, branch].set(out[np.searchsorted(places, branch)])
-    return out_BSNH
+        for query in branch:
+            seen[row, query, places[places <= query]] = True
+    return seen
+
+
+def plain(q_BSNH, k_BSKH, v_BSKH, seen_BQS):
+    """Dense attention by that mask; zero at padding."""
+    group = q_BSNH.shape[2] // k_BSKH.shape[2]
+    k_BSNH, v_BSNH = (jnp.repeat(x, group, axis=2) for x in (k_BSKH, v_BSKH))
+    logits = jnp.einsum("bqnh,bsnh->bnqs", q_BSNH, k_BSNH) / HEAD_DIM**0.5
+    weights = jnp.where(seen_BQS[:, None], jnp.exp(logits), 0.0)
+    out_BSNH = jnp.einsum("bnqs,bsnh->bqnh", weights, v_BSNH)
+    sums_BSN = weights.sum(axis=-1).swapaxes(1, 2)
+    return out_BSNH / jnp.where(sums_BSN > 0, sums_BSN, 1.0)[..., None]
 
 
 def ours(q_BSNH, k_BSKH, v_BSKH, batch):
@@ -66,52 +72,45 @@ def ours(q_BSNH, k_BSKH, v_BSKH, batch):
     return jnp.where((batch.segments > 0)[:, :, None, None], out_BSNH, 0.0)
 
 
-@pytest.mark.parametrize("block", [1, 16, 64, 128])
-def test_it_equals_attention_over_each_sequence_alone(qkv, batch, block, monkeypatch):
+@pytest.mark.parametrize("block", [1, 16, 128])
+def test_it_equals_attention_over_each_sequence_alone(qkv, batch, seen_BQS, block, monkeypatch):
     monkeypatch.setattr(attention, "QUERY_BLOCK", block)
-    monkeypatch.setattr(attention, "MAX_BLOCKS", 8)
+    monkeypatch.setattr(attention, "MAX_BLOCKS", 6)  # of 12 tokens, where blocks of 1 are asked for
     result = jax.jit(ours)(*qkv, batch)
-    np.testing.assert_allclose(result, plain(*qkv, batch), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result, plain(*qkv, seen_BQS), rtol=1e-5, atol=1e-5)
 
 
-def test_its_gradients_equal_those_of_each_sequence_alone(qkv, batch, monkeypatch):
+def test_its_gradients_equal_those_of_each_sequence_alone(qkv, batch, seen_BQS, monkeypatch):
     monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
     weights = np.random.default_rng(2).normal(size=qkv[0].shape).astype(np.float32)
 
-    def total(attend):
-        return jax.grad(lambda q, k, v: jnp.sum(attend(q, k, v, batch) * weights), (0, 1, 2))
+    def gradients(attend, where):
+        def total(q, k, v):
+            return jnp.sum(attend(q, k, v, where) * weights)
 
-    for got, expected in zip(jax.jit(total(ours))(*qkv), total(plain)(*qkv), strict=True):
+        return jax.jit(jax.grad(total, (0, 1, 2)))(*qkv)
+
+    pairs = zip(gradients(ours, batch), gradients(plain, seen_BQS), strict=True)
+    for got, expected in pairs:
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_padding_is_finite_and_moves_nothing(qkv, batch):
     padding = (np.asarray(batch.segments) == 0)[:, :, None, None]
     filled = [np.where(padding, 1e4, x).astype(np.float32) for x in qkv]
+    attend = jax.jit(ours)
     with jax.debug_nans(True):
-        gradients = jax.grad(lambda *x: jnp.sum(ours(*x, batch)), (0, 1, 2))(*filled)
-    assert np.isfinite(row_attention(*filled, batch.segments, batch.branches)).all()
-    np.testing.assert_array_equal(ours(*filled, batch), ours(*qkv, batch))
+        gradients = jax.jit(jax.grad(lambda *x: jnp.sum(ours(*x, batch)), (0, 1, 2)))(*filled)
+        np.testing.assert_array_equal(attend(*filled, batch), attend(*qkv, batch))
     for gradient in gradients:
         assert not np.where(padding, gradient, 0.0).any()
 
 
 def test_bfloat16_keeps_its_type_and_softmax_runs_in_float32(qkv, batch):
     low = [jnp.asarray(x, jnp.bfloat16) for x in qkv]
-    exact = ours(*(x.astype(jnp.float32) for x in low), batch)
-    result = ours(*low, batch)
+    exact = jax.jit(ours)(*(x.astype(jnp.float32) for x in low), batch)
+    result = jax.jit(ours)(*low, batch)
     assert result.dtype == jnp.bfloat16
     # Products of bf16 inputs are exact in float32; what is rounded is the probabilities and the
     # result, by 2^-9 each, of values within +-4.
     np.testing.assert_allclose(result.astype(jnp.float32), exact, atol=4 * 2 * 2**-9)
-
-
-def test_the_logits_of_one_block_are_the_most_that_is_held():
-    B, S, N, H = 1, 1024, 8, 8
-    q = jax.ShapeDtypeStruct((B, S, N, H), jnp.float32)
-    ids = jax.ShapeDtypeStruct((B, S), jnp.int32)
-    loss = jax.grad(lambda *x: jnp.sum(row_attention(*x)), (0, 1, 2))
-    compiled = jax.jit(loss).lower(q, q, q, ids, ids).compile()
-    block_bytes = 4 * B * N * attention.block_size(S) * S
-    # Logits, probabilities and their gradients of one block; the full square would be 8 blocks each.
-    assert compiled.memory_analysis().temp_size_in_bytes < 6 * block_bytes

@@ -79,11 +79,13 @@ class Step:
         return [i for rows in self.micro_batches for row in rows for i in row]
 
 
-def too_long(lengths: Lengths, shapes: Sequence[RowShape]) -> np.ndarray:
-    """Ids of the examples that fit no shape (too many tokens, or responses)."""
+def too_long(lengths: Lengths, shapes: Sequence[RowShape], max_tokens: int = 0) -> np.ndarray:
+    """Ids of the examples that fit no shape (tokens, responses), or are longer than max_tokens."""
     fits = np.zeros(len(lengths), bool)
     for shape in shapes:
         fits |= _fits(lengths, shape)
+    if max_tokens:
+        fits &= lengths.tokens <= max_tokens
     return np.flatnonzero(~fits)
 
 
@@ -147,8 +149,10 @@ def _pack(ids: np.ndarray, lengths: Lengths, shape: RowShape, window: int) -> li
                 room = np.vstack([room, (shape.tokens, shape.responses)])
             rows[open_rows[at]].append(int(i))
             room[at] -= need
-        # Rows nearly full would only be searched in vain.
-        still = np.flatnonzero(room[:, 0] > shape.tokens // 20)
+        # Rows nearly full would only be searched in vain; and a search over ever more rows would
+        # take minutes for 180,000 examples.
+        still = np.flatnonzero((room > (shape.tokens // 20, 0)).all(axis=1))
+        still = np.sort(still[np.argsort(-room[still, 0], kind="stable")[:window]])
         room, open_rows = room[still], [open_rows[k] for k in still]
     return [tuple(row) for row in rows]
 

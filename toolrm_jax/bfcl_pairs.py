@@ -1,8 +1,8 @@
 """The quickstart's data: preference pairs from the BFCL tasks in the wheel, built once per folder.
 
-BFCL tasks --corrupt, judge, balance, split--> folder/train.jsonl, folder/heldout.jsonl, folder/report.json
+BFCL tasks --corrupt, judge, balance, split--> folder/train.jsonl, heldout.jsonl, report.json
 
-python -m toolrm_jax.bfcl_pairs --output runs/pairs
+    python -m toolrm_jax.bfcl_pairs --output runs/pairs
 """
 
 import argparse
@@ -25,7 +25,7 @@ class PairFiles:
 
 
 def ensure_pairs(folder: str | Path, *, seed: int = 0, wrong_per_task: int = 3) -> PairFiles:
-    """Builds the pairs in `folder`, unless it holds those of the same settings; prints the report."""
+    """Builds the pairs in `folder` and prints the report, unless those settings' are there."""
     folder = Path(folder)
     files = PairFiles(folder / "train.jsonl", folder / "heldout.jsonl", folder / "report.json")
     settings = {"seed": seed, "wrong_per_task": wrong_per_task}
@@ -33,8 +33,8 @@ def ensure_pairs(folder: str | Path, *, seed: int = 0, wrong_per_task: int = 3) 
     if files.report.exists() and json.loads(files.report.read_text())["settings"] == settings:
         return files
     fetch()
-    tasks, dropped = read_tasks(bfcl_data_dir())
-    train, heldout, report = build(tasks, **settings)
+    tasks, _ = read_tasks(bfcl_data_dir())
+    train, heldout, report = build(tasks, seed=seed, wrong_per_task=wrong_per_task)
     files.report.unlink(missing_ok=True)
     write_rows(files.train, train)
     write_rows(files.heldout, heldout)

@@ -1,9 +1,10 @@
 """Training checkpoints: what a run needs to go on as if nothing had happened.
 
-    workdir/checkpoints/{step}/state   step, parameters, optimizer moments: plain dicts of arrays (Orbax)
-                              /meta    JSON: the loader's state, the model, the run's config, task ids
+    workdir/checkpoints/{step}/state   step, parameters, optimizer moments: plain dicts of arrays
+                              /meta    JSON: the loader's state, the model, the run's config, ids
 
-Nothing here is pickled. A checkpoint is written under a temporary name and renamed when it is complete, by Orbax.
+Nothing here is pickled. Orbax writes a checkpoint under a temporary name and renames it when it is
+complete; with several processes, each writes its own shards.
 """
 
 import dataclasses
@@ -58,9 +59,8 @@ class Checkpoints:
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """The metadata alone."""
         step = self.latest() if step is None else step
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
-            "meta"
-        ]
+        items = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=items)["meta"]
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk."""

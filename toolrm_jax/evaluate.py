@@ -1,10 +1,15 @@
 """Scores held-out preference rows with a model and sums up: loss, accuracy per error type, rewards.
 
-Loader (in order, unshuffled) --forward--> reward of every response --> margins of every pair --> Report
+Loader (unshuffled) --forward--> reward of every response --> margins of every pair --> Report
+
+    rewards_of = make_reward_function(forward)
+    print(report(score(rewards_of, params, heldout_loader, mesh)).accuracy)
 """
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +30,7 @@ class PairScores:
     """Every pair's rewards, with the task it belongs to and its error type. Arrays [n]."""
 
     tasks: list[str]
+    numbers: list[int]  # which of the task's wrong responses
     error_types: list[str]
     right: np.ndarray
     wrong: np.ndarray
@@ -66,42 +72,45 @@ def score(
 ) -> PairScores:
     """Rewards of all pairs of an unshuffled loader, in the order of its plan."""
     steps = loader.epoch(0)
-    tasks, types, right, wrong = [], [], [], []
-    batches = loader.batches(0, len(steps))
-    for step, batches in zip(
-        tqdm(steps, desc="evaluating", unit="batch", leave=False), batches, strict=True
+    batches = zip(steps, loader.batches(0, len(steps)), strict=True)
+    pairs: list[_Pair] = []
+    for step, local in tqdm(
+        batches, "evaluating", len(steps), unit="batch", leave=False, disable=None
     ):
         for micro, rows in enumerate(step.micro_batches):
-            local = jax.tree.map(lambda x, m=micro: x[m : m + 1], batches)
-            batch = jax.tree.map(lambda x: x[0], to_device(local, mesh))
+            part = jax.tree.map(lambda x, m=micro: x[m : m + 1], local)
+            batch = jax.tree.map(lambda x: x[0], to_device(part, mesh))
             rewards_BM = np.asarray(rewards_of(params, batch))
-            for row, ids in enumerate(rows):
-                slot = 0
-                for i in ids:
-                    pairs = rewards_of_row(loader, i, rewards_BM[row], slot)
-                    slot += 1 + len(pairs)
-                    for error_type, r_right, r_wrong in pairs:
-                        tasks.append(loader.index.ids[i])
-                        types.append(error_type)
-                        right.append(r_right)
-                        wrong.append(r_wrong)
-    return PairScores(tasks, types, np.asarray(right, np.float32), np.asarray(wrong, np.float32))
+            for ids, rewards_M in zip(rows, rewards_BM, strict=True):
+                pairs += _pairs_of_row(loader, ids, rewards_M)
+    tasks, numbers, types, right, wrong = map(list, zip(*pairs, strict=True))
+    return PairScores(
+        tasks, numbers, types, np.asarray(right, np.float32), np.asarray(wrong, np.float32)
+    )
 
 
-def rewards_of_row(loader: Loader, i: int, rewards_M: np.ndarray, slot: int):
-    """(error type, reward of the right response, reward of the wrong one) of each pair of row i."""
-    rejected = loader.rows[i]["rejected"]
-    return [
-        (rejected[number].get("error_type", ""), rewards_M[slot], rewards_M[slot + 1 + place])
-        for place, number in enumerate(loader.index.kept[i])
-    ]
+_Pair = tuple[str, int, str, float, float]  # as PairScores has them
+
+
+def _pairs_of_row(loader: Loader, ids: Sequence[int], rewards_M: np.ndarray) -> Iterator[_Pair]:
+    """The pairs of the prompts packed into one row, responses in the order `place` wrote them."""
+    slots = iter(rewards_M)
+    for i in ids:
+        rejected = loader.rows[i]["rejected"]
+        right = next(slots)
+        for number in loader.index.kept[i]:
+            error_type = rejected[number].get("error_type") or ""
+            yield loader.index.ids[i], number, error_type, right, next(slots)
 
 
 def report(scores: PairScores, eta: float = 0.0) -> Report:
-    """Sums up pair scores; the loss is the training loss, with every pair weighing the same."""
+    """Sums up pair scores.
+
+    The loss is the training loss without the rows' own margins, every pair weighing the same.
+    """
     credits = credit(scores.margins)
     by_type = {}
-    for error_type in sorted(set(scores.error_types)):
+    for error_type in sorted(set(scores.error_types) - {""}):
         chosen = np.array([t == error_type for t in scores.error_types])
         tasks = [task for task, c in zip(scores.tasks, chosen, strict=True) if c]
         by_type[error_type] = estimate(credits[chosen], tasks)
@@ -117,3 +126,24 @@ def report(scores: PairScores, eta: float = 0.0) -> Report:
         reward_mean=float(rewards.mean()),
         reward_std=float(rewards.std()),
     )
+
+
+def write_scores(path: str | Path, scores: PairScores) -> None:
+    """Every pair as a JSON line; the file is written whole or not at all."""
+    names = [field.name for field in dataclasses.fields(scores)]
+    columns = [np.asarray(getattr(scores, name)).tolist() for name in names]
+    lines = [json.dumps(dict(zip(names, pair, strict=True))) for pair in zip(*columns, strict=True)]
+    partial = Path(path).with_suffix(".partial")
+    partial.write_text("".join(f"{line}\n" for line in lines))
+    partial.rename(path)
+
+
+def read_scores(path: str | Path) -> PairScores:
+    """What `write_scores` wrote."""
+    pairs = [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+    def column(name: str) -> list[Any]:
+        return [pair[name] for pair in pairs]
+
+    right, wrong = (np.asarray(column(side), np.float32) for side in ("right", "wrong"))
+    return PairScores(column("tasks"), column("numbers"), column("error_types"), right, wrong)

@@ -1,16 +1,23 @@
 """Feeds training and evaluation: preference rows on disk -> batches of tokens, through Grain.
 
-    rows (JSON lines) --index--> token lengths, rejects --batch_plan--> steps --Grain--> Batch [k, B, ...]
-                       workers tokenise                                workers tokenise and pack
+    rows (JSON lines) --index--> lengths, rejects --batch_plan--> steps --Grain--> Batch [k, B, ...]
+                  workers tokenise                              workers tokenise and pack
 
-The index is made once, of every row, so that all processes plan alike. The loader's whole state is the number of
-the next global step: `batches(start)` begins there, on any number of processes.
+The index is made once, of every row, so that all processes plan alike. The loader's whole state is
+the number of the next global step: `batches(start, stop)` begins there, on any number of processes.
+
+    rows = RowFile("train.jsonl")
+    index = build_index(rows, tokenize, plan.shapes)
+    for batch in Loader(rows, index, tokenize, plan).batches(0, 10): ...
 """
 
+import bisect
 import collections
 import dataclasses
 import functools
+import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +31,8 @@ from toolrm_jax import batch_plan
 from toolrm_jax.batch import Batch, RowShape, TokenizedPrompt, empty_batch, place
 from toolrm_jax.batch_plan import Lengths, PlanConfig, Step
 from toolrm_jax.pairs import parse_row
-from toolrm_jax.rendering import Renderer, RenderError
-from toolrm_jax.sharding import logical_to_spec
+from toolrm_jax.rendering import Rendered, Renderer, RenderError
+from toolrm_jax.sharding import logical_to_spec, row_shards
 
 Row = dict[str, Any]
 
@@ -35,25 +42,45 @@ class LoaderError(ValueError):
 
 
 class RowFile:
-    """A preference file read by row number; only the rows' offsets are held in memory."""
+    """A preference file read by row number; only the rows' offsets are held in memory.
+
+    Blank lines are no rows. Every error names the file and the line.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if not self.path.exists():
+        if not self.path.is_file():
             raise FileNotFoundError(f"{path} not found: expected a preference file (JSON lines).")
+        starts, lines, at = [], [], 0
         with self.path.open("rb") as file:
-            ends = np.cumsum([len(line) for line in file], dtype=np.int64)
-        if not len(ends):
-            raise LoaderError(f"{path} is empty: expected one row a line.")
-        self._starts = np.concatenate([[0], ends[:-1]])
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    starts.append(at)
+                    lines.append(number)
+                at += len(line)
+        if not starts:
+            raise LoaderError(f"{path} is empty: expected one row (a JSON object) a line.")
+        self._starts, self._lines = np.asarray(starts, np.int64), np.asarray(lines, np.int64)
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> Row:
+        at = f"{self.path}, line {self._lines[index]}"
         with self.path.open("rb") as file:
             file.seek(self._starts[index])
-            return parse_row(file.readline().decode(), f"{self.path}, line {index + 1}")
+            line = file.readline()
+        try:
+            row = parse_row(line.decode(), at)
+        except UnicodeDecodeError as error:
+            raise LoaderError(f"{at}: expected UTF-8, found {error}.") from None
+        for number, wrong in enumerate(row["rejected"]):
+            margin = wrong.get("margin", 0.0)
+            if not isinstance(margin, int | float) or not math.isfinite(margin):
+                raise LoaderError(
+                    f"{at}: rejected[{number}] has the margin {margin!r}; expected a finite number."
+                )
+        return row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,31 +91,49 @@ class RowTokenizer:
     blind: bool = False
 
     def __call__(self, row: Row) -> tuple[TokenizedPrompt, tuple[int, ...]]:
-        """The row's tokens, right response first, and the numbers of the wrong responses kept: those
-        that render to the same tokens as the right one, or as an earlier wrong one, are left out."""
-        tools, messages = ([], []) if self.blind else (row["tools"], row["messages"])
-        wrongs = [wrong["response"] for wrong in row["rejected"]]
-        rendered = self.renderer.render(tools, messages, [row["chosen"], *wrongs])
-        seen, kept = {rendered.responses[0].tobytes()}, []
-        for number, tokens in enumerate(rendered.responses[1:]):
-            if tokens.tobytes() not in seen:
-                seen.add(tokens.tobytes())
-                kept.append(number)
+        """The row's tokens, right response first, and the numbers of the wrong responses kept.
+
+        Left out are those that render to the same tokens as the right one, or an earlier wrong one.
+        """
+        rendered = self.render(row)
+        kept = [number for number, twin in enumerate(_twins(rendered)) if twin is None]
         responses = [rendered.responses[0], *(rendered.responses[1 + number] for number in kept)]
         margins = [0.0, *(float(row["rejected"][number].get("margin", 0.0)) for number in kept)]
         right = [True] + [False] * len(kept)
         return TokenizedPrompt(rendered.prompt, responses, right, margins), tuple(kept)
 
+    def render(self, row: Row) -> Rendered:
+        """All of the row's responses, the right one first."""
+        tools, messages = ([], []) if self.blind else (row["tools"], row["messages"])
+        wrongs = [wrong["response"] for wrong in row["rejected"]]
+        return self.renderer.render(tools, messages, [row["chosen"], *wrongs])
+
+
+def _twins(rendered: Rendered) -> list[int | None]:
+    """For each wrong response, the first earlier one with the same tokens (0: the right one)."""
+    seen: dict[bytes, int] = {}
+    first = [seen.setdefault(r.tobytes(), number) for number, r in enumerate(rendered.responses)]
+    return [twin if twin < number else None for number, twin in enumerate(first)][1:]
+
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What one pass over the rows found out: lengths of each, which wrong responses count, rejects."""
+    """What one pass over the rows found out: lengths, the wrong responses that count, rejects."""
 
     ids: list[str]
     lengths: Lengths
     kept: list[tuple[int, ...]]  # per row, the numbers of its distinct wrong responses
     usable: np.ndarray  # [n] rows that can be trained on
     rejects: list[dict[str, str]]  # {"id", "reason", "detail"}
+
+    def used_ids(self) -> list[str]:
+        """Ids of the usable rows."""
+        return [row_id for row_id, used in zip(self.ids, self.usable, strict=True) if used]
+
+    def fingerprint(self) -> str:
+        """A digest of what batches depend on: ids, lengths, the responses kept, the rows used."""
+        parts = (self.ids, self.kept, self.lengths.tokens.tolist(), self.usable.tolist())
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def counts(self) -> dict[str, int]:
         """How many rejects there are for each reason."""
@@ -101,8 +146,15 @@ def build_index(
     shapes: Sequence[RowShape],
     workers: int = 0,
     label: str = "rows",
+    max_tokens: int = 0,
 ) -> Index:
-    """Tokenises every row once, for its lengths. Rows without a usable pair, or over-long ones, are rejected by name."""
+    """Tokenises every row once, for its lengths.
+
+    Rows without a usable pair and over-long ones are rejected, each by name and with a reason.
+
+    Raises:
+      LoaderError: no row is left.
+    """
     measure = _Measure(tokenize)
     found = tqdm(
         _stream(rows, measure, workers),
@@ -110,6 +162,7 @@ def build_index(
         desc=f"indexing {label}",
         unit="row",
         leave=False,
+        disable=None,
     )
     ids, numbers, kept, rejects = [], [], [], []
     for row_id, lengths, row_kept, problems in found:
@@ -119,13 +172,11 @@ def build_index(
         rejects += problems
     lengths = Lengths(*np.asarray(numbers, np.int64).T)
     usable = np.array([bool(k) for k in kept])
-    for i in batch_plan.too_long(lengths, shapes):
+    for i in batch_plan.too_long(lengths, shapes, max_tokens):
         if usable[i]:
             usable[i] = False
             detail = f"{lengths.tokens[i]} tokens, {lengths.responses[i]} responses"
-            rejects.append(
-                {"id": ids[i], "reason": "too long for every row shape", "detail": detail}
-            )
+            rejects.append({"id": ids[i], "reason": "over-long", "detail": detail})
     if not usable.any():
         raise LoaderError(f"No row of {rows.path} can be used: {_by_reason(rejects)}.")
     return Index(ids, lengths, kept, usable, rejects)
@@ -137,6 +188,32 @@ def write_rejects(path: str | Path, index: Index) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(reject) + "\n" for reject in index.rejects))
     partial.rename(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShare:
+    """Which of a micro-batch's equal blocks of rows (`shards`, ascending, of `of`) to read."""
+
+    shards: tuple[int, ...] = (0,)
+    of: int = 1
+
+    def take(self, rows: Sequence[Any]) -> list[Any]:
+        """Those of the rows."""
+        blocks = (rows[batch_plan.process_rows(len(rows), shard, self.of)] for shard in self.shards)
+        return [row for block in blocks for row in block]
+
+
+def row_share(mesh: jax.sharding.Mesh, process: int | None = None) -> RowShare:
+    """The blocks of rows that live on a process's devices (default: this process).
+
+    Processes that hold different parts of the model for the same rows (mesh.tensor across
+    processes) read the same rows; and the blocks need not be neighbours, as a mesh follows the
+    wiring of its devices, not the numbers of its processes.
+    """
+    process = jax.process_index() if process is None else process
+    shards = mesh.devices.reshape(row_shards(mesh), -1)
+    mine = [i for i, devices in enumerate(shards) if process in {d.process_index for d in devices}]
+    return RowShare(tuple(mine), len(shards))
 
 
 class Loader:
@@ -151,12 +228,12 @@ class Loader:
         seed: int = 0,
         shuffle: bool = True,
         workers: int = 0,
-        process: int = 0,
-        processes: int = 1,
+        share: RowShare = RowShare(),
     ):
         self.rows, self.index, self.tokenize, self.plan = rows, index, tokenize, plan
-        self.seed, self.shuffle, self.workers = seed, shuffle, workers
-        self.process, self.processes = process, processes
+        self.seed, self.shuffle, self.workers, self.share = seed, shuffle, workers, share
+        self._starts = [0]  # the global step at which each epoch begins, as far as known
+        self._planned: collections.OrderedDict[int, list[Step]] = collections.OrderedDict()
 
     @functools.cached_property
     def _usable(self) -> np.ndarray:
@@ -167,53 +244,57 @@ class Loader:
         """Lengths of the usable rows alone; the plan counts in these."""
         return self.index.lengths.take(self._usable)
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 (a loader lives as long as its run)
     def epoch(self, number: int) -> list[Step]:
         """The steps of an epoch; ids are row numbers of the file."""
-        steps = batch_plan.plan_epoch(self.lengths, self.plan, self.seed, number, self.shuffle)
-        return [_renumbered(step, self._usable) for step in steps]
+        if number not in self._planned:
+            steps = batch_plan.plan_epoch(self.lengths, self.plan, self.seed, number, self.shuffle)
+            self._planned[number] = [_renumbered(step, self._usable) for step in steps]
+            while len(self._planned) > 2:
+                self._planned.popitem(last=False)
+        return self._planned[number]
 
     def locate(self, step: int) -> Step:
         """The global step with this number, in whichever epoch it falls."""
-        epoch = 0
-        while step >= len(self.epoch(epoch)):
-            step -= len(self.epoch(epoch))
-            epoch += 1
-        return self.epoch(epoch)[step]
+        while step >= self._starts[-1]:
+            self._starts.append(self._starts[-1] + len(self.epoch(len(self._starts) - 1)))
+        epoch = bisect.bisect_right(self._starts, step) - 1
+        return self.epoch(epoch)[step - self._starts[epoch]]
 
     def padding_share(self) -> float:
         """The share of the first epoch's computed tokens that is padding."""
-        steps = batch_plan.plan_epoch(self.lengths, self.plan, self.seed, 0, self.shuffle)
-        return batch_plan.padding_share(steps, self.lengths, self.plan)
+        return batch_plan.padding_share(self.epoch(0), self.index.lengths, self.plan)
 
     def first(self, count: int) -> "Loader":
         """A loader of the first `count` usable rows alone, for a quick evaluation."""
         usable = np.zeros_like(self.index.usable)
         usable[self._usable[:count]] = True
         index = dataclasses.replace(self.index, usable=usable)
-        return Loader(
-            self.rows,
-            index,
-            self.tokenize,
-            self.plan,
-            self.seed,
-            self.shuffle,
-            self.workers,
-            self.process,
-            self.processes,
-        )
+        settings = (self.plan, self.seed, self.shuffle, self.workers, self.share)
+        return Loader(self.rows, index, self.tokenize, *settings)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """This process's share of the batches of steps start..stop-1, each [k, B / processes, ...] numpy."""
+        """This process's rows of steps start..stop-1: numpy, [k, B * share, ...] each."""
         steps = [self.locate(step) for step in range(start, stop)]
-        assemble = _Assemble(self.rows, self.tokenize, self.process, self.processes)
-        return iter(_stream(steps, assemble, self.workers))
+        return iter(_stream(steps, _Assemble(self.rows, self.tokenize, self.share), self.workers))
 
 
 def to_device(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
-    """A process's numpy share -> the global arrays, rows split over the mesh."""
+    """A process's share (numpy, [k, rows, ...]) -> the global arrays, rows split over the mesh."""
+    share = row_share(mesh)
     sharding = jax.sharding.NamedSharding(mesh, logical_to_spec(("micro", "rows")))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+    def put(x: np.ndarray) -> jax.Array:
+        block = x.shape[1] // len(share.shards)
+        shape = (x.shape[0], block * share.of, *x.shape[2:])
+
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[1].indices(shape[1])
+            at = share.shards.index(start // block) * block
+            return x[:, at : at + stop - start]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return jax.tree.map(put, batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,30 +305,38 @@ class _Measure(grain.transforms.Map):
         try:
             item, kept = self.tokenize(row)
         except RenderError as error:
-            problem = {"id": row["id"], "reason": "cannot be rendered", "detail": str(error)}
-            return row["id"], (0, 0), (), [problem]
-        problems = []
-        for number in sorted(set(range(len(row["rejected"]))) - set(kept)):
-            detail = f"rejected[{number}]"
-            problems.append(
-                {"id": row["id"], "reason": "both sides render alike", "detail": detail}
-            )
+            return row["id"], (0, 0), (), [_reject(row, "cannot be rendered", str(error))]
+        whole = len(kept) == len(row["rejected"])
+        problems = [] if whole else self._left_out(row)
         return row["id"], (item.tokens, len(item.responses)), kept, problems
+
+    def _left_out(self, row: Row) -> list[dict[str, str]]:
+        problems = []
+        for number, twin in enumerate(_twins(self.tokenize.render(row))):
+            if twin == 0:
+                problems.append(_reject(row, "both sides render alike", f"rejected[{number}]"))
+            elif twin is not None:
+                detail = f"rejected[{number}] is rejected[{twin - 1}]"
+                problems.append(_reject(row, "the same wrong response twice", detail))
+        return problems
+
+
+def _reject(row: Row, reason: str, detail: str) -> dict[str, str]:
+    return {"id": row["id"], "reason": reason, "detail": detail}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Assemble(grain.transforms.Map):
     rows: RowFile
     tokenize: RowTokenizer
-    process: int
-    processes: int
+    share: RowShare
 
     def map(self, step: Step) -> Batch:
         micro_batches = [self._fill(step.shape, rows) for rows in step.micro_batches]
         return jax.tree.map(lambda *parts: np.stack(parts), *micro_batches)
 
     def _fill(self, shape: RowShape, rows: Sequence[tuple[int, ...]]) -> Batch:
-        mine = rows[batch_plan.process_rows(len(rows), self.process, self.processes)]
+        mine = self.share.take(rows)
         batch = empty_batch(len(mine), shape)
         for number, ids in enumerate(mine):
             place(batch, number, [self.tokenize(self.rows[i])[0] for i in ids])

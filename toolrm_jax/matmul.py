@@ -1,14 +1,12 @@
-"""The matrix product behind every projection and every attention score.
+"""The matrix products: projections by master weights, and the batched products of attention.
 
-`matmul(a, b, dtype)` casts both sides to the compute type, multiplies, accumulates in float32, and
-does the same in its backward pass, whose cotangents come back in the type of the operand (so
-float32 master weights get float32 gradients while all three products run in bfloat16).
+Both cast their inputs to the compute type and accumulate in float32; `project` does the same in its backward
+pass, and returns a float32 gradient to a float32 master weight while all three products run in bfloat16.
 
-Why not leave it to `jnp.einsum` and autodiff? Because the cotangent of a float32 accumulation is
-float32, which makes both backward products float32; and because XLA's fast bfloat16 kernel on CPUs
-takes only the plain row-major product: the transposed forms that autodiff produces run at under
-half its rate (150 against 340 GFLOP/s on 2 cores, `benchmarks/matmul.py`). So the transposes are
-materialised there, which costs a few percent of the product.
+Why not leave it to `jnp.einsum` and autodiff? Because the cotangent of a float32 accumulation is float32,
+which makes both backward products float32; and because XLA's fast bfloat16 kernel on CPUs takes only the
+plain row-major product: the transposed forms that autodiff produces run at under half its rate
+(`benchmarks/matmul.py`). So the transposes are carried out there, which costs a few percent of the product.
 """
 
 import functools
@@ -23,7 +21,7 @@ from toolrm_jax.sharding import gather_weight
 Array = jax.Array
 
 
-def _row_major(x: Array) -> Array:
+def row_major(x: Array) -> Array:
     """On CPUs, stores x row by row, so that a transpose before it is carried out, not fused."""
     return jax.lax.platform_dependent(
         x,
@@ -40,29 +38,11 @@ def _dot(a: Array, b: Array, dims, out_spec: PartitionSpec | None = None) -> Arr
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(a: Array, b: Array, dtype: jax.typing.DTypeLike) -> Array:
-    """a [*batch, M, K] times b [*batch, K, N] -> float32 [*batch, M, N]; inputs cast to `dtype`."""
-    return _batched(a.astype(dtype), b.astype(dtype))
-
-
-def _batched(a: Array, b: Array) -> Array:
+def multiply(a: Array, b: Array) -> Array:
+    """a [*batch, M, K] times b [*batch, K, N] -> float32 [*batch, M, N]. Not for autodiff: see above."""
     batch = tuple(range(a.ndim - 2))
+    b = row_major(b.astype(a.dtype))
     return _dot(a, b, (((a.ndim - 1,), (b.ndim - 2,)), (batch, batch)))
-
-
-def _matmul_forward(a, b, dtype):
-    return matmul(a, b, dtype), (a, b)
-
-
-def _matmul_backward(dtype, residuals, dy):
-    a, b = residuals
-    dy = dy.astype(dtype)
-    a_t, b_t = (_row_major(x.astype(dtype).swapaxes(-1, -2)) for x in (a, b))
-    return _batched(dy, b_t).astype(a.dtype), _batched(a_t, dy).astype(b.dtype)
-
-
-matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -83,9 +63,9 @@ def _project_forward(x, w, dtype):
 
 def _project_backward(dtype, residuals, dy):
     x, w = residuals
-    w_t = _row_major(gather_weight(w, dtype).T)
+    w_t = row_major(gather_weight(w, dtype).T)
     dx = _dot(dy, w_t, (((2,), (0,)), ((), ())), jax.typeof(x).sharding.spec)
-    x_t = _row_major(x.astype(dtype).transpose(2, 0, 1))
+    x_t = row_major(x.astype(dtype).transpose(2, 0, 1))
     dw = _dot(x_t, dy, (((1, 2), (0, 1)), ((), ())), jax.typeof(w).sharding.spec)
     return dx.astype(x.dtype), dw.astype(w.dtype)
 

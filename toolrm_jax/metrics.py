@@ -1,8 +1,11 @@
 """Accuracy of a reward model on pairs, with intervals that respect how the pairs hang together.
 
-Pairs of one task share its prompt and its right side, so they are resampled together (a bootstrap clustered by
-task). A tie counts as half right, and ties are also reported apart. Differences between two scorers are paired:
-both are computed on the same resampled tasks.
+Pairs of one task share its prompt and its right side, so they are resampled together (a bootstrap
+clustered by task). A tie counts as half right, and ties are also reported apart. Differences
+between two scorers are paired: both are computed on the same resampled tasks.
+
+    >>> str(estimate(credit(np.array([2.0, 1.0, 0.0, -1.0])), ["a", "b", "c", "d"]))
+    '62.5 [25.0, 100.0]'
 """
 
 import dataclasses
@@ -43,7 +46,7 @@ def estimate(credits: np.ndarray, tasks: Sequence[str], seed: int = 0) -> Estima
 def paired_gain(
     credits: np.ndarray, other: np.ndarray, tasks: Sequence[str], seed: int = 0
 ) -> Estimate:
-    """How much more credit the first scorer earns than the other on the same pairs, with its interval."""
+    """How much more credit the first scorer earns than the other on the same pairs."""
     return estimate(np.asarray(credits) - np.asarray(other), tasks, seed)
 
 

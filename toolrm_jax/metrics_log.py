@@ -11,25 +11,34 @@ from tensorboardX import SummaryWriter
 
 
 class MetricsLog:
-    """One writer per run; a continued run first drops the lines after the step it continues from."""
+    """One writer per run; a continued run first drops the lines that it will write again."""
 
-    def __init__(self, workdir: str | Path, start: int, enabled: bool = True):
+    def __init__(self, workdir: str | Path, start: int, steps: int, enabled: bool = True):
+        """Goes on after step `start` of `steps`; `enabled` on one process of a run."""
         self.enabled = enabled
         if not enabled:
             return
         self._path = Path(workdir) / "metrics.jsonl"
-        self._forget_after(start)
+        self._forget_after(start, steps)
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
 
-    def _forget_after(self, step: int) -> None:
+    def _forget_after(self, start: int, steps: int) -> None:
         if not self._path.exists():
             return
-        lines = self._path.read_text().splitlines(keepends=True)
-        # A killed run may have left half a line at the end.
-        whole = [line for line in lines if line.endswith("\n")]
+
+        def keep(line: str) -> bool:
+            # A killed run may have left half a line at the end.
+            if not line.endswith("\n"):
+                return False
+            values = json.loads(line)
+            # A finished run that is started again evaluates its last step again, nothing else.
+            evaluated_again = values["step"] == steps and values["split"] == "heldout"
+            return values["step"] <= start and not evaluated_again
+
+        kept = [line for line in self._path.read_text().splitlines(keepends=True) if keep(line)]
         partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+        partial.write_text("".join(kept))
         partial.rename(self._path)
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:

@@ -43,7 +43,7 @@ Array = jax.Array
 # stored. "none" keeps everything.
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "projections": jax.checkpoint_policies.save_only_these_names("projection"),
+    "projections": jax.checkpoint_policies.save_only_these_names("projection", "attention"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -83,7 +83,12 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     """RMSNorm (arXiv:1910.07467) over the last axis; in float32, as bf16 has 8 bits for a mean."""
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return (x32 * scale).astype(x.dtype)
+    return (x32 * _beside(scale, x32)).astype(x.dtype)
+
+
+def _beside(weights: Array, x: Array) -> Array:
+    """Weights [D] in the rank of x [..., D], spelled out: tests refuse implicit rank promotion."""
+    return jax.lax.expand_dims(weights, range(x.ndim - 1))
 
 
 class Blocks(nnx.Module):
@@ -128,7 +133,6 @@ class Blocks(nnx.Module):
             q_BSNH = rms_norm(q_BSNH, self.q_norm[...], c.norm_eps)
             k_BSKH = rms_norm(k_BSKH, self.k_norm[...], c.norm_eps)
         out_BSNH = _attention(rotate(q_BSNH, cos_sin), rotate(k_BSKH, cos_sin), v_BSKH, batch)
-        out_BSNH = checkpoint_name(out_BSNH, "projection")
         B, S, N, H = out_BSNH.shape
         return project(out_BSNH.reshape(B, S, N * H), self.o[...], self.compute.dtype)
 
@@ -137,7 +141,7 @@ class Blocks(nnx.Module):
             project(x_BSD, getattr(self, name)[...], self.compute.dtype), "projection"
         )
         if self.config.qkv_bias:
-            y = y + getattr(self, f"{name}_bias")[...].astype(y.dtype)
+            y = y + _beside(getattr(self, f"{name}_bias")[...].astype(y.dtype), y)
         return y.reshape(*y.shape[:2], heads, self.config.head_dim)
 
     def _mlp(self, x_BSD: Array) -> Array:
@@ -152,6 +156,7 @@ class RewardModel(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, compute: Compute | None = None):
         compute = compute or Compute()
+        _check_mesh(config)
         D = config.width
         self.embedding = _parameter(
             rngs, ("vocab", "width"), (config.vocab_size, D), config.init_scale
@@ -183,7 +188,7 @@ class RewardModel(nnx.Module):
             return block(x_BSD, cos_sin, batch), None
 
         # prevent_cse is for loops that XLA unrolls; a scan does not need it.
-        layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[self.compute.remat])
+        layer = jax.checkpoint(layer, prevent_cse=True, policy=REMAT[self.compute.remat])
         return jax.lax.scan(layer, x_BSD, self.blocks)[0]
 
     def reward(self, last_BMD: Array) -> Array:
@@ -192,7 +197,24 @@ class RewardModel(nnx.Module):
         reward_BM = jnp.einsum(
             "BMD,D->BM", x_BMD, self.head[...], precision=jax.lax.Precision.HIGHEST
         )
-        return reward_BM + self.head_bias[...] if self.config.head_bias else reward_BM
+        if self.config.head_bias:
+            reward_BM = reward_BM + _beside(self.head_bias[...], reward_BM)
+        return reward_BM
+
+
+def _check_mesh(config: ModelConfig) -> None:
+    """Raises ValueError where no mesh is set, or the one that is cannot split this model."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        raise ValueError("No mesh is set: do this inside `with jax.set_mesh(make_mesh()):`.")
+    splits = {"num_heads": "tensor", "num_kv_heads": "tensor", "mlp_width": "tensor"}
+    for field, axis in (splits | {"width": "fsdp"}).items():
+        size, parts = getattr(config, field), mesh.shape[axis]
+        if size % parts:
+            raise ValueError(
+                f"{field}={size} cannot be split over {axis}={parts} devices: choose a mesh whose "
+                f"{axis} size divides it."
+            )
 
 
 def _attention(q_BSNH: Array, k_BSKH: Array, v_BSKH: Array, batch: Batch) -> Array:

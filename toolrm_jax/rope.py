@@ -70,7 +70,7 @@ def _yarn_attention_factor(scaling: dict, factor: float) -> float:
 def rotation(rope: Rope, head_dim: int, positions_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
     """cos and sin of every position's angles, float32 [B, S, head_dim / 2] each."""
     frequencies, factor = inverse_frequencies(rope, head_dim)
-    angles = positions_BS[..., None].astype(jnp.float32) * frequencies
+    angles = positions_BS[..., None].astype(jnp.float32) * frequencies[None, None]
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 

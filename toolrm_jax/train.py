@@ -1,111 +1,107 @@
 """Trains a reward model: `python -m toolrm_jax.train --config configs/quickstart.py --workdir DIR`.
 
-    open model, tokenizer -> index data -> mesh, parameters, optimizer -> (restore) -> steps -> evaluate -> export
+    open model, tokenizer -> index data -> parameters, optimizer -> (restore) -> steps
+        -> evaluate -> export
 
-Running the same command again continues from the newest checkpoint, and ends bit-equal to a run that was never
-interrupted. In the workdir: checkpoints/, metrics.jsonl, tensorboard/, rejects-*.jsonl, evaluation.json, export/.
+Any field of the config can be set on the command line: `--config.train.steps=50`. Running the same
+command again continues from the newest checkpoint, and ends bit-equal to a run that was never
+interrupted. In the workdir: checkpoints/, metrics.jsonl, tensorboard/, rejects-*.jsonl,
+heldout_scores.jsonl, evaluation.json, export/.
+
+Several processes are one run if each is started with JAX_COORDINATOR_ADDRESS=host:port,
+JAX_NUM_PROCESSES and JAX_PROCESS_ID in its environment, or with --distributed under a cluster that
+JAX recognises; the workdir is then on a file system that all of them share.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import app, flags, logging
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 from toolrm_jax import evaluate
-from toolrm_jax.batch import RowShape
+from toolrm_jax.assets import AssetError
 from toolrm_jax.batch_plan import PlanConfig, Step
 from toolrm_jax.bfcl_pairs import ensure_pairs
+from toolrm_jax.chat_template import ChatTemplateError
 from toolrm_jax.checkpoint import Checkpoints, config_to_json
-from toolrm_jax.huggingface import load_params, save_directory, truncate
+from toolrm_jax.huggingface import CheckpointError, load_params, save_directory, truncate
 from toolrm_jax.loader import (
     Index,
     Loader,
+    LoaderError,
     RowFile,
     RowTokenizer,
     build_index,
+    row_share,
     to_device,
     write_rejects,
 )
 from toolrm_jax.metrics_log import MetricsLog
-from toolrm_jax.model import Compute, Forward
-from toolrm_jax.optimizer import OptimizerConfig, make_optimizer
+from toolrm_jax.model import Forward, Params
+from toolrm_jax.model_config import ModelConfig, UnsupportedModel
+from toolrm_jax.optimizer import make_optimizer
+from toolrm_jax.pairs import PairsError
 from toolrm_jax.pretrained import Pretrained, open_pretrained
 from toolrm_jax.rendering import Renderer
-from toolrm_jax.sharding import make_mesh, row_shards
-from toolrm_jax.train_step import TrainState, make_train_step, new_state
+from toolrm_jax.train_config import TrainingError, refuse_other_run, section, unpack
+from toolrm_jax.train_step import make_train_step, new_state
 
 EMBEDDED_PAIRS = "embedded:bfcl"
 
 
-class TrainingError(RuntimeError):
-    """A run that cannot start or go on; the message says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """What a finished run leaves in memory, for what comes after it."""
-
-    evaluation: evaluate.Report
-    scores: evaluate.PairScores
-    export: Path | None
-    layers: int
-    parameters: int
-    pairs_seen: int
-    steps: int
-
-
-def train(config: ConfigDict, workdir: str | Path) -> Trained:
+def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
     """Runs a training config to its end; see the module's docstring."""
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
     lead = jax.process_index() == 0
     say = _say if lead else lambda *_: None
+    mesh, plan, optimizer_config, compute = unpack(config)
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
 
     # --- Model and data ------------------------------------------------------------------------
     pretrained = open_pretrained(config.model.source)
-    source = truncate(pretrained.source, config.model.num_layers)
-    mesh = make_mesh(**config.mesh)
-    plan = _plan_config(config.data, row_shards(mesh))
+    with section("model"):
+        source = truncate(pretrained.source, config.model.num_layers)
     tokenize = RowTokenizer(Renderer(pretrained.tokenizer), config.data.blind)
-    train_rows, heldout_rows = _row_files(config, workdir)
-    loader = _loader(config, train_rows, tokenize, plan, "train", workdir, say)
-    heldout = _loader(config, heldout_rows, tokenize, plan, "held-out", workdir, say)
+    train_rows, heldout_rows = _row_files(config, workdir, lead)
+    loader = _loader(config, train_rows, tokenize, plan, "train", mesh, workdir, say)
+    heldout = _loader(config, heldout_rows, tokenize, plan, "held-out", mesh, workdir, say)
+    meta = _meta(config, source.config, loader.index, heldout.index)
     steps = config.train.steps or _steps_of(loader, config.train.epochs)
+    step_tokens = plan.micro_batches * max(plan.rows(shape) * shape.tokens for shape in plan.shapes)
     say(
         f"{config.model.source}: {source.config.num_layers} layers, "
         f"{source.config.num_parameters / 1e6:.1f}M parameters; {steps} steps of up to "
-        f"{plan.batch_tokens * plan.micro_batches} tokens, {100 * loader.padding_share():.1f}% padding"
+        f"{step_tokens} tokens, {100 * loader.padding_share():.1f}% padding"
     )
 
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), contextlib.ExitStack() as opened:
         # --- State -----------------------------------------------------------------------------
-        optimizer = make_optimizer(OptimizerConfig(steps=steps, **config.optimizer))
-        forward = Forward(source.config, Compute(config.model.dtype, config.model.remat))
+        optimizer = make_optimizer(dataclasses.replace(optimizer_config, steps=steps))
+        forward = Forward(source.config, compute)
         train_step = make_train_step(forward, optimizer, config.loss.eta)
         rewards_of = evaluate.make_reward_function(forward)
         state = new_state(load_params(source, mesh, config.seed), optimizer)
-        checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
-        meta = {
-            "config": json.loads(config.to_json_best_effort()),
-            "model": config_to_json(source.config),
-            "train_tasks": _ids(loader.index),
-            "heldout_tasks": _ids(heldout.index),
-        }
+        # Closed whatever happens, so that a checkpoint that is being written gets complete.
+        checkpoints = opened.enter_context(
+            contextlib.closing(Checkpoints(workdir, config.train.keep_checkpoints))
+        )
         if checkpoints.latest() is not None:
-            _refuse_other_run(checkpoints.meta(), meta, workdir)
+            refuse_other_run(checkpoints.meta(), meta, workdir)
             state, _ = checkpoints.restore(state)
             say(f"continuing at step {int(state.step)} from {workdir / 'checkpoints'}")
         start = int(state.step)
-        log = MetricsLog(workdir, start, enabled=lead)
+        log = opened.enter_context(contextlib.closing(MetricsLog(workdir, start, steps, lead)))
 
         # --- Steps -----------------------------------------------------------------------------
         clock = _Clock(steps, start)
@@ -122,55 +118,49 @@ def train(config: ConfigDict, workdir: str | Path) -> Trained:
                 pending = []
                 log.write(done, "train", means | rates)
                 say(_line(done, steps, means, rates))
-            if saving:
-                checkpoints.save(state, meta | {"loader": {"next_step": done}})
+            # Before saving: a run that goes on from this step has evaluated it.
             if evaluating and done < steps:
                 part = heldout.first(config.train.eval_rows)
-                found = evaluate.report(evaluate.score(rewards_of, state.params, part, mesh))
+                scores = evaluate.score(rewards_of, state.params, part, mesh)
+                found = evaluate.report(scores, config.loss.eta)
                 log.write(done, "heldout", _scalars(found))
                 say(f"step {done}: held-out accuracy {found.accuracy} on {found.accuracy.n} pairs")
                 clock.skip()
+            if saving:
+                checkpoints.save(state, meta | {"loader": {"next_step": done}})
         checkpoints.wait()
 
         # --- Evaluation and export -------------------------------------------------------------
         scores = evaluate.score(rewards_of, state.params, heldout, mesh)
         found = evaluate.report(scores, config.loss.eta)
         log.write(steps, "heldout", _scalars(found))
-        log.close()
-        checkpoints.close()
-        say(f"held-out accuracy {found.accuracy} on {found.accuracy.n} pairs, {found.ties} ties")
-        pairs_seen = sum(
-            len(loader.index.kept[i]) for s in range(steps) for i in loader.locate(s).examples()
+        summary = _summary(loader, steps, source.config, meta, found)
+        say(
+            f"{summary['layers']} layers, {summary['parameters']:,} parameters, "
+            f"{summary['pairs_seen']:,} pairs seen; held-out accuracy {found.accuracy} on "
+            f"{found.accuracy.n:,} pairs, {found.ties} ties"
         )
-        export = None
+        params = _on_host(state.params) if config.train.export else None
         if lead:
-            (workdir / "evaluation.json").write_text(json.dumps(found.to_json(), indent=2) + "\n")
-            if config.train.export:
-                export = _export(workdir, pretrained, source.config, state, meta, found)
-                say(f"exported to {export}")
-    return Trained(
-        found,
-        scores,
-        export,
-        source.config.num_layers,
-        source.config.num_parameters,
-        pairs_seen,
-        steps,
-    )
+            evaluate.write_scores(workdir / "heldout_scores.jsonl", scores)
+            if params is not None:
+                path = _export(workdir, pretrained, source.config, params, steps, meta, found)
+                say(f"exported to {path}")
+            # Last, so that it stands for a finished run.
+            (workdir / "evaluation.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return found
 
 
-def _plan_config(data: ConfigDict, shards: int) -> PlanConfig:
-    shapes = tuple(RowShape(*shape) for shape in data.row_shapes)
-    # Rows must divide among the mesh's shards, and among processes, which each hold whole shards.
-    return PlanConfig(shapes, data.batch_tokens, data.micro_batches, row_multiple=shards)
-
-
-def _row_files(config: ConfigDict, workdir: Path) -> tuple[RowFile, RowFile]:
+def _row_files(config: ConfigDict, workdir: Path, lead: bool) -> tuple[RowFile, RowFile]:
     paths = {"train": config.data.train, "heldout": config.data.heldout}
     if EMBEDDED_PAIRS in paths.values():
+        if not lead:  # one process builds them, the others find them built
+            multihost_utils.sync_global_devices("pairs")
         files = ensure_pairs(
             workdir / "pairs", seed=config.seed, wrong_per_task=config.data.wrong_per_task
         )
+        if lead:
+            multihost_utils.sync_global_devices("pairs")
         built = {"train": files.train, "heldout": files.heldout}
         paths = {
             side: built[side] if path == EMBEDDED_PAIRS else path for side, path in paths.items()
@@ -179,80 +169,83 @@ def _row_files(config: ConfigDict, workdir: Path) -> tuple[RowFile, RowFile]:
 
 
 def _loader(
-    config, rows: RowFile, tokenize: RowTokenizer, plan: PlanConfig, side: str, workdir: Path, say
+    config: ConfigDict,
+    rows: RowFile,
+    tokenize: RowTokenizer,
+    plan: PlanConfig,
+    side: str,
+    mesh: jax.sharding.Mesh,
+    workdir: Path,
+    say,
 ) -> Loader:
     """Indexes one side of the data; says, and writes down, what had to be left out."""
-    index = build_index(rows, tokenize, plan.shapes, config.data.workers, side)
-    if index.rejects:
+    workers, training = config.data.workers, side == "train"
+    index = build_index(rows, tokenize, plan.shapes, workers, side, config.data.max_tokens)
+    if jax.process_index() == 0:
         path = workdir / f"rejects-{side}.jsonl"
         write_rejects(path, index)
+        used = f"{side}: {int(index.usable.sum())} of {len(rows)} prompts used"
         reasons = ", ".join(f"{n} {reason}" for reason, n in index.counts().items())
-        say(
-            f"{side}: {int(index.usable.sum())} of {len(rows)} prompts used; left out: {reasons} ({path})"
-        )
-    training = side == "train"
+        say(f"{used}; left out: {reasons} ({path})" if reasons else used)
     if not training:
         plan = dataclasses.replace(plan, micro_batches=1)
-    return Loader(
-        rows,
-        index,
-        tokenize,
-        plan,
-        config.seed,
-        training,
-        config.data.workers,
-        jax.process_index(),
-        jax.process_count(),
-    )
+    return Loader(rows, index, tokenize, plan, config.seed, training, workers, row_share(mesh))
+
+
+def _meta(config: ConfigDict, model: ModelConfig, train: Index, heldout: Index) -> dict[str, Any]:
+    """What a checkpoint says about its run, as JSON."""
+    shared = sorted(set(train.used_ids()) & set(heldout.used_ids()))
+    if shared:
+        raise TrainingError(
+            f"{len(shared)} ids are in both data.train and data.heldout (such as {shared[0]!r}): "
+            f"an evaluation on training rows would mean nothing. Give them different rows."
+        )
+    meta = {
+        "config": json.loads(config.to_json_best_effort()),
+        "model": config_to_json(model),
+        "data": {"train": train.fingerprint(), "heldout": heldout.fingerprint()},
+        "train_tasks": train.used_ids(),
+        "heldout_tasks": heldout.used_ids(),
+    }
+    return json.loads(json.dumps(meta))
+
+
+def _summary(
+    loader: Loader, steps: int, model: ModelConfig, meta: dict[str, Any], found: evaluate.Report
+) -> dict[str, Any]:
+    """evaluation.json: what was trained, on how much, and what evaluation found."""
+    seen = [i for step in range(steps) for i in loader.locate(step).examples()]
+    return {
+        "config": meta["config"],
+        "layers": model.num_layers,
+        "parameters": model.num_parameters,
+        "steps": steps,
+        "prompts_seen": len(seen),
+        "pairs_seen": sum(len(loader.index.kept[i]) for i in seen),
+        "heldout": found.to_json(),
+    }
 
 
 def _steps_of(loader: Loader, epochs: float) -> int:
     return max(1, round(epochs * len(loader.epoch(0))))
 
 
-def _ids(index: Index) -> list[str]:
-    return [row_id for row_id, used in zip(index.ids, index.usable, strict=True) if used]
-
-
-def _refuse_other_run(saved: dict[str, Any], meta: dict[str, Any], workdir: Path) -> None:
-    """A workdir belongs to one config: continuing it under another would give a run that nobody asked for."""
-    free = ("train.log_every", "train.eval_every", "train.eval_rows", "train.keep_checkpoints", "train.export",
-            "train.checkpoint_every", "data.workers", "mesh.data", "mesh.fsdp", "mesh.tensor")  # fmt: skip
-    old, new = _flat(saved["config"]), _flat(meta["config"])
-    differing = [
-        f for f in sorted(old.keys() | new.keys()) if f not in free and old.get(f) != new.get(f)
-    ]
-    if differing:
-        changes = ", ".join(f"{f}: {old.get(f)!r} -> {new.get(f)!r}" for f in differing)
-        raise TrainingError(
-            f"{workdir} holds checkpoints of another config ({changes}). Use another --workdir, or "
-            f"go back to the old values."
-        )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
-
-
 def _fetch(pending: list, workdir: Path) -> dict[str, float]:
-    """Means over the steps since the last log line; stops the run at the first loss that is not finite."""
+    """Means over the steps since the last log line; stops the run where one is not finite."""
     fetched = [(number, jax.device_get(metrics)) for number, _, metrics in pending]
     for number, metrics in fetched:
         if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["gradient_norm"]):
             raise TrainingError(
-                f"Step {number + 1}: loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}: not "
-                f"finite. Nothing after the last checkpoint in {workdir} is kept. Try a lower "
-                f"optimizer.learning_rate, or model.dtype=float32."
+                f"Step {number + 1}: loss {metrics['loss']}, gradient norm "
+                f"{metrics['gradient_norm']}: not finite. Checkpoints in {workdir} end before it. "
+                f"Try a lower optimizer.learning_rate, or model.dtype=float32, in another "
+                f"--workdir."
             )
     return {name: float(np.mean([m[name] for _, m in fetched])) for name in fetched[0][1]}
 
 
 class _Clock:
-    """Rates since the last log line, and the time left. Compilation counts: it is waited for too."""
+    """Rates since the last log line, and the time left; compilation counts, it is waited for."""
 
     def __init__(self, steps: int, start: int):
         self.steps, self.start = steps, start
@@ -282,9 +275,10 @@ class _Clock:
 def _line(done: int, steps: int, m: dict[str, float], rates: dict[str, float]) -> str:
     minutes, seconds = divmod(round(rates["eta_seconds"]), 60)
     return (
-        f"step {done}/{steps}  loss {m['loss']:.4f}  accuracy {100 * m['accuracy']:.1f}%  margin {m['margin']:+.3f}"
-        f"  reward {m['reward_mean']:+.2f}±{m['reward_std']:.2f}  |g| {m['gradient_norm']:.2f}"
-        f"  {rates['pairs_per_second']:.1f} pairs/s  {rates['tokens_per_second']:.0f} tok/s  ETA {minutes}:{seconds:02d}"
+        f"step {done}/{steps}  loss {m['loss']:.4f}  accuracy {100 * m['accuracy']:.1f}%"
+        f"  margin {m['margin']:+.3f}  reward {m['reward_mean']:+.2f}±{m['reward_std']:.2f}"
+        f"  |g| {m['gradient_norm']:.2f}  {rates['pairs_per_second']:.1f} pairs/s"
+        f"  {rates['tokens_per_second']:.0f} tok/s  ETA {minutes}:{seconds:02d}"
     )
 
 
@@ -299,14 +293,28 @@ def _scalars(report: evaluate.Report) -> dict[str, float]:
     return accuracy | named | {name: getattr(report, name) for name in rest}
 
 
+def _on_host(params: Params) -> Params:
+    """The parameters where this process can read them; all processes must take part."""
+    if jax.process_count() == 1:
+        return params
+    # Tensor by tensor: whole on each device for a moment, then on the host alone.
+    return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), params)
+
+
 def _export(
-    workdir: Path, pretrained: Pretrained, model, state: TrainState, meta, found: evaluate.Report
+    workdir: Path,
+    pretrained: Pretrained,
+    model: ModelConfig,
+    params: Params,
+    steps: int,
+    meta: dict[str, Any],
+    found: evaluate.Report,
 ) -> Path:
     """The Hugging Face directory, with what a later evaluation needs to know about its origin."""
     about = {key: meta[key] for key in ("config", "train_tasks", "heldout_tasks")}
-    about |= {"step": int(state.step), "heldout": found.to_json()}
+    about |= {"step": steps, "heldout": found.to_json()}
     files = {"toolrm.json": json.dumps(about, indent=2) + "\n"}
-    return save_directory(workdir / "export", model, state.params, pretrained.tokenizer, files)
+    return save_directory(workdir / "export", model, params, pretrained.tokenizer, files)
 
 
 def _say(message: str) -> None:
@@ -314,9 +322,31 @@ def _say(message: str) -> None:
 
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Training config, for example configs/quickstart.py.", lock_config=True
+    "config",
+    None,
+    "Training config, for example configs/quickstart.py; it documents its fields. Each can be set "
+    "as --config.train.steps=50, or --config.data.row_shapes='((2048, 64),)'.",
+    lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, export.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "One of several processes, under a cluster that JAX recognises (Slurm, a TPU pod, ...). Not "
+    "needed where JAX_COORDINATOR_ADDRESS is set.",
+)
+
+# Errors whose message is all that a user needs; anything else is a bug, and shows its traceback.
+EXPECTED = (
+    TrainingError,
+    LoaderError,
+    PairsError,
+    AssetError,
+    CheckpointError,
+    ChatTemplateError,
+    UnsupportedModel,
+    OSError,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -326,13 +356,46 @@ def main(argv: list[str]) -> None:
             f"Unexpected arguments {argv[1:]}; fields are set as --config.train.steps=50."
         )
     logging.set_verbosity(logging.WARNING)  # Orbax logs dozens of lines per save
-    train(_CONFIG.value, _WORKDIR.value)
+    try:
+        _join_processes()
+        train(_CONFIG.value, str(_WORKDIR.value))
+    except EXPECTED as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def _join_processes() -> None:
+    """Makes this process one of several, where it was started as such."""
+    if not (_DISTRIBUTED.value or "JAX_COORDINATOR_ADDRESS" in os.environ):
+        return
+    processes, process = (
+        int(os.environ[name]) if name in os.environ else None
+        for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    )
+    try:
+        jax.distributed.initialize(num_processes=processes, process_id=process)
+    except ValueError as error:
+        raise TrainingError(
+            f"Several processes cannot be joined: {error} Set JAX_COORDINATOR_ADDRESS=host:port, "
+            f"JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process."
+        ) from error
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser; a field that does not exist, and a config that does not load, get one line."""
+    try:
+        rest = app.parse_flags_with_usage(argv)
+        if _CONFIG.value is not None:
+            _CONFIG.value.get("seed")  # a config that failed to load says so when it is used
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).replace("\\n", " ").split())
+        raise SystemExit(f"error: --config: {reason}") from None
+    return rest
 
 
 def run() -> None:
     """Parses flags and trains."""
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=_parse_flags)
 
 
 if __name__ == "__main__":

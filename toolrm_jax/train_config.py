@@ -1,0 +1,129 @@
+"""The door between a config (`ml_collections`) and the frozen dataclasses inside: checked once.
+
+Every error names the field, its value and what it may be, before a model is opened.
+
+    mesh, plan, optimizer, compute = unpack(config)
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from toolrm_jax.batch import RowShape
+from toolrm_jax.batch_plan import PlanConfig
+from toolrm_jax.model import Compute
+from toolrm_jax.optimizer import OptimizerConfig
+from toolrm_jax.sharding import make_mesh, row_shards
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot start or go on; the message says why."""
+
+
+@contextlib.contextmanager
+def section(name: str) -> Iterator[None]:
+    """Turns an error about a value into one that says in which part of the config it is."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise TrainingError(f"config.{name}: {error}") from error
+
+
+def unpack(config: ConfigDict) -> tuple[jax.sharding.Mesh, PlanConfig, OptimizerConfig, Compute]:
+    """Everything that can be checked before a model is opened: seconds, not minutes, to a typo."""
+    _check_numbers(config)
+    with section("mesh"):
+        mesh = make_mesh(**config.mesh)
+    with section("data"):
+        plan = _plan(config.data, row_shards(mesh))
+    with section("optimizer"):
+        optimizer = OptimizerConfig(steps=max(config.train.steps, 1), **config.optimizer)
+    with section("model"):
+        compute = Compute(config.model.dtype, config.model.remat)
+    return mesh, plan, optimizer, compute
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    least = {
+        "seed": 0,
+        "model.num_layers": 0,
+        "data.wrong_per_task": 1,
+        "data.max_tokens": 0,
+        "data.workers": 0,
+        "loss.eta": 0,
+        "train.steps": 0,
+        "train.log_every": 1,
+        "train.eval_every": 0,
+        "train.eval_rows": 1,
+        "train.checkpoint_every": 1,
+        "train.keep_checkpoints": 1,
+    }
+    fields = _flat(config.to_dict())
+    for name, low in least.items():
+        if not fields[name] >= low:
+            raise TrainingError(f"config.{name}={fields[name]}: it must be {low} or more.")
+    if not config.train.steps and not config.train.epochs > 0:
+        raise TrainingError(
+            f"config.train.epochs={config.train.epochs}: with train.steps=0 it says how long to "
+            f"train, so it must be more than 0."
+        )
+
+
+def _plan(data: ConfigDict, shards: int) -> PlanConfig:
+    for shape in data.row_shapes:
+        if len(shape) != 2 or not all(isinstance(size, int) and size > 0 for size in shape):
+            raise ValueError(f"row_shapes has {shape!r}; expected (tokens, responses), both > 0.")
+        if shape[0] > data.batch_tokens:
+            raise ValueError(
+                f"batch_tokens={data.batch_tokens} is less than one row of {shape[0]} tokens: "
+                f"raise it, or choose shorter row_shapes."
+            )
+    shapes = tuple(RowShape(*shape) for shape in data.row_shapes)
+    return PlanConfig(shapes, data.batch_tokens, data.micro_batches, row_multiple=shards)
+
+
+# What may change between two parts of a run: nothing that training computes depends on it.
+_FREE = (
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_rows",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.export",
+    "data.workers",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+)
+
+
+def refuse_other_run(saved: dict[str, Any], meta: dict[str, Any], workdir: Path) -> None:
+    """A workdir belongs to one config: continued under another, it would be a run of neither."""
+    old, new = _flat(saved["config"]), _flat(meta["config"])
+    changes = [
+        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if name not in _FREE and old.get(name) != new.get(name)
+    ]
+    if saved["model"] != meta["model"]:
+        changes.append("model.source: another model than before")
+    for side, fingerprint in meta["data"].items():
+        if saved["data"][side] != fingerprint:
+            changes.append(f"data.{side}: other rows, or tokens, than before")
+    if changes:
+        raise TrainingError(
+            f"{workdir} holds checkpoints of another run ({'; '.join(changes)}). Use another "
+            f"--workdir, or go back to what it was."
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
