@@ -1,14 +1,14 @@
 """The training step on SmolLM2-135M (30 layers), against a plain PyTorch loop over transformers.
 
     python -m benchmarks.train_step [--pairs 8] [--repetitions 5] [--profile]
-
-Both train on the same pairs (one right, one wrong answer each) from the same weights: the forward and backward pass
-and one AdamW update, float32 master weights. PyTorch runs as its users write it: chosen and rejected sequences side
-by side in one padded batch, `AutoModelForSequenceClassification`, in bfloat16 (autocast) and in float32. The
-three take turns in one process, so that a machine that slows down slows all of them; ratios are per turn.
-
-The share of the matmul rate counts the FLOPs of distinct tokens alone (a prompt once, no padding, no
-recomputation), over the rate of the model's own projections in the same precision (`benchmarks/matmul.py`).
+ Both train on the same pairs (one right, one wrong answer each) from the same weights: the
+forward and backward pass and one AdamW update, float32 master weights. PyTorch runs as its users
+write it: chosen and rejected sequences side by side in one padded batch,
+`AutoModelForSequenceClassification`, in bfloat16 (autocast) and in float32. The three take turns
+in one process, so that a machine that slows down slows all of them; ratios are per turn.
+ The share of the matmul rate counts the FLOPs of distinct tokens alone (a prompt once, no
+padding, no recomputation), over the rate of the model's own projections in the same precision
+(`benchmarks/matmul.py`).
 """
 
 import argparse
@@ -82,7 +82,10 @@ def make_work(folder: Path, count: int, model) -> Work:
         loader = Loader(data, index, tokenize, plan, shuffle=False)
     items = [tokenize(row)[0] for row in chosen]
     whole = [tuple(np.concatenate([i.prompt, r]) for r in i.responses) for i in items]
-    keys = sum(len(i.prompt) ** 2 / 2 + sum(len(r) * (len(i.prompt) + len(r) / 2) for r in i.responses) for i in items)
+    keys = sum(
+        len(i.prompt) ** 2 / 2 + sum(len(r) * (len(i.prompt) + len(r) / 2) for r in i.responses)
+        for i in items
+    )
     return Work(loader, whole, tokens, keys / tokens)
 
 
@@ -115,7 +118,7 @@ class Ours:
             with jax.profiler.trace(folder):
                 self.run()
             (path,) = glob.glob(f"{folder}/**/*.trace.json.gz", recursive=True)
-            events = json.loads(gzip.open(path).read())["traceEvents"]
+            events = json.loads(gzip.decompress(Path(path).read_bytes()))["traceEvents"]
         kinds: collections.Counter[str] = collections.Counter()
         for event in events:
             op = event.get("args", {}).get("hlo_op")
@@ -177,10 +180,14 @@ def step_flops(config: ModelConfig, work: Work) -> float:
 
 def main() -> None:
     """Runs the comparison and prints it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=8, help="pairs per step")
     parser.add_argument("--repetitions", type=int, default=5, help="turns of each side")
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench"), help="for pairs and weights")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/bench"), help="for pairs and weights"
+    )
     parser.add_argument("--profile", action="store_true", help="say where our step's time goes")
     args = parser.parse_args()
     model = open_pretrained("embedded:smollm2")
@@ -212,25 +219,30 @@ def main() -> None:
 def _report(args, work: Work, config: ModelConfig, times, rates) -> None:
     padded = 2 * len(work.sequences) * max(len(s) for pair in work.sequences for s in pair)
     print(
-        f"{args.pairs} pairs, {work.distinct_tokens} distinct tokens (ours), {padded} padded tokens (PyTorch); "
-        f"{os.cpu_count()} cores; {args.repetitions} turns, medians"
+        f"{args.pairs} pairs: {work.distinct_tokens} distinct tokens (ours), {padded} padded ones "
+        f"(PyTorch); {os.cpu_count()} cores; {args.repetitions} turns, medians"
     )
     flops = step_flops(config, work)
     for name, spent in times.items():
         rate = statistics.median(rates[name.split(", ")[1]])
-        share = flops / statistics.median(spent) / rate
+        reached = flops / statistics.median(spent)
         print(
-            f"  {name:20}{args.pairs / statistics.median(spent):7.3f} pairs/s"
-            f"{flops / statistics.median(spent) / 1e9:8.0f} GFLOP/s over distinct tokens: {100 * share:.0f}% of {rate / 1e9:.0f}"
+            f"  {name:20}{args.pairs / statistics.median(spent):7.3f} pairs/s{reached / 1e9:7.0f} "
+            f"GFLOP/s over distinct tokens = {100 * reached / rate:.0f}% of {rate / 1e9:.0f}"
         )
-    best = min(("PyTorch, bfloat16", "PyTorch, float32"), key=lambda name: statistics.median(times[name]))
+    bfloat16, float32 = (statistics.median(times[f"PyTorch, {d}"]) for d in rates)
+    best = "PyTorch, bfloat16" if bfloat16 < float32 else "PyTorch, float32"
+    print(f"  best PyTorch: {best}")
     for ours, theirs in (
         ("ours, bfloat16", best),
         ("ours, bfloat16", "PyTorch, bfloat16"),
         ("ours, float32", "PyTorch, float32"),
     ):
         ratios = sorted(t / o for o, t in zip(times[ours], times[theirs], strict=True))
-        print(f"  {ours} over {theirs}: {statistics.median(ratios):.2f}x ({ratios[0]:.2f}-{ratios[-1]:.2f})")
+        print(
+            f"  {ours} over {theirs}: {statistics.median(ratios):.2f} times "
+            f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Attention over the row layout equals plain causal attention over every prompt + response alone."""
+"""Attention over the row layout equals causal attention over every prompt + response alone."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from tiny_models import batch_of, random_prompt
+
 from toolrm_jax import attention
 from toolrm_jax.attention import row_attention
 
@@ -33,7 +33,7 @@ def qkv():
 
 
 def sequences(batch):
-    """(row, places of a prompt's tokens, places of one of its branches' tokens), for every branch."""
+    """(row, places of a prompt's tokens, places of a branch's tokens), for every branch."""
     for row in range(len(batch.tokens)):
         for segment in range(1, batch.segments[row].max() + 1):
             mine = batch.segments[row] == segment
@@ -104,6 +104,20 @@ def test_padding_is_finite_and_moves_nothing(qkv, batch):
         np.testing.assert_array_equal(attend(*filled, batch), attend(*qkv, batch))
     for gradient in gradients:
         assert not np.where(padding, gradient, 0.0).any()
+
+
+def test_bfloat16_gradients_are_near_float32_ones(qkv, batch):
+    def gradients(dtype):
+        def total(*x):
+            return jnp.sum(jnp.square(ours(*x, batch).astype(jnp.float32)))
+
+        return jax.jit(jax.grad(total, (0, 1, 2)))(*(jnp.asarray(x, dtype) for x in qkv))
+
+    for low, exact in zip(gradients(jnp.bfloat16), gradients(jnp.float32), strict=True):
+        assert low.dtype == jnp.bfloat16
+        # Inputs, output, cotangent, probabilities and result, rounded by 2^-9 each.
+        error = np.linalg.norm(low.astype(jnp.float32) - exact) / np.linalg.norm(exact)
+        assert error < 5 * 2**-9
 
 
 def test_bfloat16_keeps_its_type_and_softmax_runs_in_float32(qkv, batch):

@@ -1,7 +1,6 @@
 """GGUF: config, tensors and tokenizer equal transformers' own; bad files give one clear error."""
 
 import json
-import os
 import random
 import re
 import shutil
@@ -21,16 +20,8 @@ TOKENS = ["<s>", "</s>", "a", "b", "ab", "Ġ", "1", "2", "Ċ", "Ċ1"]
 
 
 @pytest.fixture(scope="session")
-def smollm2_path() -> Path:
-    try:
-        return assets.smollm2_gguf()
-    except assets.AssetError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="session")
-def smollm2(smollm2_path):
-    return read_gguf(smollm2_path)
+def smollm2(smollm2_model):
+    return smollm2_model
 
 
 def tiny_weights(tied: bool) -> dict[str, np.ndarray]:
@@ -189,13 +180,10 @@ def bpe_metadata(tokenizer_json: dict, pre: str) -> Metadata:
     )
 
 
-def test_a_qwen2_vocabulary_tokenises_as_the_upstream_files_do():
-    root = os.environ.get("TOOLRM_DATA")
-    if not root:
-        pytest.skip("TOOLRM_DATA is not set: no Qwen tokenizer to compare with")
+def test_a_qwen2_vocabulary_tokenises_as_the_upstream_files_do(toolrm_data):
     from transformers import AutoTokenizer
 
-    directory = Path(root) / "tokenizers" / "qwen2.5"
+    directory = toolrm_data / "tokenizers" / "qwen2.5"
     upstream = AutoTokenizer.from_pretrained(directory)
     metadata = bpe_metadata(json.loads((directory / "tokenizer.json").read_text()), "qwen2")
     ours = build_tokenizer(metadata, {"max_position_embeddings": 8192})

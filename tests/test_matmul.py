@@ -54,6 +54,8 @@ def test_project_gives_float32_gradients_to_float32_weights_in_bfloat16():
     assert (y.dtype, dx.dtype, dw.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     ones = np.ones((2, 5, 7))
     np.testing.assert_allclose(y.astype(jnp.float32), exact("bsi,io->bso", x, w), atol=BF16_BOUND)
-    np.testing.assert_allclose(dx.astype(jnp.float32), exact("bso,io->bsi", ones, w), atol=BF16_BOUND)
+    np.testing.assert_allclose(
+        dx.astype(jnp.float32), exact("bso,io->bsi", ones, w), atol=BF16_BOUND
+    )
     # Ten bf16 inputs summed in float32, not in bf16: exact but for float32's own rounding.
     np.testing.assert_allclose(dw, exact("bsi,bso->io", low, ones), rtol=1e-5, atol=1e-5)

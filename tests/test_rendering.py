@@ -3,8 +3,6 @@
 import copy
 import datetime
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +12,6 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from toolrm_jax import assets
-from toolrm_jax.gguf_llama import read_gguf
 from toolrm_jax.rendering import (
     ChatTemplateError,
     Renderer,
@@ -68,29 +64,19 @@ def turn(*calls, content=""):
 
 
 @pytest.fixture(scope="session")
-def bare_smollm2():
+def bare_smollm2(smollm2_model):
     """SmolLM2's tokenizer as it is published: a template without tools, pad equal to eos."""
-    try:
-        return read_gguf(assets.smollm2_gguf()).tokenizer
-    except assets.AssetError as error:
-        pytest.skip(str(error))
+    return smollm2_model.tokenizer
 
 
 @pytest.fixture(scope="session")
-def smollm2(bare_smollm2):
-    return prepare_tokenizer(copy.deepcopy(bare_smollm2))
-
-
-def qwen(name: str):
-    root = os.environ.get("TOOLRM_DATA")
-    if not root:
-        pytest.skip("TOOLRM_DATA is not set: no Qwen tokenizer to render with")
-    return prepare_tokenizer(AutoTokenizer.from_pretrained(Path(root) / "tokenizers" / name))
+def smollm2(smollm2_tokenizer):
+    return smollm2_tokenizer
 
 
 @pytest.fixture(scope="session")
-def qwen25():
-    return qwen("qwen2.5")
+def qwen25(qwen_tokenizer):
+    return qwen_tokenizer("qwen2.5")
 
 
 @pytest.fixture(scope="session", params=["smollm2", "qwen2.5", "qwen3"])
@@ -99,7 +85,7 @@ def tokenizer(request):
         return request.getfixturevalue("smollm2")
     if request.param == "qwen2.5":
         return request.getfixturevalue("qwen25")
-    return qwen(request.param)
+    return request.getfixturevalue("qwen_tokenizer")(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -331,10 +317,10 @@ def test_without_tools_the_own_template_adds_nothing(smollm2):
 # --- preparing a tokenizer ------------------------------------------------------------------------
 
 
-def test_only_a_template_without_tools_is_replaced(bare_smollm2, smollm2, qwen25):
+def test_only_a_template_without_tools_is_replaced(bare_smollm2, smollm2, qwen25, toolrm_data):
     assert "tools" not in bare_smollm2.chat_template
     assert "<tools>" in smollm2.chat_template
-    own = AutoTokenizer.from_pretrained(Path(os.environ["TOOLRM_DATA"]) / "tokenizers" / "qwen2.5")
+    own = AutoTokenizer.from_pretrained(toolrm_data / "tokenizers" / "qwen2.5")
     assert qwen25.chat_template == own.chat_template
     assert qwen25.pad_token == own.pad_token
 

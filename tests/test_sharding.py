@@ -8,7 +8,9 @@ from toolrm_jax.sharding import AXES, MESH_AXES, logical_to_spec, make_mesh, row
 
 
 def test_the_table_names_mesh_axes_alone_and_stays_small():
-    named = {a for axes in AXES.values() for a in ((axes,) if isinstance(axes, str) else axes or ())}
+    named = {
+        a for axes in AXES.values() for a in ((axes,) if isinstance(axes, str) else axes or ())
+    }
     assert named == set(MESH_AXES)
     assert len(AXES) <= 15
 
@@ -19,7 +21,9 @@ def test_logical_axes_become_mesh_axes():
 
 
 def test_an_unknown_axis_is_named():
-    with pytest.raises(ValueError, match=r"Unknown logical axes \['widht'\]; known ones: .*'width'"):
+    with pytest.raises(
+        ValueError, match=r"Unknown logical axes \['widht'\]; known ones: .*'width'"
+    ):
         logical_to_spec(("widht", "mlp"))
 
 

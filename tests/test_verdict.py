@@ -18,7 +18,7 @@ TOOL = {
 
 
 def row(number: int) -> dict:
-    """A prompt with a wrong value of the same length (no rule sees it) and a call its schema rejects."""
+    """A prompt with a wrong value as long as the right one, and a call that its schema rejects."""
     city = f"town{number:02}"
     right = [{"name": "weather", "arguments": {"city": city}}]
     other = [{"name": "weather", "arguments": {"city": "bytes7"}}]
@@ -49,7 +49,8 @@ def test_every_scorer_is_judged_on_the_same_pairs_and_ties_count_half():
     found = compare(scores(ROWS, [1.0] * 80), scores(ROWS, [0.0] * 80), ROWS, ROWS)
     assert found.credits[MODEL].mean() == 1.0
     assert found.credits[BLIND].mean() == 0.5
-    # The schema rule ties on the wrong values and wins on the calls without their required argument.
+    # The schema rule ties on the wrong values and wins on the calls without their required
+    # argument.
     assert found.credits["schema-valid wins"].mean() == pytest.approx(0.75)
     assert set(found.credits) >= {COMBINATION, "longer wins", "verbatim arguments win"}
     assert all(len(credit) == 80 for credit in found.credits.values())

@@ -7,14 +7,18 @@
 Right answers name the tool that was asked for and copy the city; wrong ones do not.
 """
 
+import contextlib
 import functools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -24,11 +28,24 @@ from toolrm_jax.chat_template import prepare_tokenizer
 CITIES = ("Rome", "Oslo", "Lima", "Cairo", "Paris", "Quito", "Seoul", "Tunis", "Dakar", "Hanoi")
 TOOLS = ("get_weather", "get_time")
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+# Much shorter than the package's own: compilation time grows with a row's length.
+TEMPLATE = """\
+{%- if tools %}<|im_start|>system
+{{ tools | map(attribute="function") | list | tojson }}<|im_end|>
+{% endif %}
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}
+{%- for call in message.tool_calls or [] %}
+{{- "\n" if not loop.first }}<tool_call>{{ call.function | tojson }}</tool_call>
+{%- endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 ROOT = Path(__file__).parent.parent
 
 
 def _tool(name: str) -> dict:
-    city = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    city = {"type": "object", "properties": {"city": {"type": "string"}}}
     return {"name": name, "description": "For a city.", "parameters": city}
 
 
@@ -82,10 +99,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    words = Path(ROOT / "toolrm_jax" / "chat_template.jinja").read_text()
-    bpe.train_from_iterator([words, *map(json.dumps, rows("train", 20))] * 3, trainer)
+    texts = [json.dumps(row, ensure_ascii=False) for row in rows("train", 20)]
+    bpe.train_from_iterator([*texts * 3, TEMPLATE], trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=TEMPLATE,
     )
     return prepare_tokenizer(fast)
 
@@ -131,8 +151,8 @@ def settings(folder: Path) -> dict:
         "model.dtype": "float32",
         "data.train": str(folder / "train.jsonl"),
         "data.heldout": str(folder / "heldout.jsonl"),
-        "data.row_shapes": ((576, 16),),
-        "data.batch_tokens": 4608,
+        "data.row_shapes": ((384, 16),),
+        "data.batch_tokens": 8 * 384,
         "optimizer.learning_rate": 3e-3,
         "train.steps": 8,
         "train.log_every": 1,
@@ -185,3 +205,29 @@ def metrics(workdir: Path, split: str = "train") -> list[dict]:
     """The lines of metrics.jsonl of one split."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [line for line in map(json.loads, lines) if line["split"] == split]
+
+
+@contextlib.contextmanager
+def shared_compilations(folder: Path) -> Iterator[None]:
+    """While open, this process and those it starts keep what they compile in a folder.
+
+    Compilation is nearly all of the time of a tiny run.
+    """
+    names = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    environment = {name.upper(): str(value) for name, value in names.items()}
+    compilation_cache.reset_cache()
+    for name, value in names.items():
+        jax.config.update(name, value)
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+            del os.environ[name.upper()]
+        compilation_cache.reset_cache()

@@ -13,9 +13,12 @@ import functools
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from toolrm_jax.batch import Batch, RowShape, TokenizedPrompt, empty_batch, place
-from toolrm_jax.model import Compute, Forward, Params, init_params
+from toolrm_jax.model import Compute, Forward, Params, abstract_params
 from toolrm_jax.model_config import ModelConfig, Rope
 from toolrm_jax.sharding import logical_to_spec
 
@@ -49,24 +52,19 @@ def tiny(family: str = "qwen2", **changes) -> ModelConfig:
 
 
 def random_params(config: ModelConfig, seed: int = 0) -> Params:
-    """Parameters none of which is at a neutral value, on the current mesh; the same on every mesh."""
+    """Parameters none of which is at a neutral value, on the mesh that is set; alike on all meshes.
+
+    Made on the host: compiling `init_params` on every mesh would take most of the tests' time.
+    """
     rng = np.random.default_rng(seed)
 
-    def noisy(x):
-        noise = rng.normal(0, 0.2, x.shape).astype(np.float32)
-        return jax.device_put(np.asarray(x) + noise, x.sharding)
+    def draw(path, target):
+        center = 1.0 if "norm" in path[-1].key else 0.0
+        value = rng.normal(center, config.init_scale, target.shape).astype(np.float32)
+        return jax.device_put(value, target.sharding)
 
-    return jax.tree.map(noisy, initial_params(config))
-
-
-@functools.cache
-def _init(config: ModelConfig, mesh) -> Params:
-    return init_params(config, seed=0)
-
-
-def initial_params(config: ModelConfig) -> Params:
-    """`init_params`, kept: its compilation is most of its time."""
-    return _init(config, jax.sharding.get_abstract_mesh())
+    mesh = jax.sharding.get_mesh()
+    return jax.tree_util.tree_map_with_path(draw, abstract_params(config, mesh))
 
 
 @functools.cache
@@ -112,7 +110,7 @@ def on_mesh(batch: Batch, mesh, leading: tuple[str, ...] = ("rows",)) -> Batch:
 
 
 def alone(item: TokenizedPrompt) -> list[TokenizedPrompt]:
-    """Each prompt + response as one plain sequence: all but the last token prompt, the last response."""
+    """Each prompt + response as a plain sequence: its last token the response, the rest prompt."""
     whole = [np.concatenate([item.prompt, response]) for response in item.responses]
     return [TokenizedPrompt(tokens[:-1], [tokens[-1:]]) for tokens in whole]
 
@@ -120,3 +118,21 @@ def alone(item: TokenizedPrompt) -> list[TokenizedPrompt]:
 def rewards_in_order(rewards_BM: jax.Array, batch: Batch) -> np.ndarray:
     """The rewards of the responses that are there, row by row."""
     return np.asarray(rewards_BM)[np.asarray(batch.answers) > 0]
+
+
+TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of printable ASCII, newline and </s> (97 tokens); pad is eos, as in SmolLM2."""
+    letters = [chr(code) for code in range(33, 127)] + ["Ġ", "Ċ"]
+    backend = Tokenizer(BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["</s>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, chat_template=TEMPLATE, eos_token="</s>", pad_token="</s>"
+    )

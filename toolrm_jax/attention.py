@@ -29,8 +29,9 @@ _MASKED = -1e30  # not -inf: a query that may see no key at all (padding) must n
 
 
 def block_size(S: int) -> int:
-    """Queries per block. The float32 logits of one block, 4 * B * N * block_size(S) * S bytes, are the most
-    that is held at a time, forward and backward."""
+    """Queries per block. No step needs more than one block's float32 logits, 4 * B * N *
+    block_size(S) * S bytes, and nothing of that size is kept for the backward pass. (Blocks do not
+    depend on each other, though, and XLA:CPU overlaps them: it was seen to hold all at once.)"""
     return max(QUERY_BLOCK, -(-S // MAX_BLOCKS))
 
 
@@ -53,14 +54,16 @@ def _attention(q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS) -> Array:
 
 
 def _forward(q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS):
-    """The output, and what the backward pass needs: it computes the probabilities again, block by block,
-    from the logarithm of each query's normaliser (FlashAttention, arXiv:2205.14135)."""
+    """The output, and what the backward pass needs: it computes the probabilities again, block by
+    block, from the logarithm of each query's normaliser (FlashAttention, arXiv:2205.14135)."""
     S = q_BKGSH.shape[3]
     k_BKHS = k_BKSH.swapaxes(2, 3)
     outs, normalisers = [], []
     for block in _blocks(S):
         keys = slice(0, block.stop)
-        logits = _logits(q_BKGSH[:, :, :, block], k_BKHS[..., keys], segments_BS, branches_BS, block)
+        logits = _logits(
+            q_BKGSH[:, :, :, block], k_BKHS[..., keys], segments_BS, branches_BS, block
+        )
         normaliser = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
         probs = jnp.exp(logits - normaliser).astype(q_BKGSH.dtype)
         outs.append(_product(probs, v_BKSH[:, :, keys]).astype(q_BKGSH.dtype))
@@ -94,7 +97,9 @@ def _backward(residuals, dout_BKGSH: Array):
         dq_blocks.append(_product(dlogits, k_BKSH[:, :, keys]).astype(dtype))
         dk_BKHS = dk_BKHS.at[..., keys].add(_transposed_product(q, dlogits))
         dv_BKHS = dv_BKHS.at[..., keys].add(_transposed_product(dout, probs.astype(dtype)))
-    dk_BKSH, dv_BKSH = (x.swapaxes(2, 3).astype(dtype) for x in (dk_BKHS, dv_BKHS))
+    # row_major: where there is one block, XLA would fold this transpose into the product before it,
+    # and XLA:CPU cannot run that form in bfloat16 ("Unsupported element type for DotThunk").
+    dk_BKSH, dv_BKSH = (row_major(x).swapaxes(2, 3).astype(dtype) for x in (dk_BKHS, dv_BKHS))
     return jnp.concatenate(dq_blocks, axis=3), dk_BKSH, dv_BKSH, None, None
 
 
@@ -123,7 +128,7 @@ def _mask(segments_BS: Array, branches_BS: Array, block: slice) -> Array:
 
 
 def _product(a_BKGQX: Array, b_BKXY: Array) -> Array:
-    """Float32 [B, K, G, Q, Y]; the G heads of a group multiply the same right side, as one product."""
+    """Float32 [B, K, G, Q, Y]; a group's G heads multiply the same right side, as one product."""
     B, K, G, Q, X = a_BKGQX.shape
     return multiply(a_BKGQX.reshape(B, K, G * Q, X), b_BKXY).reshape(B, K, G, Q, -1)
 

@@ -53,6 +53,15 @@ class TokenizedPrompt:
     right: Sequence[bool] = ()
     margins: Sequence[float] = ()
 
+    def __post_init__(self):
+        count = len(self.responses)
+        if any(len(response) == 0 for response in self.responses):
+            raise ValueError(f"An empty response among {count}: each needs a token to be read at.")
+        for name in ("right", "margins"):
+            labels = getattr(self, name)
+            if len(labels) not in (0, count):
+                raise ValueError(f"{name} has {len(labels)} entries for {count} responses.")
+
     @property
     def tokens(self) -> int:
         """Tokens computed for it: the prompt once, and every response."""
@@ -99,8 +108,10 @@ def place(batch: Batch, row: int, prompts: Sequence[TokenizedPrompt]) -> None:
             at += len(response)
             batch.ends[row, branch - 1] = at - 1
         batch.answers[row, first:branch] = segment
-        batch.right[row, first:branch] = item.right or False
-        batch.margins[row, first:branch] = item.margins or 0.0
+        if len(item.right):
+            batch.right[row, first:branch] = item.right
+        if len(item.margins):
+            batch.margins[row, first:branch] = item.margins
 
 
 def _write(batch, row: int, at: int, tokens: np.ndarray, segment: int, branch: int, position: int):

@@ -57,9 +57,9 @@ class PlanConfig:
     def __post_init__(self):
         if not self.shapes:
             raise ValueError("plan.shapes is empty: give at least one (tokens, responses).")
-        if self.batch_tokens < 1 or self.micro_batches < 1 or self.row_multiple < 1:
+        if min(self.batch_tokens, self.micro_batches, self.row_multiple, self.window) < 1:
             raise ValueError(
-                "plan.batch_tokens, micro_batches and row_multiple must be at least 1."
+                "plan.batch_tokens, micro_batches, row_multiple and window must be at least 1."
             )
 
     def rows(self, shape: RowShape) -> int:
@@ -103,6 +103,8 @@ def plan_epoch(
     for number, shape in enumerate(shapes):
         ids = order[assigned[order] == number]
         rows = _pack(ids, lengths, shape, config.window)
+        if shuffle:  # packing works by length; a step must not be of long examples alone
+            rows = [rows[i] for i in random.permutation(len(rows))]
         steps += _cut(rows, shape, config)
     if shuffle:
         steps = [steps[i] for i in random.permutation(len(steps))]

@@ -76,7 +76,7 @@ class RowFile:
             raise LoaderError(f"{at}: expected UTF-8, found {error}.") from None
         for number, wrong in enumerate(row["rejected"]):
             margin = wrong.get("margin", 0.0)
-            if not isinstance(margin, int | float) or not math.isfinite(margin):
+            if type(margin) not in (int, float) or not math.isfinite(margin):  # bool is an int
                 raise LoaderError(
                     f"{at}: rejected[{number}] has the margin {margin!r}; expected a finite number."
                 )

@@ -1,12 +1,14 @@
 """The matrix products: projections by master weights, and the batched products of attention.
 
-Both cast their inputs to the compute type and accumulate in float32; `project` does the same in its backward
-pass, and returns a float32 gradient to a float32 master weight while all three products run in bfloat16.
+Both cast their inputs to the compute type and accumulate in float32; `project` does the same in
+its backward pass, and returns a float32 gradient to a float32 master weight while all three
+products run in bfloat16.
 
-Why not leave it to `jnp.einsum` and autodiff? Because the cotangent of a float32 accumulation is float32,
-which makes both backward products float32; and because XLA's fast bfloat16 kernel on CPUs takes only the
-plain row-major product: the transposed forms that autodiff produces run at under half its rate
-(`benchmarks/matmul.py`). So the transposes are carried out there, which costs a few percent of the product.
+Why not leave it to `jnp.einsum` and autodiff? Because the cotangent of a float32 accumulation is
+float32, which makes both backward products float32; and because XLA's fast bfloat16 kernel on
+CPUs takes only the plain row-major product: the transposed forms that autodiff produces run at
+under half its rate (`benchmarks/matmul.py`). So the transposes are carried out there, which costs
+a few percent of the product.
 """
 
 import functools
@@ -39,7 +41,8 @@ def _dot(a: Array, b: Array, dims, out_spec: PartitionSpec | None = None) -> Arr
 
 
 def multiply(a: Array, b: Array) -> Array:
-    """a [*batch, M, K] times b [*batch, K, N] -> float32 [*batch, M, N]. Not for autodiff: see above."""
+    """a [*batch, M, K] times b [*batch, K, N] -> float32 [*batch, M, N]. Not for autodiff: see
+    above."""
     batch = tuple(range(a.ndim - 2))
     b = row_major(b.astype(a.dtype))
     return _dot(a, b, (((a.ndim - 1,), (b.ndim - 2,)), (batch, batch)))

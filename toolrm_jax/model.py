@@ -134,7 +134,9 @@ class Blocks(nnx.Module):
             k_BSKH = rms_norm(k_BSKH, self.k_norm[...], c.norm_eps)
         out_BSNH = _attention(rotate(q_BSNH, cos_sin), rotate(k_BSKH, cos_sin), v_BSKH, batch)
         B, S, N, H = out_BSNH.shape
-        return project(out_BSNH.reshape(B, S, N * H), self.o[...], self.compute.dtype)
+        layout = logical_to_spec(("rows", "tokens", "heads"))
+        out_BSX = jnp.reshape(out_BSNH, (B, S, N * H), out_sharding=layout)
+        return project(out_BSX, self.o[...], self.compute.dtype)
 
     def _heads(self, x_BSD: Array, name: str, heads: int) -> Array:
         y = checkpoint_name(
@@ -142,7 +144,10 @@ class Blocks(nnx.Module):
         )
         if self.config.qkv_bias:
             y = y + _beside(getattr(self, f"{name}_bias")[...].astype(y.dtype), y)
-        return y.reshape(*y.shape[:2], heads, self.config.head_dim)
+        # The layout is spelled out: with one key head, JAX would split its head_dim over `tensor`.
+        layout = logical_to_spec(("rows", "tokens", "heads", None))
+        shape = (*y.shape[:2], heads, self.config.head_dim)
+        return jnp.reshape(y, shape, out_sharding=layout)
 
     def _mlp(self, x_BSD: Array) -> Array:
         dtype = self.compute.dtype

@@ -26,6 +26,9 @@ class OptimizerConfig:
             ("steps", self.steps >= 1, "at least 1"),
             ("warmup_fraction", 0 <= self.warmup_fraction < 1, "in [0, 1)"),
             ("final_fraction", 0 <= self.final_fraction <= 1, "in [0, 1]"),
+            ("b1", 0 <= self.b1 < 1, "in [0, 1)"),
+            ("b2", 0 <= self.b2 < 1, "in [0, 1)"),
+            ("eps", self.eps > 0, "a positive number"),
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
             ("clip_norm", self.clip_norm > 0, "a positive number"),
         ):

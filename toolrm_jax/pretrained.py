@@ -15,7 +15,7 @@ import dataclasses
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from toolrm_jax.assets import resolve_model
+from toolrm_jax.assets import AssetError, resolve_model
 from toolrm_jax.gguf_llama import read_gguf
 from toolrm_jax.huggingface import Source, open_directory, read_config
 from toolrm_jax.rendering import prepare_tokenizer
@@ -37,5 +37,11 @@ def open_pretrained(name: str) -> Pretrained:
         source = Source(read_config(model.config, model.tensors), model.tensors, name)
         return Pretrained(source, prepare_tokenizer(model.tokenizer))
     source = dataclasses.replace(open_directory(path), origin=name)
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise AssetError(
+            f"{name!r} has no tokenizer that transformers can open (expected tokenizer.json and "
+            f"tokenizer_config.json): {str(error).splitlines()[0]}"
+        ) from error
     return Pretrained(source, prepare_tokenizer(tokenizer))

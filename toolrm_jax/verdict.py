@@ -1,6 +1,7 @@
 """The quickstart's verdict: is the reward model worth more than rules that cost nothing?
 
-    scores of the model, of the blind model (trained without the prompt), and of rules, on the same held-out pairs
+    scores of the model, of the blind model (trained without the prompt), and of rules, on the
+    same held-out pairs
         --> a table (accuracy in %, a tie counting half), paired intervals, and the answer in words
 
 All intervals are 95%, from a bootstrap over tasks (`metrics.py`).
@@ -16,13 +17,14 @@ from toolrm_jax.metrics import credit, estimate, paired_gain
 from toolrm_jax.pairs import Row
 from toolrm_jax.rules import RULES, BestCombination
 
+_COLUMN = 24  # the longest rule's name and two blanks
 MODEL, BLIND = "reward model", "blind model"
 COMBINATION = "best combination"
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Credits (1 right, 0.5 tie, 0 wrong) of every scorer on every pair, pairs in one order. [n] each."""
+    """Credits (1 right, 0.5 tie, 0 wrong) of every scorer on every pair, in one order. [n] each."""
 
     tasks: list[str]
     error_types: list[str]
@@ -32,17 +34,17 @@ class Verdict:
         """Accuracy in percent, overall with its interval and per error type."""
         names = list(self.credits)
         width = max(len(kind) for kind in self.error_types) + 2
-        head = f"{'':{width}}{'n':>6}" + "".join(f"{name:>18}" for name in names)
+        head = f"{'':{width}}{'n':>6}" + "".join(f"{name:>{_COLUMN}}" for name in names)
         overall = f"{'all':{width}}{len(self.tasks):>6,}"
         for name in names:
-            overall += f"{100 * self.credits[name].mean():>18.1f}"
+            overall += f"{100 * self.credits[name].mean():>{_COLUMN}.1f}"
         spread = f"{'  95% interval':{width}}{'':>6}"
         for name in names:
             found = estimate(self.credits[name], self.tasks)
-            spread += f"{f'{100 * found.low:.1f}-{100 * found.high:.1f}':>18}"
+            spread += f"{f'{100 * found.low:.1f}-{100 * found.high:.1f}':>{_COLUMN}}"
         ties = f"{'  ties':{width}}{'':>6}"
         for name in names:
-            ties += f"{int((self.credits[name] == 0.5).sum()):>18,}"
+            ties += f"{int((self.credits[name] == 0.5).sum()):>{_COLUMN},}"
         rows = [self._row(kind, width) for kind in self._kinds()]
         return "\n".join([head, overall, spread, ties, *rows])
 
@@ -53,7 +55,7 @@ class Verdict:
 
     def _row(self, kind: str, width: int) -> str:
         chosen = np.array([k == kind for k in self.error_types])
-        values = "".join(f"{100 * c[chosen].mean():>18.1f}" for c in self.credits.values())
+        values = "".join(f"{100 * c[chosen].mean():>{_COLUMN}.1f}" for c in self.credits.values())
         return f"{kind:{width}}{chosen.sum():>6,}{values}"
 
     def words(self) -> str:

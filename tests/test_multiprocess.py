@@ -1,0 +1,132 @@
+"""Two processes, as on two hosts: one run, each with its own part of every batch."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import tiny
+
+from toolrm_jax.train import train
+
+RUN = {"train.steps": 4, "train.eval_every": 3}
+
+# The ordinary command, in a process that also tells which rows it reads, of which, and what files
+# it writes.
+WATCHED = """
+import os, sys
+from toolrm_jax import loader, train
+workdir = os.path.abspath(sys.argv[sys.argv.index("--workdir") + 1])
+log = open(f"{workdir}.{os.environ['JAX_PROCESS_ID']}.log", "w")
+take = loader.RowShare.take
+def told(self, rows):
+    mine = take(self, rows)
+    flat = lambda rows: [i for row in rows for i in row]
+    print("READ", flat(rows), flat(mine), sep="\\t", file=log, flush=True)
+    return mine
+loader.RowShare.take = told
+def watch(event, arguments):
+    if event == "open" and isinstance(arguments[0], str):
+        path, flags = os.path.abspath(arguments[0]), arguments[2]
+        if path.startswith(workdir + os.sep) and flags & (os.O_WRONLY | os.O_RDWR):
+            print("WROTE", os.path.relpath(path, workdir), sep="\\t", file=log, flush=True)
+sys.addaudithook(watch)
+train.run()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def run_together(
+    folder: Path, name: str, processes: int, devices: int, **changes
+) -> list[list[list[str]]]:
+    """Runs the command as several processes; what each told, as tab-separated fields."""
+    coordinator = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"}
+    started = [
+        tiny.start(
+            tiny.command(folder, folder / name, **changes),
+            devices,
+            WATCHED,
+            **coordinator,
+            JAX_NUM_PROCESSES=str(processes),
+            JAX_PROCESS_ID=str(number),
+        )
+        for number in range(processes)
+    ]
+    outputs = []
+    try:
+        for process in started:
+            outputs.append(process.communicate(timeout=400)[0])
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * processes, "\n\n".join(outputs)
+    logs = [(folder / f"{name}.{number}.log").read_text() for number in range(processes)]
+    return [[line.split("\t") for line in log.splitlines()] for log in logs]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled(tmp_path_factory):
+    with tiny.shared_compilations(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A folder with a model, data, and the workdir `alone` of a run of one process."""
+    folder = tmp_path_factory.mktemp("toy")
+    tiny.write_model(folder / "model")
+    tiny.write_data(folder)
+    train(tiny.run_config(folder, **RUN), folder / "alone")
+    return folder
+
+
+def assert_same_run(one, other, names=("loss",)) -> None:
+    """The same figures at every step and evaluation, and an export of the same size."""
+    for split in ("train", "heldout"):
+        lines = tiny.metrics(one, split), tiny.metrics(other, split)
+        assert [a["step"] for a in lines[0]] == [b["step"] for b in lines[1]]
+        for a, b in zip(*lines, strict=True):
+            for name in names:
+                assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-5), (split, a["step"])
+    summaries = [json.loads((w / "evaluation.json").read_text()) for w in (one, other)]
+    assert summaries[0]["pairs_seen"] == summaries[1]["pairs_seen"]
+    assert (one / "export" / "model.safetensors").stat().st_size == (
+        (other / "export" / "model.safetensors").stat().st_size
+    )
+
+
+def test_two_processes_train_as_one(toy):
+    told = run_together(toy, "two", processes=2, devices=2, **RUN)
+    names = ("loss", "margin", "reward_mean", "reward_std", "accuracy", "ties")
+    assert_same_run(toy / "two", toy / "alone", names)
+
+    reads = [
+        [(json.loads(f[1]), json.loads(f[2])) for f in lines if f[0] == "READ"] for lines in told
+    ]
+    # The processes see the same batches, and each reads the part of it that the other does not.
+    parts = [{tuple(whole): mine for whole, mine in part} for part in reads]
+    assert parts[0].keys() == parts[1].keys()
+    assert len(reads[0]) == len(reads[1]) >= RUN["train.steps"]
+    for whole in parts[0]:
+        assert parts[0][whole] + parts[1][whole] == list(whole)
+    assert any(parts[1].values())
+
+    writes = [{f[1] for f in lines if f[0] == "WROTE"} for lines in told]
+    assert {"metrics.jsonl", "export.partial/config.json"} <= writes[0]
+    assert {path.split("/")[0] for path in writes[1]} <= {"checkpoints"}
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_the_model_train_as_one(toy):
+    """mesh.tensor across processes: both read the same rows."""
+    changes = RUN | {"mesh.fsdp": 1, "mesh.tensor": 2}
+    told = run_together(toy, "tensor", processes=2, devices=1, **changes)
+    assert_same_run(toy / "tensor", toy / "alone")
+    reads = [sorted(f[1:] for f in lines if f[0] == "READ") for lines in told]
+    assert reads[0] == reads[1]
+    assert all(whole == mine for whole, mine in reads[0])
