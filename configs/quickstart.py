@@ -16,9 +16,9 @@ from configs import smollm2_135m
 def get_config() -> ConfigDict:
     """The full model's config with fewer layers and steps."""
     config = smollm2_135m.get_config()
-    config.model.num_layers = 10
+    config.model.num_layers = 8
     config.data.row_shapes = ((1024, 32),)
-    config.data.max_tokens = 768
-    config.train.steps = 110
-    config.optimizer.learning_rate = 1e-4
+    config.data.max_tokens = 512
+    config.train.steps = 95
+    config.optimizer.learning_rate = 1.5e-4
     return config

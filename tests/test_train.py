@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 import struct
 
@@ -91,7 +92,8 @@ def resumed(toy):
     again = tiny.start(tiny.command(toy, workdir, **RUN, **{"data.workers": 1}), devices=8)
     output, _ = again.communicate(timeout=300)
     assert again.returncode == 0, output
-    assert f"continuing at step {2 * CHECKPOINT_EVERY} from" in output
+    # The second checkpoint was being written when the kill came; it may not have got complete.
+    assert re.search(f"continuing at step ({CHECKPOINT_EVERY}|{2 * CHECKPOINT_EVERY}) from", output)
     return workdir
 
 

@@ -20,7 +20,7 @@ from toolrm_jax import evaluate, verdict
 from toolrm_jax.assets import fetch
 from toolrm_jax.bfcl_pairs import PairFiles, ensure_pairs
 from toolrm_jax.pairs import read_rows
-from toolrm_jax.train import train
+from toolrm_jax.train import EXPECTED, train
 
 
 def run(workdir: Path) -> None:
@@ -84,7 +84,10 @@ def main() -> None:
         "--workdir", type=Path, default=Path("runs/quickstart"), help="where everything goes"
     )
     logging.set_verbosity(logging.WARNING)
-    run(parser.parse_args().workdir)
+    try:
+        run(parser.parse_args().workdir)
+    except EXPECTED as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":
