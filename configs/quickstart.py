@@ -3,8 +3,8 @@
     python -m toolrm_jax.train --config configs/quickstart.py --workdir runs/quickstart/model
 
 `make quickstart` runs this, the blind model it is compared with, and the verdict
-(`toolrm_jax/quickstart.py`); the README shows what that printed and how long it took. Half of a
-decoder's layers keep most of what tells right calls from wrong ones, at a fraction of the cost:
+(`toolrm_jax/quickstart.py`); the README shows what that printed and how long it took. The first
+layers of a decoder keep much of what tells right calls from wrong ones, at a fraction of the cost:
 hence `num_layers`.
 """
 
@@ -16,9 +16,9 @@ from configs import smollm2_135m
 def get_config() -> ConfigDict:
     """The full model's config with fewer layers and steps."""
     config = smollm2_135m.get_config()
-    config.model.num_layers = 8
+    config.model.num_layers = 10
     config.data.row_shapes = ((1024, 32),)
-    config.data.max_tokens = 512
-    config.train.steps = 95
-    config.optimizer.learning_rate = 1.5e-4
+    config.data.max_tokens = 768
+    config.train.steps = 110
+    config.optimizer.learning_rate = 2e-4
     return config
