@@ -75,6 +75,17 @@ MODELS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Torch's threads spin while they wait: beside other work, two are three times slower."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def prompts():
     rng = np.random.default_rng(0)
@@ -207,7 +218,10 @@ def test_a_model_survives_our_reading_and_writing(name, tmp_path, single_device)
     assert set(before) == set(after)
     assert all(bool((before[name] == after[name]).all()) for name in before)
     tokens = sequences([random_prompt(np.random.default_rng(1), 20, 5)])
-    np.testing.assert_array_equal(their_rewards(again.eval(), tokens), their_rewards(model, tokens))
+    # Not bit for bit: torch's own products differ in the last bit with where a tensor lies in memory.
+    np.testing.assert_allclose(
+        their_rewards(again.eval(), tokens), their_rewards(model, tokens), atol=1e-6
+    )
 
 
 def test_pipelines_and_padded_batches_return_the_raw_reward(tmp_path, single_device):
