@@ -218,7 +218,7 @@ def test_a_model_survives_our_reading_and_writing(name, tmp_path, single_device)
     assert set(before) == set(after)
     assert all(bool((before[name] == after[name]).all()) for name in before)
     tokens = sequences([random_prompt(np.random.default_rng(1), 20, 5)])
-    # Not bit for bit: torch's own products differ in the last bit with where a tensor lies in memory.
+    # Not bit for bit: torch's products differ in the last bit with where a tensor is in memory.
     np.testing.assert_allclose(
         their_rewards(again.eval(), tokens), their_rewards(model, tokens), atol=1e-6
     )
