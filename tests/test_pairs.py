@@ -15,7 +15,7 @@ from toolrm_jax.pairs import MIX, PairsError, build, pairs_of, read_rows, write_
 from toolrm_jax.splits import components, split
 from toolrm_jax.tool_calls import ErrorType, exact_reference, judge
 
-CITIES = "Oslo Rome Bern Lima Kyiv Cork Nice Bath Riga Doha".split()  # noqa: SIM905
+CITIES = ["Oslo", "Rome", "Bern", "Lima", "Kyiv", "Cork", "Nice", "Bath", "Riga", "Doha"]
 
 
 def synthetic(count):

@@ -24,8 +24,8 @@ class SideReport:
     got: collections.Counter[ErrorType] = dataclasses.field(default_factory=collections.Counter)
     kinds: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     # A side of equal length counts half.
-    right_longer: collections.Counter[ErrorType] = dataclasses.field(
-        default_factory=collections.Counter
+    right_longer: collections.defaultdict[ErrorType, float] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(float)
     )
     no_call_tasks: int = 0
     left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)

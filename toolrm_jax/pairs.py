@@ -216,7 +216,7 @@ class _Chooser:
         self.excess_longer[wrong.error_type] += sign
         self.report.got[wrong.error_type] += 1
         self.report.kinds[wrong.kind] += 1
-        self.report.right_longer[wrong.error_type] += (1 + sign) / 2  # type: ignore[assignment]
+        self.report.right_longer[wrong.error_type] += (1 + sign) / 2
 
 
 def _sign(number: int) -> int:
