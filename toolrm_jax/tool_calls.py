@@ -172,7 +172,7 @@ def _properties(tool: Tool | None) -> dict[str, Any]:
 # Comparing values --------------------------------------------------------------------------------
 
 _IGNORED = re.compile(r"[ ,./\-_*^]")
-_PYTHON_TYPES: dict[str, tuple[type, ...]] = {
+PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
     "number": (int, float),
@@ -218,7 +218,7 @@ def _fits(value: Any, schema: dict[str, Any], accepted: list[Any]) -> bool:
 
 
 def _fits_kind(value: Any, kind: str, schema: dict[str, Any], accepted: list[Any]) -> bool:
-    if not isinstance(value, _PYTHON_TYPES.get(kind, ())):
+    if not isinstance(value, PYTHON_TYPES.get(kind, ())):
         return False
     if isinstance(value, bool) and kind in ("integer", "number"):
         return False
