@@ -26,14 +26,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from toolrm_jax.attention import row_attention
 from toolrm_jax.batch import Batch
 from toolrm_jax.matmul import project
 from toolrm_jax.model_config import ModelConfig
 from toolrm_jax.rope import rotate, rotation
-from toolrm_jax.sharding import gather_weight, logical_to_spec
+from toolrm_jax.sharding import gather_weight, logical_to_spec, on_mesh
 
 Array = jax.Array
 
@@ -257,12 +257,7 @@ def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
     with jax.set_mesh(mesh):
         _, abstract = _split(config, Compute())
 
-    def on_mesh(x):
-        # Its own sharding speaks of an abstract mesh, which neither device_put nor Orbax takes.
-        sharding = NamedSharding(mesh, x.sharding.spec)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    return jax.tree.map(on_mesh, abstract)
+    return on_mesh(abstract, mesh)
 
 
 def _split(config: ModelConfig, compute: Compute) -> tuple[Any, Params]:

@@ -38,7 +38,9 @@ def open_pretrained(name: str) -> Pretrained:
         return Pretrained(source, prepare_tokenizer(model.tokenizer))
     source = dataclasses.replace(open_directory(path), origin=name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise AssetError(
             f"{name!r} has no tokenizer that transformers can open (expected tokenizer.json and "

@@ -38,6 +38,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolrm_jax import tool_calls
 from toolrm_jax.chat_template import ChatTemplateError, prepare_tokenizer, probe_texts
+from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Message, Response, Tool
 from toolrm_jax.schema import unwrapped
 
@@ -46,7 +47,7 @@ __all__ = ["ChatTemplateError", "RenderError", "Rendered", "Renderer", "prepare_
 ROLES = ("system", "user", "assistant", "tool")
 
 
-class RenderError(ValueError):
+class RenderError(InputError, ValueError):
     """Tools, messages or a response that cannot be rendered; the message says which and why."""
 
 

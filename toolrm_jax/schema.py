@@ -21,10 +21,11 @@ from typing import Any
 
 import jsonschema
 
+from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Call, Tool
 
 
-class ToolSchemaError(ValueError):
+class ToolSchemaError(InputError, ValueError):
     """A tool, or its JSON Schema, is not valid; the message names the tool and the path."""
 
 
