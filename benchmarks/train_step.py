@@ -132,7 +132,7 @@ class Ours:
 
 def _kind(op: str, name: str) -> str:
     product = op.startswith("ynn") or "dot" in op
-    if "shard_map" in name:
+    if "attention" in name:
         return "attention: products" if product else "attention: rest"
     if product:
         return "projections"
