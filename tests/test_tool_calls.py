@@ -1,6 +1,5 @@
 """Reading, ordering and judging calls, by BFCL's rules and FC-RewardBench's names of errors."""
 
-import collections
 import gzip
 import json
 import os
@@ -101,7 +100,7 @@ def test_an_empty_turn_reads_as_no_calls(response):
         '{"name": "forecast", "arguments": {"days": %s}}' % ("1" * 5000),
         '{"name": "forecast", "arguments": {"days": 1e999}}',
         '{"name": "forecast", "arguments": {"city": "\\ud800"}}',
-        '{"name": "forecast", "arguments": {"tags": %s%s}}' % ("[" * 70, "]" * 70),
+        '{"name": "forecast", "arguments": {"tags": ' + "[" * 70 + "]" * 70 + "}}",
         "<tool_call>" + " " * 20_000,
         [call(days=float("nan"))],
         [call(tags={"a"})],
@@ -156,11 +155,9 @@ def test_arguments_follow_the_schema_and_unknown_ones_come_last():
 @given(_calls, st.randoms(use_true_random=False))
 def test_the_verdict_does_not_depend_on_the_order_of_calls_or_keys(calls, rng):
     wanted = exact_reference(calls)
-    for want in rng.sample(wanted, len(wanted) // 2):
-        want["arguments"] = {
-            **dict(rng.sample(list(want["arguments"].items()), len(want["arguments"]) // 2)),
-            rng.choice(["city", "days", "tags"]): [rng.choice(["Rome", 3, ["a"]])],
-        }
+    for want in wanted:  # unknown, another value, or as it is: calls with several faults
+        given = {p: rng.choice([None, ["Rome"], v]) for p, v in want["arguments"].items()}
+        want["arguments"] = {p: accepted for p, accepted in given.items() if accepted}
     verdict = judge(calls, wanted, TOOLS)
     shuffled = [
         {
