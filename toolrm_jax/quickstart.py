@@ -49,7 +49,7 @@ def run(workdir: Path) -> None:
     print(f"\n{text}\n{(time.perf_counter() - began) / 60:.1f} minutes.")
 
 
-def _text(found: verdict.Verdict, model: dict, blind: dict, export: Path) -> str:
+def _text(found: verdict.Comparison, model: dict, blind: dict, export: Path) -> str:
     size = f"first {model['layers']} layers, {model['parameters'] / 1e6:.1f}M parameters"
     return (
         "Held-out accuracy in % (corrupted gold calls on BFCL tasks; this is not FC-RewardBench).\n"
