@@ -38,11 +38,13 @@ def run(workdir: Path) -> None:
     )
     model = ensure_trained(config, pairs, workdir / "model")
     blind = ensure_trained(blind_config(config), pairs, workdir / "blind")
+    heldout = read_rows(pairs.heldout)
     found = verdict.compare(
         evaluate.read_scores(workdir / "model" / "heldout_scores.jsonl"),
         evaluate.read_scores(workdir / "blind" / "heldout_scores.jsonl"),
         read_rows(pairs.train),
-        read_rows(pairs.heldout),
+        heldout,
+        over_long=len(heldout) - model["heldout_prompts"],
     )
     text = _text(found, model, blind, workdir / "model" / "export")
     (workdir / "verdict.txt").write_text(text)
