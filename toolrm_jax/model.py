@@ -190,7 +190,7 @@ class RewardModel(nnx.Module):
             return block(x_BSD, cos_sin, batch), None
 
         # prevent_cse is for loops that XLA unrolls; a scan does not need it.
-        layer = jax.checkpoint(layer, prevent_cse=True, policy=REMAT[self.compute.remat])
+        layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[self.compute.remat])
         return jax.lax.scan(layer, x_BSD, self.blocks)[0]
 
     def _embed(self, tokens_BS: Array) -> Array:
