@@ -46,6 +46,9 @@ _OPENERS = frozenset(
     """,
     )
 )
+# Words before a name that are none by themselves.
+_TITLES = frozenset(("mr", "mrs", "ms", "miss", "dr", "prof", "professor", "sir", "madam", "st"))
+_BEFORE_PLACES = r"(?:[Ii]n|[Ff]rom|[Tt]o|[Nn]ear|[Aa]t|[Aa]round|[Ww]ithin)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,11 @@ class TaskView:
         ]
         found += [v for call in self.gold for v in call["arguments"].values() if _is_phrase(v)]
         plain = (re.sub(r"'s?$", "", phrase.strip()) for phrase in found)
-        return [p for p in dict.fromkeys(plain) if len(p) > 1]
+        return [p for p in dict.fromkeys(plain) if len(p) > 1 and p.lower() not in _TITLES]
+
+    def is_place(self, phrase: str) -> bool:
+        """Does the conversation speak of it as of a place: in it, from it, near it?"""
+        return re.search(rf"\b{_BEFORE_PLACES} (the )?{re.escape(phrase)}\b", self.text) is not None
 
     # The right calls -----------------------------------------------------------------------------
 
@@ -111,6 +118,13 @@ class TaskView:
         """The language of the tool's values; None: plain JSON."""
         return self.example.reference[index].get("language")
 
+    def is_words(self, index: int, param: str, value: Any) -> bool:
+        """Is the value a text, rather than source text that stands for something else?"""
+        if not isinstance(value, str):
+            return False
+        meant = [want for want in self.accepted(index, param) if want != ""]
+        return self.language(index) is None or any(isinstance(want, str) for want in meant)
+
     def arguments(self) -> Iterator[tuple[int, str, Any]]:
         """Every argument of the right calls: index, parameter, value; in random order."""
         found = [
@@ -122,11 +136,6 @@ class TaskView:
     def accepted(self, index: int, param: str) -> list[Any]:
         """The values that the reference accepts for a parameter of the call at the index."""
         return self.example.reference[index]["arguments"].get(param) or []
-
-    def error_of(self, index: int, param: str, value: Any) -> ErrorType | None:
-        """The error that the value would be, in place of the right one."""
-        schema, language = self.schema_of(index, param), self.language(index)
-        return judge_value(value, self.accepted(index, param), schema, language)
 
     def replaced(self, index: int, call: Call) -> list[Call]:
         """The right calls with the one at the index replaced."""
@@ -251,6 +260,13 @@ def response_length(response: Response) -> int:
     if isinstance(response, str):
         return len(response)
     return len(json.dumps(response, ensure_ascii=False))
+
+
+def argument_count(response: Response) -> int:
+    """The arguments of all its calls together; 0 for words."""
+    if not isinstance(response, list):
+        return 0
+    return sum(len(call["arguments"]) for call in response)
 
 
 def _without_opener(phrase: str) -> str:
