@@ -42,7 +42,7 @@ class PairFiles:
 
 
 # What the rows depend on; a change of any makes old files stale.
-_GENERATORS = (
+GENERATORS = (
     accepted_forms,
     bfcl,
     corruptions,
@@ -64,7 +64,7 @@ _GENERATORS = (
 
 def generator_digest() -> str:
     """A hash of the code that makes the pairs, and of the version of the tasks."""
-    sources = [Path(str(module.__file__)).read_bytes() for module in _GENERATORS]
+    sources = [Path(str(module.__file__)).read_bytes() for module in GENERATORS]
     content = b"\0".join([f"bfcl-eval {WHEELS['bfcl-eval']}".encode(), *sources])
     return hashlib.sha256(content).hexdigest()
 
@@ -75,7 +75,7 @@ def ensure_pairs(folder: str | Path, *, seed: int = 0, wrong_per_task: int = 3) 
     files = PairFiles(folder / "train.jsonl", folder / "heldout.jsonl", folder / "report.json")
     settings = {"seed": seed, "wrong_per_task": wrong_per_task, "generator": generator_digest()}
     # The report is written last, so it stands for a complete folder.
-    if files.report.exists() and json.loads(files.report.read_text())["settings"] == settings:
+    if files.report.exists() and json.loads(files.report.read_text()).get("settings") == settings:
         return files
     fetch()
     tasks, dropped = bfcl.read_tasks(bfcl_data_dir())

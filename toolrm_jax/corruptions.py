@@ -53,7 +53,7 @@ _AT_MOST = 6  # of one kind a task; a response has three wrong ones in all
 def _often(generate: Generator, view: TaskView) -> float:
     """In what share of the tasks a generator is used: silence and inventions stay rare."""
     if generate is renamed_tool:
-        return 0.03 if view.siblings else 0.3
+        return 0.03 if view.siblings else 0.2
     rare: dict[Generator, float] = {no_call: 0.4, added_call: 0.02}
     return rare.get(generate, 1.0)
 
@@ -210,11 +210,16 @@ def dropped_required(view: TaskView) -> Iterator[Corruption]:
         yield Corruption("dropped_required", ErrorType.MISSING_REQUIRED, wrong)
 
 
+def _unknown_names(view: TaskView, index: int, param: str) -> list[str]:
+    """Names near the parameter's that its tool does not have."""
+    tool = view.tools[view.gold[index]["name"]]
+    return [name for name in near_params(param, tool["name"]) if name not in properties(tool)]
+
+
 def renamed_required(view: TaskView) -> Iterator[Corruption]:
     """A required argument under a name that the tool does not have."""
     for index, param, _ in view.arguments():
-        known = properties(view.tools[view.gold[index]["name"]])
-        names = [name for name in near_params(param) if name not in known]
+        names = _unknown_names(view, index, param)
         if param in view.required(index) and names:
             wrong = _renamed(view, index, param, view.rng.choice(names))
             yield Corruption("renamed_required", ErrorType.MISSING_REQUIRED, wrong)
@@ -252,30 +257,16 @@ def _of_other_tools(view: TaskView, known: dict[str, Any]) -> list[tuple[str, An
 def _said_again(view: TaskView, call: Call, known: dict[str, Any]) -> list[tuple[str, Any]]:
     made = []
     for param, value in call["arguments"].items():
-        names = [name for name in near_params(param) if name not in known]
+        names = [name for name in near_params(param, call["name"]) if name not in known]
         if names and not isinstance(value, dict):
             made.append((view.rng.choice(names), value))
     return made
 
 
-def unlisted_optional(view: TaskView) -> Iterator[Corruption]:
-    """An optional argument that the tool has, where no accepted answer holds it."""
-    for index, call in enumerate(view.gold):
-        known, listed = view.tools[call["name"]], view.example.reference[index]["arguments"]
-        spare = [p for p in properties(known) if p not in listed]
-        view.rng.shuffle(spare)
-        for param in spare[:2]:
-            value = view.plausible(param, properties(known)[param])
-            if value is not None:
-                wrong = view.with_argument(index, param, value)
-                yield Corruption("unlisted_optional", ErrorType.UNEXPECTED, wrong)
-
-
 def renamed_optional(view: TaskView) -> Iterator[Corruption]:
     """An optional argument under a name that the tool does not have."""
     for index, param, _ in view.arguments():
-        known = properties(view.tools[view.gold[index]["name"]])
-        names = [name for name in near_params(param) if name not in known]
+        names = _unknown_names(view, index, param)
         if param not in view.required(index) and names:
             # One shorter and one longer, where there are both.
             for name in {min(names, key=len): 1, view.rng.choice(names): 1}:
@@ -345,7 +336,6 @@ GENERATORS: dict[ErrorType, dict[Generator, float]] = {
     ErrorType.UNEXPECTED: {
         unknown_parameter: 1.0,
         renamed_optional: 1.0,
-        unlisted_optional: 1.0,
     },
     ErrorType.PARSING: {broken_format: 1.0},
 }

@@ -48,8 +48,8 @@ _ALL_ROUNDERS = frozenset(
     re.findall(
         r"\w+",
         """
-        answer ask bing browse chat code command controller execute finish general google internet
-        knowledge llm online python query question search shell web wiki wikipedia
+        agent answer ask bing browse chat code command controller execute finish general google
+        handover internet knowledge llm online python query question search shell web wiki wikipedia
         """,
     )
 )

@@ -5,8 +5,8 @@
 
 >>> value_kind("New York"), value_kind("12:30"), value_kind("Hello, how are you?")
 ('name', 'time', 'text')
->>> near_time("at 23:15", random.Random(3))
-'at 22:15'
+>>> near_dates("from 9999-12-31", other_years=False)
+['from 9999-12-24', 'from 9999-12-30']
 """
 
 import datetime
