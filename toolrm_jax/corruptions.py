@@ -47,7 +47,7 @@ def corrupt(example: Example, *, seed: int) -> Iterator[Corruption]:
                     yield from _other_forms(view, wrong)
 
 
-_AT_MOST = 6  # of one kind a task; a response has three wrong ones in all
+_AT_MOST = 4  # of one kind a task; a response has three wrong ones in all
 
 
 def _often(generate: Generator, view: TaskView) -> float:
