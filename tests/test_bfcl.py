@@ -118,6 +118,7 @@ def test_a_task_without_tools_is_dropped_and_counted(data_dir):
         ("{", "line 1: expected one JSON object a line"),
         ("[]", "line 1: expected an object with id, question, function"),
         ('{"id": "a", "question": []}', "line 1: .* found no 'function'"),
+        ('{"id": 7, "question": [[]], "function": []}', "line 1: expected a string under 'id'"),
         ('{"id": "a", "question": [[]], "function": {}}', "line 1: .* 'function'"),
         ('{"id": "a", "question": [], "function": []}', "line 1: expected one turn"),
         ('{"id": "a", "question": [["x"]], "function": []}', r"line 1: .*'question\[0\]'"),

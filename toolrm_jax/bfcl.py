@@ -112,6 +112,8 @@ def _rows(file: pathlib.Path, keys: tuple[str, ...]) -> Iterator[tuple[str, dict
                 raise BfclError(
                     f"{at}: expected an object with {', '.join(keys)}, found no {missing[0]!r}"
                 )
+            if not isinstance(row["id"], str):
+                raise BfclError(f"{at}: expected a string under 'id', found {row['id']!r:.80}")
             yield at, row
 
 

@@ -7,12 +7,31 @@ BFCL tasks --corrupt, judge, balance, split--> folder/train.jsonl, heldout.jsonl
 
 import argparse
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
-from toolrm_jax.assets import bfcl_data_dir, fetch
-from toolrm_jax.bfcl import read_tasks
-from toolrm_jax.pairs import build, write_rows
+from toolrm_jax import (
+    accepted_forms,
+    bfcl,
+    corruptions,
+    distractors,
+    examples,
+    literals,
+    near_names,
+    near_values,
+    pair_report,
+    pairs,
+    refusals,
+    schema,
+    splits,
+    task_view,
+    tool_calls,
+    value_corruptions,
+)
+from toolrm_jax.assets import WHEELS, bfcl_data_dir, fetch
+from toolrm_jax.errors import reported
+from toolrm_jax.files import write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,21 +43,51 @@ class PairFiles:
     report: Path
 
 
+# What the rows depend on; a change of any makes old files stale.
+GENERATORS = (
+    accepted_forms,
+    bfcl,
+    corruptions,
+    distractors,
+    examples,
+    literals,
+    near_names,
+    near_values,
+    pair_report,
+    pairs,
+    refusals,
+    schema,
+    splits,
+    task_view,
+    tool_calls,
+    value_corruptions,
+)
+
+
+def generator_digest() -> str:
+    """A hash of the code that makes the pairs, and of the version of the tasks."""
+    sources = [Path(str(module.__file__)).read_bytes() for module in GENERATORS]
+    content = b"\0".join([f"bfcl-eval {WHEELS['bfcl-eval']}".encode(), *sources])
+    return hashlib.sha256(content).hexdigest()
+
+
 def ensure_pairs(folder: str | Path, *, seed: int = 0, wrong_per_task: int = 3) -> PairFiles:
-    """Builds the pairs in `folder` and prints the report, unless those settings' are there."""
+    """Builds the pairs in `folder` and prints the report, unless the same pairs are there."""
     folder = Path(folder)
     files = PairFiles(folder / "train.jsonl", folder / "heldout.jsonl", folder / "report.json")
-    settings = {"seed": seed, "wrong_per_task": wrong_per_task}
+    settings = {"seed": seed, "wrong_per_task": wrong_per_task, "generator": generator_digest()}
     # The report is written last, so it stands for a complete folder.
-    if files.report.exists() and json.loads(files.report.read_text())["settings"] == settings:
+    if files.report.exists() and json.loads(files.report.read_text()).get("settings") == settings:
         return files
     fetch()
-    tasks, _ = read_tasks(bfcl_data_dir())
-    train, heldout, report = build(tasks, seed=seed, wrong_per_task=wrong_per_task)
+    tasks, dropped = bfcl.read_tasks(bfcl_data_dir())
+    train, heldout, report = pairs.build(tasks, seed=seed, wrong_per_task=wrong_per_task)
+    report.left_out.update(dropped)
     files.report.unlink(missing_ok=True)
-    write_rows(files.train, train)
-    write_rows(files.heldout, heldout)
-    files.report.write_text(json.dumps({"settings": settings} | report.to_json(), indent=2) + "\n")
+    pairs.write_rows(files.train, train)
+    pairs.write_rows(files.heldout, heldout)
+    content = json.dumps({"settings": settings} | report.to_json(), indent=2)
+    write_text(files.report, content + "\n")
     print(report.table())
     return files
 
@@ -54,7 +103,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the corruptions and the split")
     parser.add_argument("--wrong-per-task", type=int, default=3, help="wrong responses per prompt")
     args = parser.parse_args()
-    files = ensure_pairs(args.output, seed=args.seed, wrong_per_task=args.wrong_per_task)
+    with reported():
+        files = ensure_pairs(args.output, seed=args.seed, wrong_per_task=args.wrong_per_task)
     print(f"{files.train}\n{files.heldout}")
 
 

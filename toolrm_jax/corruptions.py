@@ -13,12 +13,17 @@ added. `corrupt` yields what the generators make; the judge of `tool_calls` has 
     for wrong in corrupt(example, seed=0): print(wrong.kind, wrong.error_type, wrong.response)
 """
 
+import dataclasses
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from toolrm_jax.accepted_forms import bare_form, full_form, some_form
 from toolrm_jax.examples import Call, Example, Tool
+from toolrm_jax.near_names import near_params, near_tools
+from toolrm_jax.near_values import words_of
 from toolrm_jax.refusals import calls_nothing
 from toolrm_jax.task_view import Corruption, TaskView, properties
 from toolrm_jax.tool_calls import ErrorType
@@ -36,15 +41,61 @@ def corrupt(example: Example, *, seed: int) -> Iterator[Corruption]:
     for generators in GENERATORS.values():
         for generate in generators:
             if view.rng.random() < _often(generate, view):
-                yield from generate(view)
+                made = list(generate(view))
+                for wrong in view.rng.sample(made, min(_AT_MOST, len(made))):
+                    yield wrong
+                    yield from _other_forms(view, wrong)
+
+
+_AT_MOST = 4  # of one kind a task; a response has three wrong ones in all
 
 
 def _often(generate: Generator, view: TaskView) -> float:
     """In what share of the tasks a generator is used: silence and inventions stay rare."""
     if generate is renamed_tool:
-        return 0.1 if view.siblings else 0.4
-    rare: dict[Generator, float] = {no_call: 0.03, added_call: 0.02}
+        return 0.03 if view.siblings else 0.2
+    rare: dict[Generator, float] = {no_call: 0.4, added_call: 0.02}
     return rare.get(generate, 1.0)
+
+
+# Error types of which a wrong response is longer or shorter than the right one by nature: the
+# longest and the shortest accepted form of the rest let the pairs balance.
+_LOPSIDED = (ErrorType.MISSING_OPTIONAL, ErrorType.MISSING_REQUIRED, ErrorType.UNEXPECTED)
+
+
+def _other_forms(view: TaskView, wrong: Corruption) -> Iterator[Corruption]:
+    """The same error, with the arguments that are right in other words that are accepted."""
+    if not isinstance(wrong.response, list):
+        return
+    forms: list[Callable[..., Call]] = [bare_form]
+    if wrong.error_type in _LOPSIDED:
+        forms.append(full_form)
+    else:
+        forms.append(functools.partial(some_form, rng=view.rng))
+    for form in forms:
+        response = [
+            call if at is None else form(call, *_right(view, at))
+            for call, at in _matched(view, wrong.response)
+        ]
+        if response != wrong.response:
+            yield dataclasses.replace(wrong, response=response)
+
+
+def _right(view: TaskView, index: int) -> tuple[Call, Call, list[str]]:
+    return view.gold[index], view.example.reference[index], view.required(index)
+
+
+def _matched(view: TaskView, calls: list[Call]) -> Iterator[tuple[Call, int | None]]:
+    """Each call with the index of the right call that it stems from."""
+    for at, call in enumerate(calls):
+        # Where a call was dropped, those after it have moved.
+        same = [at] if len(calls) == len(view.gold) else _places(call, view.gold)
+        found = bool(same) and view.gold[same[0]]["name"] == call["name"]
+        yield call, same[0] if found else None
+
+
+def _places(call: Call, calls: list[Call]) -> list[int]:
+    return [i for i, other in enumerate(calls) if other == call]
 
 
 # Number of calls ---------------------------------------------------------------------------------
@@ -79,8 +130,8 @@ def invented_call(view: TaskView) -> Iterator[Corruption]:
     """A call where no tool fits, its arguments filled from the conversation."""
     tools = list(view.example.tools)
     view.rng.shuffle(tools)
-    asked = _words(view.request)
-    tools.sort(key=lambda tool: -len(asked & _words(tool["name"] + tool["description"])))
+    asked = words_of(view.request)
+    tools.sort(key=lambda tool: -len(asked & words_of(tool["name"] + tool["description"])))
     # The same tool with other arguments is another wrong answer.
     for tool in (tools * 3)[: max(3, min(len(tools), 5))]:
         call = {"name": tool["name"], "arguments": view.fill_arguments(tool)}
@@ -90,18 +141,14 @@ def invented_call(view: TaskView) -> Iterator[Corruption]:
 # Function name -----------------------------------------------------------------------------------
 
 
-def _words(name: str) -> set[str]:
-    return set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
-
-
 def _nearest(view: TaskView, name: str) -> list[Tool]:
     """The tools not called for that look most like the named one, three at most."""
-    words, params = _words(name), set(properties(view.tools[name]))
-    asked = _words(view.request)
+    words, params = words_of(name), set(properties(view.tools[name]))
+    asked = words_of(view.request)
 
     def likeness(tool: Tool) -> float:
-        shared = len(words & _words(tool["name"])) * 2 + len(params & set(properties(tool)))
-        return shared + 0.3 * len(asked & _words(tool["description"]))
+        shared = len(words & words_of(tool["name"])) * 2 + len(params & set(properties(tool)))
+        return shared + 0.3 * len(asked & words_of(tool["description"]))
 
     return sorted(view.siblings, key=lambda tool: (-likeness(tool), tool["name"]))[:3]
 
@@ -120,49 +167,11 @@ def renamed_tool(view: TaskView) -> Iterator[Corruption]:
     """A tool that does not exist under a name near the right one."""
     index = view.rng.randrange(len(view.gold))
     call = view.gold[index]
-    names = [name for name in _near_names(call["name"]) if name not in view.tools]
+    names = [name for name in near_tools(call["name"]) if name not in view.tools]
     view.rng.shuffle(names)
     for name in names[:3]:
         wrong = view.replaced(index, {**call, "name": name})
         yield Corruption("renamed_tool", ErrorType.FUNCTION_NAME, wrong)
-
-
-_SYNONYMS = {
-    "get": ("fetch", "retrieve", "find"),
-    "find": ("search", "get"),
-    "calculate": ("compute", "get"),
-    "search": ("find", "lookup"),
-    "create": ("make", "add"),
-    "fetch": ("get",),
-    "book": ("reserve",),
-    "convert": ("translate",),
-    "predict": ("forecast",),
-    "update": ("set",),
-}
-
-
-def _near_names(name: str) -> list[str]:
-    near = []
-    space, dot, last = name.rpartition(".")
-    if dot:
-        near += [last, f"{space}.{space.rpartition('.')[2]}_{last}", space]
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", last).lower()
-    parts = snake.split("_")
-    near += [space + dot + _camel(parts) if "_" in last else space + dot + snake]
-    for word, others in _SYNONYMS.items():
-        if word in parts and "_" in last:
-            swapped = ["_".join(other if p == word else p for p in parts) for other in others]
-            near += [space + dot + one for one in swapped]
-    if len(parts) > 2 and "_" in last:
-        near += [space + dot + "_".join(parts[:-1]), space + dot + "_".join(parts[1:])]
-    if not dot and len(parts) > 1:
-        near += [f"{parts[-1]}.{'_'.join(parts[:-1])}", f"{snake}_info"]
-    near += [f"{name}_v2"] if len(near) < 2 else []
-    return [n for n in dict.fromkeys(near) if n and n != name]
-
-
-def _camel(parts: list[str]) -> str:
-    return parts[0] + "".join(part.capitalize() for part in parts[1:])
 
 
 # Parameters left out, unknown, of the wrong type -------------------------------------------------
@@ -180,24 +189,6 @@ def _renamed(view: TaskView, index: int, param: str, name: str) -> list[Call]:
     return view.replaced(index, {**call, "arguments": renamed})
 
 
-def _padded(view: TaskView, calls: list[Call]) -> list[Call]:
-    """The calls in accepted but longer words, optional arguments spelled out."""
-    out = []
-    for call, want in zip(calls, view.example.reference, strict=True):
-        spelled = {}
-        for param, accepted in want["arguments"].items():
-            plain = [v for v in accepted if v != "" and isinstance(v, str | int | float)]
-            texts = [v for v in plain if isinstance(v, str)]
-            if "language" in want or not plain:
-                continue
-            if "" in accepted and param not in call["arguments"]:
-                spelled[param] = plain[0]
-            elif isinstance(call["arguments"].get(param), str) and texts:
-                spelled[param] = max(texts, key=len)
-        out.append({**call, "arguments": {**call["arguments"], **spelled}})
-    return out
-
-
 def dropped_optional(view: TaskView) -> Iterator[Corruption]:
     """An optional argument left out though the request asked for it."""
     for index, param, value in view.arguments():
@@ -206,9 +197,6 @@ def dropped_optional(view: TaskView) -> Iterator[Corruption]:
             continue
         wrong = _without(view, index, param)
         yield Corruption("dropped_optional", ErrorType.MISSING_OPTIONAL, wrong)
-        padded = _padded(view, wrong)
-        if padded != wrong:
-            yield Corruption("dropped_optional_padded", ErrorType.MISSING_OPTIONAL, padded)
 
 
 def dropped_required(view: TaskView) -> Iterator[Corruption]:
@@ -222,75 +210,76 @@ def dropped_required(view: TaskView) -> Iterator[Corruption]:
         yield Corruption("dropped_required", ErrorType.MISSING_REQUIRED, wrong)
 
 
+def _unknown_names(view: TaskView, index: int, param: str) -> list[str]:
+    """Names near the parameter's that its tool does not have."""
+    tool = view.tools[view.gold[index]["name"]]
+    return [name for name in near_params(param, tool["name"]) if name not in properties(tool)]
+
+
 def renamed_required(view: TaskView) -> Iterator[Corruption]:
     """A required argument under a name that the tool does not have."""
     for index, param, _ in view.arguments():
-        known = properties(view.tools[view.gold[index]["name"]])
-        names = [name for name in _near_params(param) if name not in known]
+        names = _unknown_names(view, index, param)
         if param in view.required(index) and names:
             wrong = _renamed(view, index, param, view.rng.choice(names))
             yield Corruption("renamed_required", ErrorType.MISSING_REQUIRED, wrong)
 
 
-def _near_params(param: str) -> list[str]:
-    parts = [part for part in param.split("_") if part]
-    suffixes = [f"{param}_name", f"{param}_value", f"{param}s", f"input_{param}"]
-    near = [parts[-1], parts[0], _camel(parts)] if len(parts) > 1 else suffixes
-    return [name for name in dict.fromkeys(near) if name != param]
-
-
-_COMMON_EXTRAS: tuple[tuple[str, Any], ...] = (
-    ("language", "en"),
-    ("format", "json"),
-    ("limit", 10),
-    ("unit", "metric"),
-    ("include_details", True),
-    ("verbose", False),
-    ("sort_by", "relevance"),
-    ("type", "default"),
-)
-
-
 def unknown_parameter(view: TaskView) -> Iterator[Corruption]:
-    """An argument that the tool does not have, from a sibling tool or from habit."""
-    index = view.rng.randrange(len(view.gold))
-    known = properties(view.tools[view.gold[index]["name"]])
-    spare = [
-        (param, schema)
-        for tool in view.siblings
+    """An argument that the tool does not have, beside the right ones.
+
+    A parameter of another tool of the catalogue, or one of its own said again in other words.
+    """
+    for index in view.rng.sample(range(len(view.gold)), min(2, len(view.gold))):
+        call = view.gold[index]
+        known = properties(view.tools[call["name"]])
+        found = [*_of_other_tools(view, known), *_said_again(view, call, known)]
+        if not known:
+            found += [("", ""), ("", {})]  # what models write for a tool without parameters
+        view.rng.shuffle(found)
+        for param, value in found[:3]:
+            wrong = view.with_argument(index, param, value)
+            yield Corruption("unknown_parameter", ErrorType.UNEXPECTED, wrong)
+
+
+def _of_other_tools(view: TaskView, known: dict[str, Any]) -> list[tuple[str, Any]]:
+    spare = {
+        param: schema
+        for tool in view.example.tools
         for param, schema in properties(tool).items()
         if param not in known
-    ]
-    extras = [extra for extra in _COMMON_EXTRAS if extra[0] not in known]
-    if not known:
-        extras.append(("", ""))  # what models write for a tool without parameters
-    elif spare:
-        param, schema = view.rng.choice(spare)
-        value = view.plausible(param, schema)
-        extras = extras if value is None else [(param, value)]
-    if extras:
-        name, extra = view.rng.choice(extras)
-        wrong = view.with_argument(index, name, extra)
-        yield Corruption("unknown_parameter", ErrorType.UNEXPECTED, wrong)
+    }
+    chosen = view.rng.sample(sorted(spare), min(3, len(spare)))
+    made = [(param, view.plausible(param, spare[param])) for param in chosen]
+    return [(param, value) for param, value in made if value is not None]
+
+
+def _said_again(view: TaskView, call: Call, known: dict[str, Any]) -> list[tuple[str, Any]]:
+    made = []
+    for param, value in call["arguments"].items():
+        names = [name for name in near_params(param, call["name"]) if name not in known]
+        if names and not isinstance(value, dict):
+            made.append((view.rng.choice(names), value))
+    return made
 
 
 def renamed_optional(view: TaskView) -> Iterator[Corruption]:
     """An optional argument under a name that the tool does not have."""
     for index, param, _ in view.arguments():
-        known = properties(view.tools[view.gold[index]["name"]])
-        names = [name for name in _near_params(param) if name not in known]
+        names = _unknown_names(view, index, param)
         if param not in view.required(index) and names:
-            wrong = _renamed(view, index, param, view.rng.choice(names))
-            yield Corruption("renamed_optional", ErrorType.UNEXPECTED, wrong)
+            # One shorter and one longer, where there are both.
+            for name in {min(names, key=len): 1, view.rng.choice(names): 1}:
+                wrong = _renamed(view, index, param, name)
+                yield Corruption("renamed_optional", ErrorType.UNEXPECTED, wrong)
 
 
 def wrong_type(view: TaskView) -> Iterator[Corruption]:
     """ "3" for 3, 3 for "3", a bare item for a list of one, a list for a bare item."""
     for index, param, value in view.arguments():
         for made in _other_types(value, view.language(index)):
-            if view.error_of(index, param, made) == ErrorType.VALUE_TYPE:
-                wrong = view.with_argument(index, param, made)
-                yield Corruption("wrong_type", ErrorType.VALUE_TYPE, wrong)
+            wrong = view.with_argument(index, param, made)
+            yield Corruption("wrong_type", ErrorType.VALUE_TYPE, wrong)
 
 
 def _other_types(value: Any, language: str | None) -> list[Any]:
@@ -339,16 +328,19 @@ def _python_call(call: Call) -> str:
 # Each error type's generators, with the weight that each kind should have within the type.
 GENERATORS: dict[ErrorType, dict[Generator, float]] = {
     ErrorType.VALUE: VALUE_KINDS,
-    ErrorType.FUNCTION_NAME: {sibling_tool: 4.0, renamed_tool: 1.0},
-    ErrorType.CALL_COUNT: {dropped_call: 8.0, added_call: 0.7, no_call: 0.7},
+    ErrorType.FUNCTION_NAME: {sibling_tool: 12.0, renamed_tool: 1.0},
+    ErrorType.CALL_COUNT: {dropped_call: 8.0, added_call: 0.7, no_call: 8.0},
     ErrorType.MISSING_OPTIONAL: {dropped_optional: 2.0},
     ErrorType.MISSING_REQUIRED: {dropped_required: 2.0, renamed_required: 1.0},
     ErrorType.VALUE_TYPE: {wrong_type: 1.0},
-    ErrorType.UNEXPECTED: {unknown_parameter: 1.0, renamed_optional: 1.0},
+    ErrorType.UNEXPECTED: {
+        unknown_parameter: 1.0,
+        renamed_optional: 1.0,
+    },
     ErrorType.PARSING: {broken_format: 1.0},
 }
 KIND_WEIGHTS = {
     generate.__name__: weight
     for generators in GENERATORS.values()
     for generate, weight in generators.items()
-} | {"dropped_optional_padded": 2.0, "invented_call": 8.0}
+} | {"invented_call": 8.0}

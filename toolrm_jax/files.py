@@ -1,11 +1,18 @@
 """Writes files whole: under a temporary name, then renamed, so that no reader meets half of one."""
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Replaces the file; an interrupted write leaves the old one as it was."""
+def write_text(path: str | os.PathLike[str], parts: str | Iterable[str]) -> None:
+    """Replaces the file, in UTF-8; an interrupted write leaves the old one as it was."""
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.rename(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines([parts] if isinstance(parts, str) else parts)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -12,6 +12,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from toolrm_jax.examples import Response
+from toolrm_jax.task_view import response_length
 from toolrm_jax.tool_calls import ErrorType
 
 
@@ -27,8 +29,19 @@ class SideReport:
     right_longer: collections.defaultdict[ErrorType, float] = dataclasses.field(
         default_factory=lambda: collections.defaultdict(float)
     )
+    # Of the pairs in which one side calls nothing and the other something: which one is right.
+    silence: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     no_call_tasks: int = 0
     left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    def count(self, kind: str, error: ErrorType, right: Response, wrong: Response) -> None:
+        """One more pair."""
+        difference = response_length(right) - response_length(wrong)
+        self.got[error] += 1
+        self.kinds[kind] += 1
+        self.right_longer[error] += 0.5 if not difference else float(difference > 0)
+        if error == ErrorType.CALL_COUNT and isinstance(right, str) != isinstance(wrong, str):
+            self.silence["silent" if isinstance(right, str) else "calling"] += 1
 
     @property
     def wrong(self) -> int:
@@ -44,10 +57,12 @@ class SideReport:
 class PairReport:
     """Both sides, and how many corruptions of each kind were made and discarded."""
 
-    train: SideReport
-    heldout: SideReport
-    made: collections.Counter[str]
-    discarded: collections.Counter[str]
+    train: SideReport = dataclasses.field(default_factory=SideReport)
+    heldout: SideReport = dataclasses.field(default_factory=SideReport)
+    made: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    discarded: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    # Tasks that were not even split, by reason; a reader's own counts may be added.
+    left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def discard_rate(self, kind: str) -> float:
         """The share of the kind's corruptions that were not what they were made to be."""
@@ -58,6 +73,7 @@ class PairReport:
         return {
             "train": _side_json(self.train),
             "heldout": _side_json(self.heldout),
+            "left_out": dict(self.left_out),
             "discarded": {
                 kind: {"made": count, "discarded": self.discarded[kind]}
                 for kind, count in sorted(self.made.items())
@@ -79,10 +95,19 @@ class PairReport:
                 lines.append(
                     f"  {error:34}{share:8.1%}{got:8.1%}{side.got[error]:8,}  {longer:15.1%}"
                 )
-        worst = sorted(self.made, key=lambda kind: -self.discard_rate(kind))[:5]
-        rates = ", ".join(f"{kind} {self.discard_rate(kind):.1%}" for kind in worst)
+            right = side.silence
+            lines.append(
+                f"  calling nothing against calling: the silent side is right {right['silent']:,}"
+                f" times, the calling side {right['calling']:,} times"
+            )
+        lines.append(
+            f"left out{_counts(self.left_out, ': ')}" if self.left_out else "left out: none"
+        )
         total = self.discarded.total() / max(1, self.made.total())
-        lines.append(f"discarded by the judge: {total:.2%} of {self.made.total():,} made ({rates})")
+        lines.append(f"discarded by the judge: {total:.2%} of {self.made.total():,} made")
+        for kind in sorted(+self.discarded, key=lambda kind: -self.discard_rate(kind)):
+            rate, made = self.discard_rate(kind), self.made[kind]
+            lines.append(f"  {kind:34}{rate:8.2%}  ({self.discarded[kind]:,} of {made:,})")
         return "\n".join(lines)
 
 
@@ -95,6 +120,7 @@ def _side_json(side: SideReport) -> dict[str, Any]:
         "task_ids": side.task_ids,
         "no_call_tasks": side.no_call_tasks,
         "left_out": dict(side.left_out),
+        "silence": dict(side.silence),
         "kinds": dict(sorted(side.kinds.items())),
         "error_types": {
             str(error): {

@@ -1,13 +1,21 @@
-"""Train and held-out tasks that share no task and no tool name.
+"""Train and held-out tasks that share no task, no tool and no request.
 
-Tasks whose catalogues share a tool name hang together; each such component goes to one side whole.
-Components are taken in the order of a hash of the seed, so the split depends on nothing else; one
-larger than the held-out share always goes to the training side.
+    task                                   keys
+    "What is 5% of 300?"                   request/what is 5 of 300
+      finance.calculate_share              tool/finance.calculate_share    segment/calculateshare
+      financials.calculateShare            tool/financials.calculateShare  segment/calculateshare
+
+Tasks that share a key hang together: a tool's name, the last segment of that name (near-identical
+tools differ in their namespace only), or the words of the request. Each such component goes to one
+side whole. Components are taken in the order of a hash of the seed, so the split depends on nothing
+else; one larger than the held-out share always goes to the training side.
 
     train, heldout = split(examples, seed=0, heldout_share=0.2)
 """
 
+import collections
 import hashlib
+import re
 from collections.abc import Sequence
 
 from toolrm_jax.examples import Example
@@ -19,28 +27,41 @@ def digest(*parts: object) -> str:
 
 
 def components(examples: Sequence[Example]) -> list[list[Example]]:
-    """The examples grouped so that no two groups share a tool name."""
+    """The examples grouped so that no two groups share a key."""
     parent: dict[str, str] = {}
 
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
+    def root(key: str) -> str:
+        while parent.setdefault(key, key) != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
 
-    first = {example.id: _names(example)[0] for example in examples}
+    first = {example.id: f"task/{example.id}" for example in examples}
     for example in examples:
-        for name in _names(example):
-            parent[root(name)] = root(first[example.id])
+        for key in keys(example):
+            parent[root(key)] = root(first[example.id])
     groups: dict[str, list[Example]] = {}
     for example in examples:
         groups.setdefault(root(first[example.id]), []).append(example)
     return list(groups.values())
 
 
-def _names(example: Example) -> list[str]:
-    # A task without tools hangs together with nothing.
-    return [f"tool/{tool['name']}" for tool in example.tools] or [f"task/{example.id}"]
+def keys(example: Example) -> set[str]:
+    """What no two sides may share: the tools, the last segments of their names, the request."""
+    names = [tool["name"] for tool in example.tools]
+    found = {f"tool/{name}" for name in names}
+    found |= {f"segment/{_plain(name.rpartition('.')[2], '')}" for name in names}
+    request = _plain(" ".join(_user_texts(example)), " ")
+    return found | ({f"request/{request}"} if request else set())
+
+
+def _user_texts(example: Example) -> list[str]:
+    return [str(m.get("content", "")) for m in example.messages if m.get("role") == "user"]
+
+
+def _plain(text: str, between: str) -> str:
+    """The words of a text in lower case: get_area, getArea and GetArea have the same letters."""
+    return between.join(re.findall(r"[^\W_]+", text.lower()))
 
 
 def split(
@@ -57,11 +78,40 @@ def split(
             chosen.update(example.id for example in group)
     train = [example for example in examples if example.id not in chosen]
     heldout = [example for example in examples if example.id in chosen]
-    _check_disjoint(train, heldout)
+    check_disjoint(train, heldout)
     return train, heldout
 
 
-def _check_disjoint(train: Sequence[Example], heldout: Sequence[Example]) -> None:
-    for what, of in (("task", lambda e: {e.id}), ("tool", lambda e: {t["name"] for t in e.tools})):
-        shared = set().union(*map(of, train)) & set().union(*map(of, heldout))
-        assert not shared, f"train and held-out share a {what}: {sorted(shared)[:3]}"
+def join(
+    sides: Sequence[list[Example]], others: Sequence[Example], rooms: Sequence[int], *, seed: int
+) -> collections.Counter[str]:
+    """Adds other tasks to the sides, as many as each has room for; counts those left, by reason.
+
+    A task goes to the side that it shares a key with; one that shares none, to the side that lacks
+    more. So they tie no components together, which a split of all tasks at once would let them.
+    """
+    held = [set().union(*map(keys, side)) for side in sides]
+    room = list(rooms)
+    left: collections.Counter[str] = collections.Counter()
+    for task in sorted(others, key=lambda task: digest(seed, task.id)):
+        found = keys(task)
+        tied = [i for i in range(len(sides)) if found & held[i]]
+        if len(tied) > 1:
+            left["they share a tool or request with both sides"] += 1
+            continue
+        lacking = max(range(len(sides)), key=lambda i: room[i] / max(1, rooms[i]))
+        at = tied[0] if tied else lacking
+        if room[at] <= 0:
+            left["beyond their share"] += 1
+            continue
+        room[at] -= 1
+        sides[at].append(task)
+        held[at] |= found
+    return left
+
+
+def check_disjoint(train: Sequence[Example], heldout: Sequence[Example]) -> None:
+    """Both sides' tasks and keys have nothing in common; anything else is a bug of ours."""
+    sides = [set().union(*map(keys, side)) | {e.id for e in side} for side in (train, heldout)]
+    shared = sides[0] & sides[1]
+    assert not shared, f"train and held-out share {sorted(shared)[:3]}"

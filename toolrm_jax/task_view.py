@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from toolrm_jax.examples import Call, Example, Response, Tool
+from toolrm_jax.near_values import value_kind
 from toolrm_jax.tool_calls import PYTHON_TYPES, ErrorType, judge_value, standard_text
 
 _QUOTED = re.compile(r"""(?<!\w)(['"`“])([^'"`“”\n]{1,80})['"`”](?!\w)""")
@@ -46,6 +47,9 @@ _OPENERS = frozenset(
     """,
     )
 )
+# Words before a name that are none by themselves.
+_TITLES = frozenset(("mr", "mrs", "ms", "miss", "dr", "prof", "professor", "sir", "madam", "st"))
+_BEFORE_PLACES = r"(?:[Ii]n|[Ff]rom|[Tt]o|[Nn]ear|[Aa]t|[Aa]round|[Ww]ithin)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +97,26 @@ class TaskView:
             # A single word that opens a sentence has its capital from there.
             if " " in match[0] or _inside_sentence(self.request[: match.start()])
         ]
-        found += [v for call in self.gold for v in call["arguments"].values() if _is_phrase(v)]
+        found += [v for i, p, v in self._given() if _is_phrase(v) and not self._is_choice(i, p)]
+        # "Ann Lee and Bob Ray" may be one name ("Tom and Jerry") or two.
+        found += [part for phrase in found for part in phrase.split(" and ")]
         plain = (re.sub(r"'s?$", "", phrase.strip()) for phrase in found)
-        return [p for p in dict.fromkeys(plain) if len(p) > 1]
+        return [p for p in dict.fromkeys(plain) if len(p) > 1 and p.lower() not in _TITLES]
+
+    @functools.cached_property
+    def topics(self) -> list[str]:
+        """Runs of one to three words of the request that are no function words: what it is of."""
+        runs: list[list[str]] = [[]]
+        for word in re.findall(r"[\w'-]+|[^\w\s]", self.request[-400:]):
+            if word.lower() in _OPENERS or not re.match(r"\w{2}", word):
+                runs.append([])
+            else:
+                runs[-1].append(word)
+        return list(dict.fromkeys(" ".join(run[-3:]) for run in runs if run))
+
+    def is_place(self, phrase: str) -> bool:
+        """Does the conversation speak of it as of a place: in it, from it, near it?"""
+        return re.search(rf"\b{_BEFORE_PLACES} (the )?{re.escape(phrase)}\b", self.text) is not None
 
     # The right calls -----------------------------------------------------------------------------
 
@@ -111,22 +132,29 @@ class TaskView:
         """The language of the tool's values; None: plain JSON."""
         return self.example.reference[index].get("language")
 
+    def is_words(self, index: int, param: str, value: Any) -> bool:
+        """Is the value a text, rather than source text that stands for something else?"""
+        if not isinstance(value, str):
+            return False
+        meant = [want for want in self.accepted(index, param) if want != ""]
+        return self.language(index) is None or any(isinstance(want, str) for want in meant)
+
     def arguments(self) -> Iterator[tuple[int, str, Any]]:
         """Every argument of the right calls: index, parameter, value; in random order."""
-        found = [
-            (i, p, v) for i, call in enumerate(self.gold) for p, v in call["arguments"].items()
-        ]
+        found = self._given()
         self.rng.shuffle(found)
         yield from found
+
+    def _given(self) -> list[tuple[int, str, Any]]:
+        calls = enumerate(self.gold)
+        return [(i, p, v) for i, call in calls for p, v in call["arguments"].items()]
+
+    def _is_choice(self, index: int, param: str) -> bool:
+        return bool(self.schema_of(index, param).get("enum")) or "" in self.accepted(index, param)
 
     def accepted(self, index: int, param: str) -> list[Any]:
         """The values that the reference accepts for a parameter of the call at the index."""
         return self.example.reference[index]["arguments"].get(param) or []
-
-    def error_of(self, index: int, param: str, value: Any) -> ErrorType | None:
-        """The error that the value would be, in place of the right one."""
-        schema, language = self.schema_of(index, param), self.language(index)
-        return judge_value(value, self.accepted(index, param), schema, language)
 
     def replaced(self, index: int, call: Call) -> list[Call]:
         """The right calls with the one at the index replaced."""
@@ -154,12 +182,15 @@ class TaskView:
         """Arguments for the tool: all it requires, and what the right calls know by name."""
         known = self._known
         needed = tool["parameters"].get("required") or []
-        filled = {}
+        filled: dict[str, Any] = {}
         for param, schema in properties(tool).items():
             if param in known and has_type(known[param], schema):
                 filled[param] = known[param]
             elif param in needed or self.rng.random() < 0.1:
-                filled[param] = self.plausible(param, schema)
+                value = self.plausible(param, schema)
+                if isinstance(value, str) and value in filled.values():
+                    value = self.plausible(param, schema)  # once more: seldom the same text twice
+                filled[param] = value
         return {p: v for p, v in filled.items() if v is not None}
 
     def plausible(self, param: str, schema: dict[str, Any], depth: int = 0) -> Any:
@@ -205,9 +236,16 @@ class TaskView:
         usual = named + ([default] if isinstance(default, str) and default else [])
         # Nobody takes a name from the conversation for a URL or a unit.
         first = usual if words & _FORMS or self.rng.random() < 0.6 else []
-        options = [akin, first, self.phrases, usual]
+        options = [akin, first, self._fitting(words), usual]
         found = next((values for values in options if values), [])
-        return self.rng.choice(found) if found else " ".join(self.request.split()[-3:]) or param
+        return self.rng.choice(found or self.topics or [param])
+
+    def _fitting(self, words: set[str]) -> list[str]:
+        """The phrases that a parameter of these words may take: places, ids, or mere names."""
+        kinds = ("digits", "code") if words & _IDS else ("name", "text")
+        found = [phrase for phrase in self.phrases if value_kind(phrase) in kinds]
+        places = [phrase for phrase in found if self.is_place(phrase)]
+        return (places or found) if words & _PLACES else found
 
     @functools.cached_property
     def _known(self) -> dict[str, Any]:
@@ -219,6 +257,8 @@ class TaskView:
 
 
 _FORMS = {"url", "uri", "unit", "units", "format", "language", "lang", "currency", "mode", "type"}
+_PLACES = {"city", "location", "place", "where", "address", "origin", "destination", "country"}
+_IDS = {"id", "ids", "number", "code", "key", "uuid"}
 _FREE_TEXT = {"query", "question", "text", "message", "prompt", "statement", "input", "content"}
 
 
@@ -253,6 +293,13 @@ def response_length(response: Response) -> int:
     return len(json.dumps(response, ensure_ascii=False))
 
 
+def argument_count(response: Response) -> int:
+    """The arguments of all its calls together; 0 for words."""
+    if not isinstance(response, list):
+        return 0
+    return sum(len(call["arguments"]) for call in response)
+
+
 def _without_opener(phrase: str) -> str:
     words = phrase.split()
     while words and words[0].lower().replace("'", "") in _OPENERS:
@@ -265,4 +312,6 @@ def _inside_sentence(before: str) -> bool:
 
 
 def _is_phrase(value: Any) -> bool:
-    return isinstance(value, str) and 1 < len(value) <= 60
+    if not isinstance(value, str) or value.lower() in ("true", "false", "default", "dontcare"):
+        return False
+    return 1 < len(value) <= 60

@@ -10,89 +10,76 @@ what the reference accepts, and what a reader could defend: names that contain o
 factors, a value that is the tool's default anyway.
 """
 
-import datetime
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from toolrm_jax.near_values import (
+    TIME,
+    is_number,
+    like_number,
+    near_dates,
+    near_time,
+    value_kind,
+    words_of,
+)
+from toolrm_jax.near_values import (
+    near_number as beside,
+)
 from toolrm_jax.task_view import Corruption, TaskView, named_examples, properties
 from toolrm_jax.tool_calls import ErrorType, standard_text
 
 
 def _wrong(view: TaskView, kind: str, index: int, param: str, value: Any) -> Iterator[Corruption]:
-    """The corruption, unless the reference accepts the value or calls it another error."""
-    if view.error_of(index, param, value) == ErrorType.VALUE:
-        yield Corruption(kind, ErrorType.VALUE, view.with_argument(index, param, value))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """The corruption. The judge says later whether the value is wrong, and nothing but wrong."""
+    yield Corruption(kind, ErrorType.VALUE, view.with_argument(index, param, value))
 
 
 def near_number(view: TaskView) -> Iterator[Corruption]:
     """A number beside the right one."""
     for index, param, value in view.arguments():
-        if _is_number(value):
-            yield from _wrong(view, "near_number", index, param, _beside(view, value))
-
-
-def _beside(view: TaskView, value: int | float) -> int | float:
-    rng = view.rng
-    if isinstance(value, float) and not value.is_integer():
-        digits = len(repr(value).partition(".")[2])
-        return round(value * rng.choice((0.5, 0.9, 1.1, 2, 10, 0.1)), digits + 1)
-    if abs(value) < 200:
-        near = [value + step for step in ((-1, 1) if abs(value) < 20 else (-10, -5, -1, 1, 5, 10))]
-    elif 1500 <= value <= 2100:  # a year
-        near = [value + step for step in (-10, -2, -1, 1, 2, 10)]
-    else:
-        step = 10 ** (len(str(int(abs(value)))) - 2)
-        near = [value - step, value + step, value * 10, value // 10, value * 2]
-    text = str(int(abs(value)))
-    if len(text) > 1 and text[-1] != text[-2]:
-        near.append(int(text[:-2] + text[-1] + text[-2]))  # the last two digits change places
-    near = [n for n in near if (n > 0) == (value > 0) and n != value]
-    return rng.choice(near or [value + 1])
+        if is_number(value):
+            near = beside(value, view.rng, param)
+            yield from _wrong(view, "near_number", index, param, near)
 
 
 def number_in_text(view: TaskView) -> Iterator[Corruption]:
     """A text or a list of numbers in which one number is off: an address, a time, an id."""
     for index, param, value in view.arguments():
         if isinstance(value, str) and not re.search(r"\d{4}-\d{2}-\d{2}", value):
-            found = list(re.finditer(r"(?<![\d.])\d{1,12}(?![\d.]*\d)", value))
-            if found:
-                at = view.rng.choice(found)
-                near = _same_width(at[0], _beside(view, int(at[0])))
-                text = value[: at.start()] + near + value[at.end() :]
+            # "Maroon 5" is one name.
+            text = None if value_kind(value) == "name" else _other_number(view, value)
+            if text is not None:
                 yield from _wrong(view, "number_in_text", index, param, text)
-        elif isinstance(value, list) and value and all(map(_is_number, value)):
-            at_item = view.rng.randrange(len(value))
-            near_item = _beside(view, value[at_item])
-            items = [*value[:at_item], near_item, *value[at_item + 1 :]]
+        elif isinstance(value, list) and value and all(map(is_number, value)):
+            at = view.rng.randrange(len(value))
+            items = [*value[:at], beside(value[at], view.rng), *value[at + 1 :]]
             yield from _wrong(view, "number_in_text", index, param, items)
 
 
-def _same_width(text: str, value: int | float) -> str:
-    return str(int(value)).zfill(len(text)) if text[0] == "0" else str(int(value))
+def _other_number(view: TaskView, text: str) -> str | None:
+    """The text with one of its numbers off; times of day stay times, days and months such."""
+    if TIME.search(text):
+        return near_time(text, view.rng)
+    found = list(re.finditer(r"(?<![\d.])\d{1,12}(?![\d.]*\d)", text))
+    if not found:
+        return None
+    at = view.rng.choice(found)
+    in_date = re.fullmatch(r"\d{1,2}/\d{1,2}/\d{2,4}", text) and len(at[0]) <= 2
+    name = "" if not in_date else "month" if int(at[0]) <= 12 else "day"
+    near = str(int(beside(int(at[0]), view.rng, name)))
+    near = near.zfill(len(at[0])) if at[0][0] == "0" else near
+    return text[: at.start()] + near + text[at.end() :]
 
 
 def near_date(view: TaskView) -> Iterator[Corruption]:
     """A date a few days, a month or a year off, or with day and month confused."""
     for index, param, value in view.arguments():
-        found = re.search(r"(\d{4})-(\d{2})-(\d{2})", value) if isinstance(value, str) else None
-        if found is None:
-            continue
-        try:
-            day = datetime.date(*map(int, found.groups()))
-        except ValueError:
-            continue
-        near = [day + datetime.timedelta(days=d) for d in (-7, -1, 1, 7)]
-        if str(day.year) in view.text:  # where nobody named a year, another one may be right
-            near += [day.replace(year=day.year + y, day=min(day.day, 28)) for y in (-1, 1)]
-        if day.day <= 12 and day.day != day.month:
-            near += [day.replace(month=day.day, day=day.month)] * 2
-        text = value[: found.start()] + str(view.rng.choice(near)) + value[found.end() :]
-        yield from _wrong(view, "near_date", index, param, text)
+        # Where nobody named a year, another one may be right.
+        named = isinstance(value, str) and value[:4] in view.text
+        near = near_dates(value, other_years=named) if isinstance(value, str) else []
+        if near:
+            yield from _wrong(view, "near_date", index, param, view.rng.choice(near))
 
 
 def conversation_value(view: TaskView) -> Iterator[Corruption]:
@@ -100,17 +87,30 @@ def conversation_value(view: TaskView) -> Iterator[Corruption]:
     for index, param, value in view.arguments():
         if view.schema_of(index, param).get("enum"):
             continue
-        found: list[Any] = []
-        if _is_number(value):
-            whole = isinstance(value, int)
-            found = [n for n in view.numbers if n != value and (isinstance(n, int) or not whole)]
-        elif isinstance(value, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}.*", value):
-            found = [day + value[10:] for day in view.dates if day != value[:10]]
-        elif isinstance(value, str):
-            found = [p for p in view.phrases if _unlike(p, [value, *view.accepted(index, param)])]
-            found = [p for p in found if _same_form(p, value)]
+        found = [v for v in _said(view, value) if v not in view.accepted(index, param)]
+        if isinstance(value, str) and not view.is_words(index, param, value):
+            continue  # another kind of value would be an error of type
+        if isinstance(value, str):
+            taken = [value, *view.accepted(index, param)]
+            found = [v for v in found if _unlike(v, taken)]
         if found:
             yield from _wrong(view, "conversation_value", index, param, view.rng.choice(found))
+
+
+def _said(view: TaskView, value: Any) -> list[Any]:
+    """What the conversation holds of the value's kind and magnitude."""
+    if is_number(value):
+        whole = isinstance(value, int)
+        numbers = [n for n in view.numbers if isinstance(n, int) or not whole]
+        return [n for n in numbers if n != value and like_number(n, value)]
+    if not isinstance(value, str):
+        return []
+    if re.fullmatch(r"\d{4}-\d{2}-\d{2}.*", value):
+        return [day + value[10:] for day in view.dates if day != value[:10]]
+    place = view.is_place(value)
+    found = [p for p in view.phrases if _same_form(p, value) and view.is_place(p) == place]
+    # Beside the name of a person or a work, a single capitalised word is mostly a genre.
+    return found if place or " " not in value else [p for p in found if " " in p]
 
 
 def _unlike(text: str, others: list[Any]) -> bool:
@@ -125,11 +125,9 @@ def _unlike(text: str, others: list[Any]) -> bool:
 
 
 def _same_form(text: str, value: str) -> bool:
-    """Both mere names, or both with the same sort of marks in them."""
-    marks = [
-        bool(re.search(mark, text)) == bool(re.search(mark, value)) for mark in ("@", "/", r"\d")
-    ]
-    return all(marks) and len(text) < 4 * len(value) + 10
+    """Of one kind (both names, both codes, ...), and neither much longer than the other."""
+    like = len(text) < 4 * len(value) + 10 and len(value) < 4 * len(text) + 10
+    return value_kind(text) == value_kind(value) and like
 
 
 def enum_neighbour(view: TaskView) -> Iterator[Corruption]:
@@ -158,37 +156,98 @@ def default_instead(view: TaskView) -> Iterator[Corruption]:
 
 
 def swapped_values(view: TaskView) -> Iterator[Corruption]:
-    """Two values of one call in each other's place."""
+    """Two values of one kind in each other's place, where their order matters."""
     for index, param, value in view.arguments():
         call = view.gold[index]
+        name = call["name"]
         for other, theirs in call["arguments"].items():
-            if type(theirs) is not type(value) or theirs == value or _interchangeable(param, other):
+            if other == param or not _swappable(view, index, (param, value), (other, theirs)):
                 continue
-            if view.schema_of(index, param).get("enum") or view.schema_of(index, other).get("enum"):
+            if _interchangeable(param, other) or words_of(name) & _SYMMETRIC:
                 continue
-            if isinstance(value, str) and not (
-                _unlike(theirs, [value]) and _same_form(theirs, value) and _same_form(value, theirs)
-            ):
-                continue
-            if view.error_of(index, param, theirs) and view.error_of(index, other, value):
-                swapped = {**call["arguments"], param: theirs, other: value}
-                wrong = view.replaced(index, {**call, "arguments": swapped})
-                yield Corruption("swapped_values", ErrorType.VALUE, wrong)
-                break
+            swapped = {**call["arguments"], param: theirs, other: value}
+            wrong = view.replaced(index, {**call, "arguments": swapped})
+            yield Corruption("swapped_values", ErrorType.VALUE, wrong)
+            break
+
+
+def _swappable(view: TaskView, index: int, one: tuple[str, Any], two: tuple[str, Any]) -> bool:
+    """Numbers of one magnitude; dates; or texts of one kind whose parameters go together."""
+    (param, value), (other, theirs) = one, two
+    if any(view.schema_of(index, p).get("enum") for p in (param, other)):
+        return False
+    if type(value) is not type(theirs) or value == theirs:
+        return False
+    if is_number(value):
+        return like_number(value, theirs)
+    if not isinstance(value, str) or value_kind(value) != value_kind(theirs):
+        return False
+    if value_kind(value) in ("date", "time"):
+        return True
+    return value_kind(value) != "text" and _go_together(param, other) and _unlike(value, [theirs])
+
+
+# Parameters that mirror each other, and those whose product is the same in either order.
+_OPPOSITES = (
+    {"from", "to"},
+    {"start", "end"},
+    {"begin", "end"},
+    {"source", "target"},
+    {"source", "destination"},
+    {"origin", "destination"},
+    {"departure", "arrival"},
+    {"departure", "destination"},
+    {"base", "target"},
+    {"sender", "receiver"},
+    {"sender", "recipient"},
+    {"buyer", "seller"},
+    {"home", "away"},
+    {"min", "max"},
+    {"old", "new"},
+    {"input", "output"},
+)
+_FACTORS = {"length", "width", "height", "breadth", "depth", "base", "side"}
+_ORDINALS = {"first", "second", "third", "one", "two", "three", "a", "b", "c", "x", "y", "z"}
+# Tools that give the same whichever way round.
+_SYMMETRIC = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        add sum multiply product gcd hcf lcm distance compare comparison similarity average mean
+        hypot hypotenuse pythagoras pythagorean between closest common intersection union
+        """,
+    )
+)
+
+
+def _go_together(param: str, other: str) -> bool:
+    """source_language and target_language, from and to."""
+    words, others = words_of(param), words_of(other)
+    return bool(words & others) or any(
+        pair & words and pair & others and pair <= words | others for pair in _OPPOSITES
+    )
 
 
 def _interchangeable(param: str, other: str) -> bool:
-    """num1 and num2, a and b: where the order may not matter, a swap may be right."""
-    stems = {
-        re.sub(r"[\d_]|(first|second|one|two|[abxyz])$", "", p.lower()) for p in (param, other)
-    }
-    return len(stems) == 1 or min(len(param), len(other)) == 1
+    """num1 and num2, first_number and second_number, length and width: a swap may be right."""
+    words, others = words_of(param), words_of(other)
+    if words & _FACTORS and others & _FACTORS:
+        return True
+    return words - _ORDINALS == others - _ORDINALS or min(len(param), len(other)) == 1
 
 
 def extra_optional(view: TaskView) -> Iterator[Corruption]:
-    """An optional argument that nobody asked for, with a plausible value."""
+    """An optional argument that nobody asked for, with a plausible value of the model's own.
+
+    Where the right call spells such an argument out, its value is the one that changes.
+    """
     for index, call in enumerate(view.gold):
-        spare = [p for p in properties(view.tools[call["name"]]) if p not in call["arguments"]]
+        spare = [
+            p
+            for p in properties(view.tools[call["name"]])
+            # What the reference does not know at all would be unexpected, not a wrong value.
+            if "" in view.accepted(index, p)
+        ]
         view.rng.shuffle(spare)
         for param in spare[:3]:
             value = _invented(view, index, param)
@@ -207,13 +266,14 @@ def _invented(view: TaskView, index: int, param: str) -> Any:
     if allowed:
         return view.rng.choice(options) if options else None
     if kind in ("integer", "number"):
-        base = next((v for v in [default, *usual] if _is_number(v)), None)
+        base = next((v for v in [default, *usual] if is_number(v)), None)
         near = [base * 2, base / 2] if base and kind == "number" else [2, 5, 10, 20, 50, 100]
         near = [base * 2, base + 5, base + 10] if base and kind == "integer" else near
         return view.rng.choice(near)
     if kind == "string":
         named = [text for text in named_examples(schema) if _unlike(text, [default, *usual])]
-        phrases = [text for text in view.phrases if _unlike(text, [default, *usual])]
+        taken = [default, *usual, *view.gold[index]["arguments"].values()]
+        phrases = [text for text in view.phrases if _unlike(text, taken)]
         fits = set(re.findall(r"[a-z]+", param.lower())) & _NAMES
         options = named if named and (not fits or view.rng.random() < 0.6) else phrases
         return view.rng.choice(options) if options and (named or fits) else None
@@ -229,7 +289,7 @@ _NAMES = frozenset(
         r"\w+",
         """
     name title location city country place region area district address artist author director
-    directed cast starring team player brand category subject topic keyword query person company
+    directed cast starring team player brand topic keyword query person company
     """,
     )
 )
@@ -248,7 +308,7 @@ def scale(view: TaskView) -> Iterator[Corruption]:
     hint = r"percent|%|decimal|fraction|between 0 and 1|\b0\.\d"
     for index, param, value in view.arguments():
         described = view.schema_of(index, param).get("description") or ""
-        if not _is_number(value) or not value or not re.search(hint, described.lower()):
+        if not is_number(value) or not value or not re.search(hint, described.lower()):
             continue
         if re.search(r"%|percent", view.text) and view.schema_of(index, param)["type"] == "number":
             other = round(value * 100, 6) if abs(value) < 1 else round(value / 100, 6)
@@ -282,7 +342,7 @@ def list_item(view: TaskView) -> Iterator[Corruption]:
 def cut_text(view: TaskView) -> Iterator[Corruption]:
     """A long text cut short, or an id, address or path with a character lost."""
     for index, param, value in view.arguments():
-        if not isinstance(value, str) or re.search(r"\d{4}-\d{2}-\d{2}", value):
+        if not view.is_words(index, param, value) or re.search(r"\d{1,4}-\d{1,2}-\d", value):
             continue
         words = value.split(" ")
         if len(words) >= 6:
@@ -305,8 +365,8 @@ def object_value(view: TaskView) -> Iterator[Corruption]:
         wrong: Any = None
         if isinstance(inner, bool):
             wrong = not inner
-        elif _is_number(inner):
-            wrong = _beside(view, inner)
+        elif is_number(inner):
+            wrong = beside(inner, view.rng, key)
         elif isinstance(inner, str):
             others = [p for p in view.phrases if _unlike(p, [inner])]
             wrong = view.rng.choice(others) if others else None
@@ -318,11 +378,15 @@ def placeholder(view: TaskView) -> Iterator[Corruption]:
     """The parameter's name or a stand-in for its value, where the request gave the value."""
     for index, param, value in view.arguments():
         schema = view.schema_of(index, param)
-        if isinstance(value, str) and len(value) > 2 and not schema.get("enum"):
+        if view.is_words(index, param, value) and len(value) > 2 and not schema.get("enum"):
             code = view.language(index) is not None
-            if not code and view.rng.random() < 0.85:
+            if view.rng.random() < (0.5 if code else 0.85):
                 continue  # easy to see through in plain JSON, where models seldom do it
             form = param if code else view.rng.choice((f"{{{param}}}", f"your_{param}"))
+            if any(
+                standard_text(form) == standard_text(str(v)) for v in view.accepted(index, param)
+            ):
+                continue
             yield from _wrong(view, "placeholder", index, param, form)
 
 
