@@ -106,8 +106,12 @@ def test_the_mix_and_the_lengths_are_met(built):
     for error, share in report.train.wanted.items():
         assert report.train.got[error] / report.train.wrong == pytest.approx(share, abs=0.02)
     assert sum(report.train.got.values()) == sum(report.train.kinds.values())
-    for error in set(MIX) - {ErrorType.CALL_COUNT}:  # all its calls have about one length here
-        assert report.train.share_right_longer(error) == pytest.approx(0.5, abs=0.1), error
+    # Calls left out make the right side the longer, so their number is left alone here. Of the
+    # others, the surplus of longer right sides is a tenth at most, or three pairs of a rare type.
+    for error in set(MIX) - {ErrorType.CALL_COUNT}:
+        count = report.train.got[error]
+        surplus = 2 * report.train.right_longer[error] - count
+        assert abs(surplus) <= max(3, 0.1 * count), error
 
 
 def test_few_corruptions_are_discarded_and_all_are_counted(built):
