@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     """The full model's config with fewer layers and steps."""
     config = default_config()
     config.model.num_layers = 10
-    config.data.row_shapes = ((1024, 32),)
+    config.data.row_shapes = ((1344, 48),)
     config.data.max_tokens = 768
     config.train.steps = 110
     config.optimizer.learning_rate = 2e-4
