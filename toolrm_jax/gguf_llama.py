@@ -5,9 +5,9 @@
     blk.0.attn_q.weight  (Q4_1 blocks)   model.layers.0.self_attn.q_proj.weight  float32 [576, 576]
     tokenizer.ggml.tokens, .merges       a PreTrainedTokenizerFast
 
-Needs numpy, `gguf` and `tokenizers`, no torch. Rows are dequantised when they are asked for, so that
-a model cut to its first layers never pays for the others. Every type that the `gguf` package can
-dequantise is read.
+Needs numpy, `gguf` and `tokenizers`, no torch. Rows are dequantised when they are asked for, so
+that a model cut to its first layers never pays for the others. Every type that the `gguf` package
+can dequantise is read.
 
 llama.cpp rotates neighbouring pairs of a head (0,1), (2,3), ... where Hugging Face rotates its two
 halves (0, h/2), ...; its converter therefore reorders the rows of q and k, and `GgufTensors` puts

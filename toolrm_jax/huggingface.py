@@ -139,9 +139,7 @@ def placed(config: ModelConfig) -> dict[str, tuple[Entry, int]]:
         for entry in rows
         if entry.stacked
     ]
-    return dict(
-        [(e.name, (e, 0)) for e in before] + layers + [(e.name, (e, 0)) for e in after]
-    )
+    return dict([(e.name, (e, 0)) for e in before] + layers + [(e.name, (e, 0)) for e in after])
 
 
 @dataclasses.dataclass(frozen=True)

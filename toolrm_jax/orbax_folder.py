@@ -35,7 +35,7 @@ from toolrm_jax.model_config import ModelConfig
 from toolrm_jax.safetensors_folder import read_json, refuse, write_durably
 from toolrm_jax.tensors import DTYPES, CheckpointError, Spec, Tensors, piece_rows, transfer
 
-_STATE, _META, _TOKENIZER = "state", Path("meta") / "metadata", "tokenizer"
+_STATE, _META, TOKENIZER = "state", Path("meta") / "metadata", "tokenizer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,31 @@ class OrbaxFolder:
     @property
     def tokenizer(self) -> Path | None:
         """The folder of its tokenizer, or None where there is none."""
-        folder = (self.workdir or self.step_folder) / _TOKENIZER
+        folder = (self.workdir or self.step_folder) / TOKENIZER
         return folder if folder.is_dir() else None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What an export says about where the weights come from: toolrm.json."""
+        if self.workdir is None:
+            return dict(self.meta.get("about") or {})
+        return about_run(self.meta, int(self.step_folder.name), self._heldout())
+
+    def _heldout(self) -> dict[str, Any] | None:
+        """What evaluation found, if the run ended with this step."""
+        path = (self.workdir or self.step_folder) / "evaluation.json"
+        found = read_json(path) if path.exists() else {}
+        same = (found.get("steps"), found.get("config")) == (
+            int(self.step_folder.name),
+            self.meta.get("config"),
+        )
+        return found.get("heldout") if same else None
+
+
+def about_run(meta: dict[str, Any], step: int, heldout: dict[str, Any] | None) -> dict[str, Any]:
+    """toolrm.json of a training run: what a later evaluation needs to know about its origin."""
+    about = {key: meta[key] for key in ("config", "train_tasks", "heldout_tasks") if key in meta}
+    return about | {"step": step, "heldout": heldout}
 
 
 def find_step(path: str | Path) -> Path | None:
@@ -140,9 +163,8 @@ class OrbaxTensors(Tensors):
             ) from error
 
     def row_step(self, name: str) -> int:
-        view = self._view(name)
-        step = view.chunk_layout.read_chunk.shape[0]
-        return max(1, min(step, self.spec(name).shape[0]))
+        chunk: Any = self._view(name).chunk_layout.read_chunk.shape
+        return max(1, min(chunk[0], self.spec(name).shape[0]))
 
     def stated_sha256(self, name: str) -> str | None:
         return self._stated.get(name)
@@ -194,7 +216,7 @@ def write_orbax(
         written reads back differently.
     """
     bar = bar if bar is not None else tqdm(disable=True)
-    tokenizer.save_pretrained(folder / _TOKENIZER)
+    tokenizer.save_pretrained(folder / TOKENIZER)
     sink = _Sink(tensors, bar)
     registry = ocp.type_handlers.create_type_handler_registry((_Stack, sink))
     handler = ocp.PyTreeCheckpointHandler(

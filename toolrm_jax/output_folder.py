@@ -1,11 +1,11 @@
 """A folder that appears under its name complete, or not at all.
 
-    out.partial/   while it is being written; locked, so that two runs cannot write one
-    out.replaced/  for a moment, what was there before
-    out/           complete
+out.partial/   while it is being written; locked, so that two runs cannot write one
+out.replaced/  for a moment, what was there before
+out/           complete
 
-    >>> with new_folder("out", is_ours=lambda folder: (folder / "config.json").exists()) as folder:
-    ...     (folder / "config.json").write_text("{}")
+>>> with new_folder("out", is_ours=lambda folder: (folder / "config.json").exists()) as folder:
+...     (folder / "config.json").write_text("{}")
 """
 
 import contextlib
@@ -99,7 +99,7 @@ def _no_room(path: Path, nbytes: int) -> OutputError:
 
 @contextlib.contextmanager
 def _locked(partial: Path, path: Path) -> Iterator[None]:
-    """Holds the folder against other runs; the system lets go of it whatever becomes of this one."""
+    """Holds the folder against other runs; the system lets go of it if this one is killed."""
     descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:

@@ -177,7 +177,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 def _read_into(descriptor: int, data: np.ndarray, offset: int, path: Path) -> None:
     done = 0
     while done < len(data):
-        count = os.preadv(descriptor, [data[done:]], offset + done)
+        count = os.preadv(descriptor, [data[done:].data], offset + done)
         if not count:
             raise CheckpointError(f"{path} has become shorter while it was read.")
         done += count
@@ -320,7 +320,7 @@ def _header(specs: dict[str, Spec]) -> tuple[bytes, int]:
 def _write_from(descriptor: int, data: np.ndarray, offset: int) -> None:
     done = 0
     while done < len(data):
-        done += os.pwrite(descriptor, data[done:], offset + done)  # type: ignore[arg-type]
+        done += os.pwrite(descriptor, data[done:].data, offset + done)
 
 
 def write_durably(path: Path, text: str) -> None:
