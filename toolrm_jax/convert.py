@@ -14,7 +14,6 @@ pieces; the output appears under its name only when it is complete and has been 
 import argparse
 import dataclasses
 import json
-import os
 import re
 import signal
 import sys
@@ -37,7 +36,7 @@ from toolrm_jax.huggingface import (
     write_directory,
 )
 from toolrm_jax.inspection import as_text, inspect
-from toolrm_jax.model_card import model_card
+from toolrm_jax.model_card import base_model, model_card
 from toolrm_jax.model_config import UnsupportedModel
 from toolrm_jax.orbax_folder import find_step, write_orbax
 from toolrm_jax.output_folder import check_output, is_full_disk, new_folder
@@ -167,7 +166,8 @@ def _tensors(model: Pretrained, seed: int, dtype: str | None) -> tuple[Tensors, 
 
 def _about(model: Pretrained, seed: int) -> dict[str, Any]:
     about = dict(model.about)
-    about.setdefault("origin", model.source.origin)
+    if base_model(about) is None:
+        about["origin"] = model.source.origin
     if not model.source.has_head:
         about["fresh_head_seed"] = seed
     return about
@@ -294,7 +294,7 @@ def _run_inspect(args: argparse.Namespace) -> int:
 # --- the command line -----------------------------------------------------------------------------
 
 
-def _shard_size(text: str) -> int:
+def shard_size(text: str) -> int:
     """ "5GB", "200MB", "1GiB" or a number of bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if match is None or not float(match[1]):
@@ -374,7 +374,7 @@ def _add_to_hf(commands: Any) -> None:
     _add_writing(command, "that of the master weights")
     command.add_argument(
         "--max-shard-size",
-        type=_shard_size,
+        type=shard_size,
         default=DEFAULT_SHARD_BYTES,
         metavar="SIZE",
         help="of a safetensors file, such as 5GB (the default), 200MB, 1GiB",
@@ -438,9 +438,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     args = make_parser().parse_args(argv)
     # So that what is half-written is removed, as with Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    # Conversions compute nothing; the first device would otherwise take its memory.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return args.run(args)
     except EXPECTED as error:
@@ -452,6 +450,8 @@ def main(argv: list[str] | None = None) -> int:
         if not is_full_disk(error):
             raise
         print(f"error: {error}", file=sys.stderr)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return FAILED
 
 
