@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from tqdm import tqdm
 
 from toolrm_jax.assets import AssetError
@@ -438,6 +439,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     args = make_parser().parse_args(argv)
     # So that what is half-written is removed, as with Ctrl-C.
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what it need not do here
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return args.run(args)
