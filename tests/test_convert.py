@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tiny
+from fake_hub import FakeHub
 from safetensors.numpy import load_file, save_file
 from tiny_models import random_params
 from tiny_models import tiny as tiny_config
@@ -366,6 +367,34 @@ def test_a_bias_of_the_head_is_kept_and_its_trap_is_named(tmp_path):
     assert "`score.bias`, which transformers' own class" in (done.path / "README.md").read_text()
 
 
+def push(hf, out, url: str, token: str, *more: str) -> subprocess.CompletedProcess:
+    """`to-hf --push-to-hub org/rm` to a hub on loopback."""
+    program = "import sys; from toolrm_jax.convert import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["to-hf", "--checkpoint", str(hf), "--output", str(out), "--push-to-hub", "org/rm"]
+    hub = {"HF_ENDPOINT": url, "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    return start(program, *arguments, *more, **hub)
+
+
+def test_an_export_is_pushed_to_the_hub_whole_and_private(hf, tmp_path):
+    with FakeHub() as hub:
+        done = push(hf, tmp_path / "out", hub.url, hub.token)
+        assert done.returncode == 0, done.stderr
+    assert f"Uploaded to {hub.url}/org/rm" in done.stdout
+    assert [asked["private"] for asked in hub.created] == [True]
+    written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert hub.files == {"org/rm": written}
+    assert b"vllm serve org/rm" in written["README.md"]
+
+
+def test_a_hub_that_refuses_leaves_the_directory_and_says_how_to_go_on(hf, tmp_path):
+    with FakeHub() as hub:
+        done = push(hf, tmp_path / "out", hub.url, "hf_wrong")
+    assert done.returncode == 2
+    assert "error: 'org/rm' could not be uploaded" in done.stderr
+    assert f"complete at {tmp_path / 'out'}: log in with `hf auth login`" in done.stderr
+    assert_equal_bytes(hf, tmp_path / "out")
+
+
 # --- nothing half-written -------------------------------------------------------------------------
 
 _DIES = """
@@ -383,15 +412,15 @@ sys.exit(convert.main(sys.argv[2:]))
 """
 
 
-def start(program: str, *arguments: str, **options) -> subprocess.CompletedProcess:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tiny.ROOT)}
+def start(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs a program in a process of its own."""
+    given = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tiny.ROOT)} | environment
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
-        env=environment,
+        env=os.environ | given,
         capture_output=True,
         text=True,
         timeout=300,
-        **options,
     )
 
 
