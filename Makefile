@@ -11,7 +11,7 @@ help:
 	@sed -n 's/^#   //p' $(MAKEFILE_LIST)
 #   make lint         ruff and mypy
 #   make test-slow    the tests that take minutes each
-#   make bench        the training step against PyTorch
+#   make bench        the training step against PyTorch; conversion against copying
 #   make clean        removes the environment; runs/ stays
 
 quickstart: $(VENV)/.run-ready
@@ -32,6 +32,7 @@ lint: $(VENV)/.dev-ready
 
 bench: $(VENV)/.dev-ready
 	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.convert
 
 clean:
 	rm -rf $(VENV)

@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shutil
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -98,8 +99,13 @@ def write_tiny(path: Path, *, tied=True, arch="llama", drop=(), extra=(), **meta
         writer.add_expert_count(metadata["experts"])
     if "scaling" in metadata:
         writer.add_rope_scaling_type(metadata["scaling"])
+    stored = metadata.get("stored", {"weights": {}})
     for name, weights in tiny_weights(tied).items():
-        if gguf_name(name) not in drop:
+        if name in stored["weights"]:
+            data = as_llama_cpp(name, stored["weights"][name])
+            plain = data.dtype in (np.float32, np.float16)
+            writer.add_tensor(gguf_name(name), data, raw_dtype=None if plain else stored["kind"])
+        elif gguf_name(name) not in drop:
             writer.add_tensor(gguf_name(name), as_llama_cpp(name, weights))
     for name in extra:
         writer.add_tensor(name, np.zeros(4, np.float32))
@@ -203,6 +209,66 @@ def test_llama3_words_hold_three_digits_and_whole_tokens_win():
     tokenizer = build_tokenizer(metadata, {"max_position_embeddings": 8})
     assert tokenizer.tokenize("1234") == ["123", "4"]
     assert tokenizer.tokenize("ab!") == ["ab", "!"]
+
+
+# --- types ---------------------------------------------------------------------------------------
+
+DEQUANTISED = [
+    kind
+    for kind in gguf.GGMLQuantizationType
+    if kind in gguf.quants._type_traits or kind.name in ("F32", "F16")
+]
+
+
+def stored(kind: gguf.GGMLQuantizationType, rows: int, columns: int) -> np.ndarray:
+    """Random weights as the file has them: quantised by `gguf` where it can, else random blocks."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(rows, columns)).astype(np.float32)
+    try:
+        return gguf.quants.quantize(weights, kind)
+    except NotImplementedError:
+        shape = gguf.quants.quant_shape_to_byte_shape((rows, columns), kind)
+        # Below 0x38 no pair of bytes is a half-precision infinity or NaN.
+        return rng.integers(0, 0x38, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", DEQUANTISED, ids=lambda kind: kind.name)
+def test_every_type_that_gguf_dequantises_is_read_by_rows_as_whole(kind, tmp_path, monkeypatch):
+    """All matrices in that type, of widths that fill its blocks; q and k rows back in order."""
+    monkeypatch.setattr(sys.modules[__name__], "WIDTH", 256)
+    monkeypatch.setattr(sys.modules[__name__], "MLP", 256)
+    heads, inner = HEADS * HEAD_DIM, {"self_attn.o_proj": HEADS * HEAD_DIM}
+    weights = {}
+    for name, tensor in tiny_weights(tied=False).items():
+        columns = tensor.shape[-1]
+        if tensor.ndim == 2 and not any(part in name for part in inner):
+            weights[name] = stored(kind, tensor.shape[0], columns)
+    path = write_tiny(tmp_path / "m.gguf", tied=False, stored={"kind": kind, "weights": weights})
+    model = read_gguf(path)
+    q = "model.layers.1.self_attn.q_proj.weight"
+    for name, data in weights.items():
+        spec = model.tensors.spec(name)
+        expected = gguf.dequantize(data, kind).astype(np.float32)
+        assert spec.shape == expected.shape == (data.shape[0], 256)
+        whole = model.tensors[name]
+        # The file keeps llama.cpp's order; what was put in is Hugging Face's.
+        np.testing.assert_array_equal(whole, expected, err_msg=name)
+        parts = [
+            model.tensors.rows(name, i, min(i + 3, len(whole))) for i in range(0, len(whole), 3)
+        ]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+        assert np.isfinite(whole).all()
+    assert model.tensors.spec(q).shape == (heads, 256)
+
+
+def test_a_type_that_gguf_cannot_dequantise_is_refused(tmp_path):
+    kind = gguf.GGMLQuantizationType.Q8_K
+    name = "model.layers.0.mlp.down_proj.weight"
+    shape = gguf.quants.quant_shape_to_byte_shape((WIDTH, 256), kind)
+    weights = {name: np.zeros(shape, np.uint8)}
+    path = write_tiny(tmp_path / "m.gguf", stored={"kind": kind, "weights": weights})
+    with pytest.raises(GgufError, match=r"ffn_down.weight is stored as Q8_K, which the gguf pack"):
+        read_gguf(path)
 
 
 # --- bad files ----------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ import orbax.checkpoint as ocp
 from toolrm_jax.model_config import ModelConfig, Rope
 from toolrm_jax.train_step import TrainState
 
+_CHUNK_BYTES = 64 << 20
+
 
 class Checkpoints:
     """The checkpoints of one run; saving is asynchronous, `close` waits for it."""
@@ -35,8 +37,10 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        tree = _tree(state)
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_tree(state)), meta=ocp.args.JsonSave(meta)
+            state=ocp.args.StandardSave(tree, save_args=jax.tree.map(_chunks, tree)),
+            meta=ocp.args.JsonSave(meta),
         )
         self._manager.save(step, args=items)
 
@@ -69,6 +73,12 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, and lets go of the folder."""
         self._manager.close()
+
+
+def _chunks(array: jax.Array) -> ocp.SaveArgs:
+    """One layer at most in a chunk, so that a layer can be read without the rest of its stack: for
+    a 7B, 272 MB of 7.6 GB. Without this, Orbax makes a chunk of all that a device holds."""
+    return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if array.ndim == 3 else ())
 
 
 def _tree(state: TrainState) -> dict[str, Any]:

@@ -5,8 +5,9 @@
     blk.0.attn_q.weight  (Q4_1 blocks)   model.layers.0.self_attn.q_proj.weight  float32 [576, 576]
     tokenizer.ggml.tokens, .merges       a PreTrainedTokenizerFast
 
-Needs numpy, `gguf` and `tokenizers`, no torch. Tensors are dequantised when they are asked for, so
-that a model cut to its first layers never pays for the others.
+Needs numpy, `gguf` and `tokenizers`, no torch. Rows are dequantised when they are asked for, so
+that a model cut to its first layers never pays for the others. Every type that the `gguf` package
+can dequantise is read.
 
 llama.cpp rotates neighbouring pairs of a head (0,1), (2,3), ... where Hugging Face rotates its two
 halves (0, h/2), ...; its converter therefore reorders the rows of q and k, and `GgufTensors` puts
@@ -24,7 +25,7 @@ Example:
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from toolrm_jax.errors import InputError
+from toolrm_jax.tensors import Spec, Tensors
 
 
 class GgufError(InputError, ValueError):
@@ -184,8 +186,8 @@ _LAYER_NAMES = {
 _LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 
 
-class GgufTensors(Mapping[str, np.ndarray]):
-    """Hugging Face name -> float32 array, dequantised at each access."""
+class GgufTensors(Tensors):
+    """Hugging Face name -> float32 array; rows are dequantised when they are read."""
 
     def __init__(self, path: Path, reader: gguf.GGUFReader, config: dict[str, Any]):
         self._path = path
@@ -198,11 +200,20 @@ class GgufTensors(Mapping[str, np.ndarray]):
         self._tensors = {name: tensor for name, tensor in named.items() if name is not None}
         self._check_types()
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        tensor = self._tensors[name]
-        weights = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+    def spec(self, name: str) -> Spec:
+        # llama.cpp counts axes from the innermost.
+        shape = tuple(int(size) for size in reversed(self._tensors[name].shape))
+        return Spec(shape, np.dtype(np.float32))
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        tensor, shape = self._tensors[name], self.spec(name).shape
+        if len(shape) == 1:  # blocks may cross its rows, which are single numbers
+            return _dequantized(tensor.data, tensor)[start:stop]
+        chosen: slice | np.ndarray = slice(start, stop)
         heads = self._heads.get(tensor.name.split(".")[-2])
-        return weights if heads is None else _unpermute(weights, heads)
+        if heads is not None:
+            chosen = _llama_cpp_rows(np.arange(start, stop), shape[0] // heads)
+        return _dequantized(tensor.data[chosen], tensor)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -243,11 +254,17 @@ def _hugging_face_name(name: str) -> str | None:
     return None if part is None else f"model.layers.{match[1]}.{part}.weight"
 
 
-def _unpermute(weights_OI: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of each head from llama.cpp's order (pairs) back to Hugging Face's (halves)."""
-    out, inp = weights_OI.shape
-    pairs = weights_OI.reshape(heads, out // heads // 2, 2, inp)
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(out, inp)
+def _dequantized(data: np.ndarray, tensor: gguf.ReaderTensor) -> np.ndarray:
+    weights = gguf.dequantize(data, tensor.tensor_type)
+    return np.ascontiguousarray(weights.astype(np.float32, copy=False))
+
+
+def _llama_cpp_rows(rows: np.ndarray, head_dim: int) -> np.ndarray:
+    """Where llama.cpp keeps these rows of q or k: within a head it has pairs, Hugging Face
+    halves."""
+    head, within = np.divmod(rows, head_dim)
+    half, pair = np.divmod(within, head_dim // 2)
+    return head * head_dim + 2 * pair + half
 
 
 def _some(names: list[str]) -> str:

