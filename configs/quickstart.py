@@ -19,6 +19,6 @@ def get_config() -> ConfigDict:
     config.model.num_layers = 10
     config.data.row_shapes = ((1344, 48),)
     config.data.max_tokens = 768
-    config.train.steps = 110
+    config.train.steps = 95
     config.optimizer.learning_rate = 2e-4
     return config

@@ -25,6 +25,7 @@ from absl import logging
 from tqdm import tqdm
 
 from toolrm_jax.compare import PROMPTS, TensorReport, compare_tensors, rewards
+from toolrm_jax.errors import InputError
 from toolrm_jax.huggingface import (
     CheckpointError,
     RewardTensors,
