@@ -380,7 +380,7 @@ def test_an_export_is_pushed_to_the_hub_whole_and_private(hf, tmp_path):
         done = push(hf, tmp_path / "out", hub.url, hub.token)
         assert done.returncode == 0, done.stderr
     assert f"Uploaded to {hub.url}/org/rm" in done.stdout
-    assert [asked["private"] for asked in hub.created] == [True]
+    assert [asked["visibility"] for asked in hub.created] == ["private"]
     written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert hub.files == {"org/rm": written}
     assert b"vllm serve org/rm" in written["README.md"]
