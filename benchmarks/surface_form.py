@@ -8,9 +8,10 @@ its text stands. This scores the same answers both ways and prints, per way of s
     change   the mean absolute difference of the reward (the spread of rewards beside it)
     flips    the share of pairs, right against wrong, whose order is another
 
-The answers are right and wrong calls for held-out BFCL tasks, spelled in several ways; with
-`--pools`, what real models wrote (pools_dev.jsonl.gz, in the folder that TOOLRM_DATA names). Tasks
-that the model was trained on are left out, where its directory says which (toolrm.json).
+The answers are right and wrong calls for held-out BFCL tasks, spelled in several ways; or, with
+`--pools`, what real models wrote, against the calls that BFCL's checker read in it
+(pools_dev.jsonl.gz, in the folder that TOOLRM_DATA names). Tasks that the model was trained on are
+left out, where its directory says which (toolrm.json).
 """
 
 import argparse
@@ -88,21 +89,24 @@ def _calls(response: Response) -> bool:
     return isinstance(response, list) and bool(parse_calls(response))
 
 
-def pool_rows(path: str | Path) -> Iterator[Row]:
-    """Real models' answers as they wrote them, where they parse: the first right one, the wrong."""
+def pool_rows(path: str | Path, form: str, wrong_per_task: int = 3) -> Iterator[Row]:
+    """Real models' answers, a right one and some wrong ones a task.
+
+    form: "raw", as they wrote them, in whatever dialect; "calls", what BFCL's checker read in them.
+    """
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for pool in map(json.loads, lines):
-            answers = [c for c in pool["candidates"] if parse_calls(str(c["raw"]))]
-            right = [c["raw"] for c in answers if c["correct"]]
-            wrong = [c for c in answers if not c["correct"]]
+            answers = [c for c in pool["candidates"] if c["calls"] and isinstance(c["raw"], str)]
+            right = [c for c in answers if c["correct"]]
+            wrong = [c for c in answers if not c["correct"]][:wrong_per_task]
             if right and wrong:
                 yield {
                     "id": f"bfcl/{pool['test_id']}",
                     "tools": pool["tools"],
                     "messages": pool["conversation"],
-                    "chosen": right[0],
+                    "chosen": right[0][form],
                     "rejected": [
-                        {"response": c["raw"], "error_type": c["error_type"]} for c in wrong
+                        {"response": c[form], "error_type": c["error_type"]} for c in wrong
                     ],
                 }
 
@@ -175,11 +179,6 @@ class Scorer:
             with jax.set_mesh(self.mesh):
                 return score(self.rewards_of, self.params, loader, self.mesh), index.counts()
 
-    def drift(self, rows: list[Row]) -> tuple[Drift, dict[str, int]]:
-        """Both scorings of the rows, compared; and what the canonical one left out."""
-        (canonical, left_out), (written, _) = (self.score(rows, raw=raw) for raw in (False, True))
-        return drift(canonical, written), left_out
-
 
 # Command line -------------------------------------------------------------------------------------
 
@@ -197,16 +196,18 @@ def unseen(rows: Iterable[Row], model: str, count: int) -> list[Row]:
 
 
 def _collections(args: argparse.Namespace) -> Iterator[tuple[str, list[Row]]]:
-    """Each way of spelling with its rows."""
+    """The canonical rows first, then each way of spelling with its rows."""
     if args.pools:
         if "TOOLRM_DATA" not in os.environ:
             raise SystemExit("error: --pools reads the folder that TOOLRM_DATA names; it is unset")
         pools = Path(os.environ["TOOLRM_DATA"]) / "data/eval/pools_dev.jsonl.gz"
-        yield "as models wrote", unseen(pool_rows(pools), args.model, args.prompts)
+        for name, form in (("canonical", "calls"), ("as models wrote", "raw")):
+            yield name, unseen(pool_rows(pools, form), args.model, args.prompts)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = args.rows or ensure_pairs(folder).heldout
         rows = unseen(read_rows(path), args.model, args.prompts)
+    yield "canonical", list(respelled(rows, "JSON list"))
     for spelling in SPELLINGS:
         yield spelling, list(respelled(rows, spelling))
 
@@ -225,13 +226,17 @@ def main() -> None:
     args = parser.parse_args()
     scorer = Scorer(args.model, args.dtype)
     print(f"{'spelling':22}{'pairs':>7}{'rewards':>9}{'change':>9}{'spread':>9}{'flips':>8}")
-    for spelling, rows in _collections(args):
-        found, left_out = scorer.drift(rows)
+    collections = _collections(args)
+    canonical, left_out = scorer.score(next(collections)[1], raw=False)
+    for spelling, rows in collections:
+        written, _ = scorer.score(rows, raw=True)
+        found = drift(canonical, written)
         print(
             f"{spelling:22}{found.pairs:7,}{found.rewards:9,}{found.change:9.3f}"
             f"{found.spread:9.3f}{found.flips:8.1%}"
-            + "".join(f"  ({n:,} left out: {reason})" for reason, n in left_out.items())
         )
+    for reason, count in left_out.items():
+        print(f"Left out: {count:,} ({reason}).")
 
 
 if __name__ == "__main__":

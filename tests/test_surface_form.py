@@ -1,12 +1,13 @@
 """Canonical calls against answers as written: what is compared, and that nothing else differs."""
 
+import gzip
 import json
 
 import numpy as np
 import pytest
 import tiny
 
-from benchmarks.surface_form import SPELLINGS, Scorer, drift, respelled, unseen
+from benchmarks.surface_form import SPELLINGS, Scorer, drift, pool_rows, respelled, unseen
 from toolrm_jax.batch import RowShape
 from toolrm_jax.evaluate import PairScores
 from toolrm_jax.rendering import Renderer
@@ -46,11 +47,13 @@ def test_only_the_spelling_moves_the_reward(tmp_path):
     tiny.write_model(tmp_path / "model")
     scorer = Scorer(str(tmp_path / "model"), "float32", RowShape(512, 16))
     rows = list(respelled(tiny.rows("heldout", 8), "arguments shuffled"))
-    found, _ = scorer.drift(rows)
+    canonical, _ = scorer.score(rows, raw=False)
+    found = drift(canonical, scorer.score(rows, raw=True)[0])
     assert found.change > 0
     # As its canonical form stands in the text, an answer as written gets the same reward.
     renderer = Renderer(scorer.tokenizer)
-    same, _ = scorer.drift([_as_rendered(row, renderer) for row in rows])
+    rendered = [_as_rendered(row, renderer) for row in rows]
+    same = drift(canonical, scorer.score(rendered, raw=True)[0])
     assert (same.change, same.flips) == (0.0, 0.0)
     assert same.pairs == found.pairs
 
@@ -69,3 +72,26 @@ def test_rows_of_tasks_that_the_model_saw_are_left_out(tmp_path):
     assert unseen(rows, str(tmp_path), 2) == rows[:2]
     (tmp_path / "toolrm.json").write_text(json.dumps({"train_tasks": [rows[0]["id"]]}))
     assert unseen(rows, str(tmp_path), 9) == rows[1:]
+
+
+def test_pools_give_the_same_answers_in_both_forms(tmp_path):
+    def answer(name, correct, raw=None, calls=True):
+        calls = [{"name": name, "arguments": {}}] if calls else None
+        error = None if correct else "Parsing error"
+        return {
+            "calls": calls,
+            "raw": raw or f"[{name}()]",
+            "correct": correct,
+            "error_type": error,
+        }
+
+    candidates = [answer("x", False, calls=False), answer("a", False), answer("b", True)]
+    pool = {"test_id": "7", "tools": [], "conversation": [], "candidates": candidates}
+    path = tmp_path / "pools.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.write(json.dumps(pool) + "\n")
+        file.write(json.dumps(pool | {"candidates": candidates[:2]}) + "\n")
+    (read,), (written,) = (list(pool_rows(path, form)) for form in ("calls", "raw"))
+    assert read["id"] == "bfcl/7"
+    assert (written["chosen"], read["chosen"]) == ("[b()]", [{"name": "b", "arguments": {}}])
+    assert [w["response"] for w in written["rejected"]] == ["[a()]"]

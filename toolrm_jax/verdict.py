@@ -90,10 +90,13 @@ class Comparison:
     def _left_out(self) -> list[str]:
         said = []
         if self.over_long is not None:
-            said.append(f"{self.over_long:,} held-out prompts too long for the model's rows")
+            said.append(f"Left out: {self.over_long:,} held-out prompts too long for the model.")
         if self.unshared:
-            said.append(f"{self.unshared:,} pairs that only one of the two models scored")
-        return [f"Left out: {'; '.join(said)}."] if said else []
+            # Most often the over-long prompts' own: without its prompt, the answer fits.
+            among = ", such prompts' included" if self.over_long else ""
+            why = f"only one of the two models scored them{among}"
+            said.append(f"Pairs left out because {why}: {self.unshared:,}.")
+        return said
 
     def words(self) -> str:
         """Whether the model beats each of the others, by the paired interval of its gain."""
