@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from toolrm_jax.model import Params
 from toolrm_jax.model_config import ModelConfig, Rope
 from toolrm_jax.train_step import TrainState
 
@@ -55,6 +56,19 @@ class Checkpoints:
         tree = restored["state"]
         opt_state = jax.tree.unflatten(jax.tree.structure(like.opt_state), tree["opt_state"])
         return TrainState(tree["step"], tree["params"], opt_state), restored["meta"]
+
+    def restore_params(self, like: Params, step: int | None = None) -> Params:
+        """The parameters alone, in the types and layouts of `like` (arrays, or their shapes)."""
+        step = self.latest() if step is None else step
+        target = {"params": like}
+        restore = ocp.args.PyTreeRestore(
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        )
+        return self._manager.restore(step, args=ocp.args.Composite(state=restore))["state"][
+            "params"
+        ]
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """The metadata alone."""

@@ -48,6 +48,11 @@ class Entry:
     def stacked(self) -> bool:
         return "{}" in self.name
 
+    @property
+    def is_matrix(self) -> bool:
+        """Is it multiplied (or looked up) in the compute type?"""
+        return self.form == "transposed" or self.path == ("embedding",)
+
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
         if self.form == "one row":
             return tensor[0]
@@ -224,9 +229,11 @@ def truncate(source: Source, num_layers: int) -> Source:
     )
 
 
-def load_params(source: Source, mesh: jax.sharding.Mesh, seed: int = 0) -> Params:
-    """Float32 parameters on the mesh. A source without a reward head gets a fresh one,
-    Normal(0, 1/(D + 1)) from `seed`.
+def load_params(
+    source: Source, mesh: jax.sharding.Mesh, seed: int = 0, dtype: str = "float32"
+) -> Params:
+    """Parameters on the mesh: float32, or the matrices in `dtype` and the rest in float32. A source
+    without a reward head gets a fresh one, Normal(0, 1/(D + 1)) from `seed`.
 
     Raises:
       CheckpointError: naming every missing, unexpected or misshapen tensor.
@@ -241,6 +248,7 @@ def load_params(source: Source, mesh: jax.sharding.Mesh, seed: int = 0) -> Param
         else:
             value = _read(entry, count, target.shape, source.tensors, problems)
         if not problems:
+            value = value.astype(dtype) if entry.is_matrix else value
             _assign(params, entry.path, jax.device_put(value, target.sharding))
     if problems:
         raise CheckpointError(

@@ -12,6 +12,7 @@ Example:
 """
 
 import dataclasses
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -36,7 +37,20 @@ def open_pretrained(name: str) -> Pretrained:
         model = read_gguf(path)
         source = Source(read_config(model.config, model.tensors), model.tensors, name)
         return Pretrained(source, prepare_tokenizer(model.tokenizer))
-    source = dataclasses.replace(open_directory(path), origin=name)
+    return Pretrained(
+        dataclasses.replace(open_directory(path), origin=name), _tokenizer_of(path, name)
+    )
+
+
+def open_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of `name` alone, ready to render tool calls."""
+    path = resolve_model(name)
+    if path.suffix == ".gguf":
+        return prepare_tokenizer(read_gguf(path).tokenizer)
+    return _tokenizer_of(path, name)
+
+
+def _tokenizer_of(path: Any, name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -44,4 +58,4 @@ def open_pretrained(name: str) -> Pretrained:
             f"{name!r} has no tokenizer that transformers can open (expected tokenizer.json and "
             f"tokenizer_config.json): {str(error).splitlines()[0]}"
         ) from error
-    return Pretrained(source, prepare_tokenizer(tokenizer))
+    return prepare_tokenizer(tokenizer)
