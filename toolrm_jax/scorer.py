@@ -110,16 +110,17 @@ class Scorer:
         max_tokens: int | None = None,
         over_long: OverLong = "reject",
         batch_tokens: int | None = None,
+        min_row: int = 512,
         raw: bool = False,
         workers: int = 0,
     ):
         self.config, self.mesh, self.tokenizer = config, mesh, tokenizer
         self.max_tokens = _checked_max_tokens(max_tokens, config)
-        self.plan = _plan_for(config, mesh, self.max_tokens, batch_tokens)
+        self.plan = _plan_for(config, mesh, self.max_tokens, batch_tokens, min_row)
         self.tokenize = RequestTokenizer(Renderer(tokenizer, raw=raw), self.max_tokens, over_long)
         self.work = Work()
         self._workers = OrderedPool(self.tokenize, workers)
-        self._params = params
+        self.params = params
         with jax.set_mesh(mesh):
             self._forward = jax.jit(Forward(config, Compute(dtype, remat="none")))
         self._layout = NamedSharding(mesh, logical_to_spec(("rows",)))
@@ -145,7 +146,8 @@ class Scorer:
           devices: of this host; default: all of them.
           cache_dir: of compiled programs; see `use_compilation_cache`.
           **options: of `Scorer`: max_tokens (longest sequence; default: the model's limit, at most
-            8,192), over_long ("reject" or "drop-oldest-turns"), batch_tokens, raw (render text
+            8,192), over_long ("reject" or "drop-oldest-turns"), batch_tokens, min_row (the
+            shortest row), raw (render text
             responses as they stand), workers (processes that tokenise; 0: a thread).
 
         Raises:
@@ -252,6 +254,12 @@ class Scorer:
         for shape, rows in self.plan.programs() if programs is None else programs:
             self._program(shape, rows)
 
+    @property
+    def programs(self) -> tuple[tuple[RowShape, int], ...]:
+        """What is compiled so far: (row shape, rows)."""
+        with self._lock:
+            return tuple(self._programs)
+
     def close(self) -> None:
         """Ends worker processes, if there are any."""
         self._workers.close()
@@ -291,7 +299,7 @@ class Scorer:
         """Starts a batch; its rewards, on their way."""
         rows, tokens = batch.tokens.shape
         program = self._program(RowShape(tokens, batch.ends.shape[1]), rows)
-        return program(self._params, jax.device_put(batch, self._layout))
+        return program(self.params, jax.device_put(batch, self._layout))
 
     def _program(self, shape: RowShape, rows: int) -> Any:
         with self._lock:
@@ -301,7 +309,7 @@ class Scorer:
                     empty_batch(rows, shape),
                 )
                 with jax.set_mesh(self.mesh):
-                    lowered = self._forward.lower(self._params, batch)
+                    lowered = self._forward.lower(self.params, batch)
                     self._programs[shape, rows] = lowered.compile()
             return self._programs[shape, rows]
 
@@ -396,7 +404,7 @@ def _checked_max_tokens(max_tokens: int | None, config: ModelConfig) -> int:
 
 
 def _plan_for(
-    config: ModelConfig, mesh: Mesh, max_tokens: int, batch_tokens: int | None
+    config: ModelConfig, mesh: Mesh, max_tokens: int, batch_tokens: int | None, min_row: int
 ) -> ScorePlan:
     devices = mesh.devices.size
     platform = mesh.devices.flat[0].platform
@@ -407,6 +415,7 @@ def _plan_for(
         max_tokens=max_tokens,
         batch_tokens=batch_tokens or per_device * devices,
         row_multiple=row_shards(mesh),
+        min_row=min_row,
         # A token attends to half of its row on average; and a FLOP of attention takes about twice
         # as long as one of a projection.
         equal_work=max(plain / per_key, 1.0),
