@@ -8,8 +8,8 @@ again ends with equal bytes. Rewards do not depend on the plan beyond rounding.
 
 A token costs more in a longer row, since attention looks at the whole row before it; a shorter row
 wastes more of itself on padding. So every window is packed with several choices of shapes, and the
-cheapest is taken. Batches have the full height (rows) of their shape, or a quarter of it, and so
-on, so that the last rows of a window are not completed with empty ones.
+cheapest of those with little padding is taken. Batches have the full height (rows) of their shape,
+or a quarter of it, and so on, so that the last rows of a window are not completed with empty ones.
 """
 
 import dataclasses
@@ -24,6 +24,8 @@ from toolrm_jax.prefix_sharing import Group, share
 
 # Rows have room for a response in every so many tokens; a slot costs next to nothing.
 TOKENS_PER_RESPONSE = 8
+# What starting a batch costs, in tokens.
+_BATCH_COST = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +36,17 @@ class ScorePlan:
       max_tokens: the longest sequence, and the longest row.
       batch_tokens: tokens of a batch over all devices; a shape gets as many rows as fit.
       row_multiple: rows of a batch are a multiple of this (the mesh's number of row shards).
-      min_row: the shortest row; each next shape is twice as long.
+      min_row: the shortest row; then come 1.5, 2, 3, 4, 6, ... times as many tokens.
       equal_work: the row length at which attention costs as much as all the rest.
+      max_padding: a choice of rows with more padding is taken only where there is none with less.
     """
 
     max_tokens: int
     batch_tokens: int
     row_multiple: int = 1
-    min_row: int = 512
+    min_row: int = 256
     equal_work: float = 8192.0
+    max_padding: float = 0.08
 
     def __post_init__(self):
         if min(self.max_tokens, self.batch_tokens, self.row_multiple, self.min_row) < 1:
@@ -56,9 +60,9 @@ class ScorePlan:
         """The row shapes, shortest first; the last one holds max_tokens."""
         lengths = [self.min_row]
         while lengths[-1] < self.max_tokens:
-            lengths.append(2 * lengths[-1])
-        lengths[-1] = min(lengths[-1], max(self.max_tokens, self.min_row))
-        return tuple(RowShape(n, max(n // TOKENS_PER_RESPONSE, 1)) for n in lengths)
+            lengths.append(lengths[-1] * 3 // 2 if len(lengths) % 2 else lengths[-2] * 2)
+        lengths[-1] = max(self.max_tokens, self.min_row)
+        return tuple(RowShape(n, max(n // TOKENS_PER_RESPONSE, 1)) for n in sorted({*lengths}))
 
     def heights(self, shape: RowShape) -> list[int]:
         """The numbers of rows that a batch of this shape may have, highest first."""
@@ -164,31 +168,33 @@ def _fitted(group: Group, sequences: Sequence[np.ndarray], plan: ScorePlan) -> l
 
 
 def _cheapest(items: Sequence[TokenizedPrompt], plan: ScorePlan) -> list[PlannedBatch]:
-    """The batches under the choice of shapes that costs least, dropping one shape at a time."""
+    """The batches under the choice of shapes that costs least, of those with little padding."""
     lengths = Lengths(
         np.array([item.tokens for item in items], np.int64),
         np.array([len(item.responses) for item in items], np.int64),
     )
-    shapes = _needed(lengths, plan.shapes)
-    best = _pack(lengths, shapes, plan)
-    improved = True
-    while improved:
-        improved = False
-        for shape in shapes:
-            fewer = tuple(s for s in shapes if s != shape)
-            if not fewer or not _holds(fewer[-1], lengths):
-                continue
-            batches = _pack(lengths, fewer, plan)
-            if _cost(batches, plan) < _cost(best, plan):
-                shapes, best, improved = fewer, batches, True
-                break
-    return best
+    found = [_pack(lengths, shapes, plan) for shapes in _choices(lengths, plan.shapes)]
+    useful = int(lengths.tokens.sum())
+
+    def rank(batches: list[PlannedBatch]) -> tuple[bool, float]:
+        computed = sum(len(batch.rows) * batch.shape.tokens for batch in batches)
+        return computed * (1 - plan.max_padding) > useful, _cost(batches, plan)
+
+    return min(found, key=rank)
 
 
-def _needed(lengths: Lengths, shapes: tuple[RowShape, ...]) -> tuple[RowShape, ...]:
-    """The shapes up to the shortest that holds every item, and the next: it may pack better."""
+def _choices(lengths: Lengths, shapes: tuple[RowShape, ...]) -> list[tuple[RowShape, ...]]:
+    """Sets of shapes to try: one for most rows, perhaps the next, and one that holds the longest
+    group, or the shape after that, which may pack better."""
     enough = next(number for number, shape in enumerate(shapes) if _holds(shape, lengths))
-    return shapes[: enough + 2]
+    choices = {
+        tuple(sorted({shapes[main], *shapes[main + 1 : more], longest}))
+        for longest in shapes[enough : enough + 2]
+        for main in range(enough + 1)
+        for more in (main + 1, main + 2)
+        if shapes[main] <= longest
+    }
+    return sorted(choices)
 
 
 def _holds(shape: RowShape, lengths: Lengths) -> bool:
@@ -198,7 +204,8 @@ def _holds(shape: RowShape, lengths: Lengths) -> bool:
 
 def _cost(batches: Sequence[PlannedBatch], plan: ScorePlan) -> float:
     return sum(
-        len(batch.rows) * batch.shape.tokens * plan.token_cost(batch.shape) for batch in batches
+        len(batch.rows) * batch.shape.tokens * plan.token_cost(batch.shape) + _BATCH_COST
+        for batch in batches
     )
 
 

@@ -110,7 +110,7 @@ class Scorer:
         max_tokens: int | None = None,
         over_long: OverLong = "reject",
         batch_tokens: int | None = None,
-        min_row: int = 512,
+        min_row: int = 256,
         raw: bool = False,
         workers: int = 0,
     ):
