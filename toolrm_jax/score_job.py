@@ -377,8 +377,7 @@ def _assemble(files: JobFiles, job: dict[str, Any], reader: _ChunkReader, shard:
     counts = [_counts(part) for part in parts]
     chunks = [(count.scored, count.num_rejected) for count in counts]
     summary = Summary(job, shard, reader.read, sum(counts, Counts()), chunks)
-    scored, rejected = ((_rows_of(part, sign) for part in parts) for sign in (b"+", b"-"))
-    _publish_all(files, summary, scored, rejected)
+    _publish_all(files, summary, _bodies(parts, b"+"), _bodies(parts, b"-"))
     return summary
 
 
@@ -387,9 +386,11 @@ def _counts(part: epath.Path) -> Counts:
         return Counts.of_json(json.loads(file.readline()))
 
 
-def _rows_of(part: epath.Path, sign: bytes) -> Iterator[bytes]:
-    with part.open("rb") as file:
-        yield from (line[1:] for line in file if line.startswith(sign))
+def _bodies(parts: Iterable[epath.Path], sign: bytes) -> Iterator[list[bytes]]:
+    """The rows with this sign, part by part."""
+    for part in parts:
+        with part.open("rb") as file:
+            yield [line[1:] for line in file if line.startswith(sign)]
 
 
 def _publish_all(
