@@ -179,7 +179,7 @@ class Scorer:
         """
         if errors not in ("raise", "return"):
             raise ValueError(f"errors={errors!r}: use 'raise' or 'return'.")
-        windows = self._cut(self._workers.map(requests))
+        windows = self.windows_of(self._workers.map(requests))
         number = 0
         for outcomes, _ in self.score_tokenized(windows):
             for outcome in outcomes:
@@ -203,10 +203,10 @@ class Scorer:
         for scores in self.score_windows(flat()):
             yield _regrouped(waiting.popleft(), scores), scores.work
 
-    def _cut(
+    def windows_of(
         self, tokenized: Iterable[Tokenized | Rejected]
     ) -> Iterator[list[Tokenized | Rejected]]:
-        """Windows of a stream; see _WINDOW_BATCHES."""
+        """Cuts a stream into windows: small ones at first, so that rewards come soon."""
         sizes = [n * self.plan.batch_tokens for n in _WINDOW_BATCHES]
         window: list[Tokenized | Rejected] = []
         tokens = 0
