@@ -1,7 +1,8 @@
 """The machine's matmul rate: what the training step is measured against.
 
     python -m benchmarks.matmul
- Times the seven projections of one SmolLM2 layer over a batch of tokens, in each precision, as
+
+Times the seven projections of one SmolLM2 layer over a batch of tokens, in each precision, as
 the forward pass multiplies them (row-major), and as autodiff would write their transposed
 products; medians, GFLOP/s.
 """

@@ -1,12 +1,14 @@
 """The training step on SmolLM2-135M (30 layers), against a plain PyTorch loop over transformers.
 
     python -m benchmarks.train_step [--pairs 8] [--repetitions 5] [--profile]
- Both train on the same pairs (one right, one wrong answer each) from the same weights: the
+
+Both train on the same pairs (one right, one wrong answer each) from the same weights: the
 forward and backward pass and one AdamW update, float32 master weights. PyTorch runs as its users
 write it: chosen and rejected sequences side by side in one padded batch,
 `AutoModelForSequenceClassification`, in bfloat16 (autocast) and in float32. The three take turns
 in one process, so that a machine that slows down slows all of them; ratios are per turn.
- The share of the matmul rate counts the FLOPs of distinct tokens alone (a prompt once, no
+
+The share of the matmul rate counts the FLOPs of distinct tokens alone (a prompt once, no
 padding, no recomputation), over the rate of the model's own projections in the same precision
 (`benchmarks/matmul.py`).
 """
@@ -112,7 +114,8 @@ class Ours:
 
     def profile(self) -> dict[str, float]:
         """Thread seconds of one step by kind of operation, from a trace."""
-        text = self.step.lower(self.state, self.batch).compile().as_text()
+        with jax.set_mesh(self.mesh):
+            text = self.step.lower(self.state, self.batch).compile().as_text()
         names = dict(re.findall(r"%([\w.\-]+) = .*?op_name=\"([^\"]*)\"", text))
         with tempfile.TemporaryDirectory() as folder:
             with jax.profiler.trace(folder):
@@ -129,7 +132,7 @@ class Ours:
 
 def _kind(op: str, name: str) -> str:
     product = op.startswith("ynn") or "dot" in op
-    if "shard_map" in name:
+    if "attention" in name:
         return "attention: products" if product else "attention: rest"
     if product:
         return "projections"

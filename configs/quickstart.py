@@ -10,12 +10,12 @@ hence `num_layers`.
 
 from ml_collections import ConfigDict
 
-from configs import smollm2_135m
+from toolrm_jax.default_config import default_config
 
 
 def get_config() -> ConfigDict:
     """The full model's config with fewer layers and steps."""
-    config = smollm2_135m.get_config()
+    config = default_config()
     config.model.num_layers = 10
     config.data.row_shapes = ((1024, 32),)
     config.data.max_tokens = 768

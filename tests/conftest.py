@@ -7,6 +7,9 @@ from pathlib import Path
 import jax
 import pytest
 
+# No test asks a model hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 # Before JAX starts, hence here. Tests of sharding run on all eight, the others on the first.
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -2,11 +2,11 @@
 
 import importlib
 import json
-import sys
 
 import pytest
 import tiny
 
+from toolrm_jax.default_config import default_config
 from toolrm_jax.train_config import unpack
 
 CONFIGS = sorted(p.stem for p in (tiny.ROOT / "configs").glob("*.py") if p.stem != "__init__")
@@ -109,8 +109,7 @@ def test_help_teaches_the_command(cli):
 def test_every_config_is_complete_and_valid(name):
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config()
-    base = importlib.import_module("configs.smollm2_135m").get_config()
-    assert set(_fields(config.to_dict())) == set(_fields(base.to_dict()))
+    assert set(_fields(config.to_dict())) == set(_fields(default_config().to_dict()))
     unpack(config)
     assert f"python -m toolrm_jax.train --config configs/{name}.py" in module.__doc__
 
@@ -121,7 +120,6 @@ def test_importing_a_config_starts_no_jax():
     process = tiny.start([], devices=1, program=program)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
-    assert sys.modules["jax"]
 
 
 def _fields(tree: dict, prefix: str = "") -> list[str]:

@@ -1,5 +1,6 @@
 """The loader: what is in a batch, what is rejected, where a run goes on, who reads what."""
 
+import copy
 import json
 import types
 
@@ -311,6 +312,27 @@ def test_the_fingerprint_changes_with_the_rows_but_not_with_the_run(make):
     assert make(rows, seed=1).index.fingerprint() == before
     rows[2]["messages"][0]["content"] += " Now."
     assert make(rows).index.fingerprint() != before
+
+
+def test_the_fingerprint_tells_words_of_equal_length_and_margins_apart(make):
+    rows = tiny.rows("train", 4)
+    before = make(rows).index
+    other = copy.deepcopy(rows)
+    other[1]["messages"][0]["content"] = other[1]["messages"][0]["content"].swapcase()
+    swapped = make(other).index
+    assert swapped.fingerprint() != before.fingerprint()
+    rows[1]["rejected"][0]["margin"] = 0.5
+    assert make(rows).index.fingerprint() != before.fingerprint()
+
+
+def test_a_blind_loader_leaves_out_the_same_over_long_rows(make):
+    rows = tiny.rows("train", 8)
+    rows[3]["messages"][0]["content"] += " Please." * 50
+    limit = int(make(rows).index.lengths.tokens[3]) - 1
+    seeing, blind = (make(rows, max_tokens=limit, blind=blind).index for blind in (False, True))
+    assert seeing.usable.tolist() == [i != 3 for i in range(8)]
+    assert blind.usable.tolist() == seeing.usable.tolist()
+    assert (blind.lengths.tokens < seeing.lengths.tokens).all()
 
 
 # --- Files ----------------------------------------------------------------------------------------

@@ -55,6 +55,11 @@ DIALOGUE = [
 ]
 
 
+DEEP: dict = {}
+for _ in range(3000):
+    DEEP = {"a": DEEP}
+
+
 def turn(*calls, content=""):
     made = [{"type": "function", "function": call} for call in calls]
     return {"role": "assistant", "content": content} | ({"tool_calls": made} if made else {})
@@ -273,6 +278,36 @@ def test_a_broken_call_in_a_message_stays_visible(renderer):
     assert '{"name": "weather", "arguments": {"city": Rome}}' in text
 
 
+@pytest.mark.parametrize(
+    ("response", "shown"),
+    [
+        ([{"name": "weather", "args": {"city": "Rome"}}], '{"name": "weather", "args": {"city": "'),
+        ([{"city": "Rome"}], '{"city": "Rome"}'),
+        (["weather(city='Rome')"], "weather(city='Rome')"),
+        ([{"name": "weather", "arguments": '{"city": Rome}'}], '"arguments": {"city": Rome}}'),
+        ([{"name": "weather", "arguments": {"days": float("nan")}}], '{"days": NaN}'),
+        ([{"name": "weather", "arguments": {"city": "\ud800"}}], '{"city": "\\ud800"}'),
+        ('{"name": "weather", "arguments": {"city": "\\ud800"}}', '{"city": "\\ud800"}'),
+        ("[" * 100_000, "[" * 100_000),
+    ],
+)
+def test_calls_that_are_none_stay_visible_as_text(smollm2, response, shown):
+    renderer = Renderer(smollm2)
+    for message in (response, {"role": "assistant", "content": "", "tool_calls": response}):
+        if isinstance(message, dict) and isinstance(response, str):
+            continue
+        assert shown in renderer.text(TOOLS, QUESTION, message)
+        # A bad answer leaves its siblings alone.
+        rendered = renderer.render(TOOLS, QUESTION, [message, [ROME]])
+        assert rendered.whole(1).tolist() == renderer.tokens(TOOLS, QUESTION, [ROME])
+
+
+def test_good_and_bad_calls_of_one_answer_are_both_shown(renderer):
+    text = renderer.text(TOOLS, QUESTION, [ROME, {"name": "clock", "args": {}}])
+    assert json.dumps(ROME) in text
+    assert '{"name": "clock", "args": {}}' in text
+
+
 def test_json_text_as_arguments_of_an_earlier_call_is_not_encoded_twice(renderer):
     text = renderer.text(TOOLS, DIALOGUE, "Yes.")
     assert '\\"city\\"' not in text
@@ -441,7 +476,9 @@ def test_responses_are_a_list_of_at_least_one(smollm2, responses):
         (TOOLS, ["hello"], "a", r"messages\[0\]: expected a dict.*got 'hello'"),
         (TOOLS, [turn("f")], "a", r"messages\[0\]: a tool call needs a name"),
         ([{"description": "nameless"}], QUESTION, "a", r"tools\[0\]: a tool needs a name"),
-        (TOOLS, QUESTION, [{"city": "Rome"}], r"A response is a list of calls.*got \[\{'city'"),
+        (TOOLS, QUESTION, [{"city": {"Rome"}}], r"A call is JSON, got dict .*set"),
+        (TOOLS, QUESTION, "Rome \ud800", r"half a surrogate pair.*Rome "),
+        (TOOLS, [turn({"name": "f", "arguments": DEEP})], "a", "nest too deeply"),
         (TOOLS, QUESTION, 7, r"A response is a list of calls.*got 7"),
         (TOOLS, QUESTION, {"role": "user", "content": "a"}, r"role is 'assistant', got 'user'"),
         (TOOLS, QUESTION, {"role": "assistant", "content": ["a"]}, r"content is a string"),

@@ -1,16 +1,14 @@
-"""Rules that cost nothing: what each prefers, ties, and their best combination."""
+"""Rules that cost nothing: what each prefers, and their best combination."""
 
 import numpy as np
 import pytest
 
+from toolrm_jax.pairs import pairs_of
 from toolrm_jax.rules import (
-    RULES,
     BestCombination,
-    evaluate,
     features,
     longer,
     more_calls,
-    pairwise_accuracy,
     schema_valid,
     verbatim,
 )
@@ -66,27 +64,34 @@ def test_verbatim_is_the_share_of_leaf_values_that_the_conversation_holds():
     assert verbatim(here, []) == 0
 
 
-def test_ties_count_half_and_are_reported():
-    result = pairwise_accuracy([1.0, 2.0, 3.0, 0.0], [1.0, 1.0, 4.0, -1.0])
-    assert (result.accuracy, result.ties, result.n) == (0.625, 1, 4)
-    np.testing.assert_array_equal(result.wins, [0.5, 1, 0, 1])
-    with pytest.raises(ValueError, match="expected two score lists of one length"):
-        pairwise_accuracy([], [])
-
-
-def test_evaluate_runs_every_rule_over_every_pair():
-    rows = [row([call(a=12)], [call(a=13)], [call(a="12")])]
-    results = evaluate(RULES, rows)
-    assert results["schema-valid wins"].accuracy == 0.75
-    assert results["verbatim arguments win"].accuracy == 0.75
-    assert {result.n for result in results.values()} == {2}
+@pytest.mark.parametrize(
+    ("value", "text", "found"),
+    [
+        (12345.67, "I owe 12345.67 euros.", True),
+        (12345.67, "I owe 12,345.67 euros.", True),
+        (12345.67, "I owe 12345.7 euros.", False),
+        (1234567, "Some 1,234,567 people.", True),
+        (567, "Some 1,234,567 people.", False),
+        (123, "Take 1,2,3.", False),
+        (2, "Take 1,2,3.", True),
+        (12, "About 12.5 km.", False),
+        (12.5, "About 12.50 km.", True),
+        (3, "Exactly 3.0.", True),
+        (3.0, "Take 3.", True),
+        (0.00001, "A step of 0.00001.", True),
+        (10**400, "Very many.", False),
+    ],
+)
+def test_a_number_is_found_with_all_its_digits_and_no_others(value, text, found):
+    assert verbatim(row([], text=text), [call(a=value)]) == found
 
 
 def test_the_combination_learns_what_tells_right_from_wrong_and_generalises():
     train = [row([call(a=12)], [call(a=n)], [call(a=12, b="Red")]) for n in range(13, 40)]
     combination = BestCombination.fit(train)
     held_out = [row([call(a=7)], [call(a=8)], [call(a=7, b="Green")], text="Take 7.")]
-    assert evaluate({"best": combination.score}, held_out)["best"].accuracy == 1.0
+    for here, right, wrong, _ in pairs_of(held_out):
+        assert combination.score(here, right) > combination.score(here, wrong)
 
 
 def test_the_combination_has_no_intercept_and_does_not_change_when_sides_are_swapped():

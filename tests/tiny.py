@@ -196,9 +196,9 @@ def settings(folder: Path) -> dict:
 
 def run_config(folder: Path, **changes):
     """The config of a run on `folder`'s model and data; changes by dotted field."""
-    from configs import smollm2_135m
+    from toolrm_jax.default_config import default_config
 
-    config = smollm2_135m.get_config()
+    config = default_config()
     for field, value in (settings(folder) | changes).items():
         part, _, name = field.rpartition(".")
         holder = config[part] if part else config

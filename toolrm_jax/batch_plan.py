@@ -79,13 +79,11 @@ class Step:
         return [i for rows in self.micro_batches for row in rows for i in row]
 
 
-def too_long(lengths: Lengths, shapes: Sequence[RowShape], max_tokens: int = 0) -> np.ndarray:
-    """Ids of the examples that fit no shape (tokens, responses), or are longer than max_tokens."""
+def too_long(lengths: Lengths, shapes: Sequence[RowShape]) -> np.ndarray:
+    """Ids of the examples that fit no shape (tokens, responses)."""
     fits = np.zeros(len(lengths), bool)
     for shape in shapes:
         fits |= _fits(lengths, shape)
-    if max_tokens:
-        fits &= lengths.tokens <= max_tokens
     return np.flatnonzero(~fits)
 
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from toolrm_jax import schema
+from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Call, Example, Tool
 from toolrm_jax.literals import write_literal
 from toolrm_jax.tool_calls import canonical_calls, judge, listed
@@ -53,7 +54,7 @@ TYPES: dict[str, str | None] = {
 _LANGUAGES = {"java": "Java", "javascript": "JavaScript"}
 
 
-class BfclError(ValueError):
+class BfclError(InputError, ValueError):
     """A row that is not in BFCL's form; the message names file and line."""
 
 

@@ -20,8 +20,10 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from toolrm_jax.errors import InputError
 
-class ChatTemplateError(ValueError):
+
+class ChatTemplateError(InputError, ValueError):
     """A tokenizer's chat template cannot serve; the message says what is wrong and what to do."""
 
 

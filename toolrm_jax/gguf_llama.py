@@ -35,8 +35,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from toolrm_jax.errors import InputError
 
-class GgufError(ValueError):
+
+class GgufError(InputError, ValueError):
     """The file is not a GGUF file that this project can read; the message says why."""
 
 

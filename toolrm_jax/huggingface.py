@@ -25,13 +25,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from toolrm_jax.errors import InputError
 from toolrm_jax.model import Params, abstract_params
 from toolrm_jax.model_config import ModelConfig, UnsupportedModel
 
 Tensors = Mapping[str, np.ndarray]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError, ValueError):
     """A checkpoint that is incomplete, damaged, or not what its config says."""
 
 
@@ -211,6 +212,11 @@ def read_config(hf: Mapping[str, Any], tensors: Tensors) -> ModelConfig:
         if labels != 1:
             raise UnsupportedModel(
                 f"a classifier with {labels} labels; a reward model has exactly 1."
+            )
+        if "score.weight" not in tensors:
+            raise CheckpointError(
+                f"{architecture} without score.weight: its reward head was lost when it was saved. "
+                f"Save it again with the head, or start a new head from the *ForCausalLM model."
             )
     return dataclasses.replace(ModelConfig.from_hf(hf), head_bias="score.bias" in tensors)
 

@@ -34,6 +34,21 @@ _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)[lLfFdDn]?")
 _WORDS = {"true": True, "false": False, "null": None}
 
 
+def read_json(text: str) -> Any:
+    """The JSON value; ValueError too for what the standard does not know, and Python cannot hold.
+
+    That is NaN and Infinity, thousands of brackets in one another, and thousands of digits.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
 def write_literal(value: Any, declared: str, language: str) -> str:
     """The value as source text of the language, for a parameter of the declared type."""
     if isinstance(value, str):
@@ -66,7 +81,14 @@ def read_literal(text: str) -> Any:
     """The value that the source text stands for; the text itself when it is none of ours."""
     text = text.strip()
     try:
-        return json.loads(text)
+        return _read(text)
+    except (ValueError, RecursionError):
+        return text  # too deep or too many digits, as in `read_json`
+
+
+def _read(text: str) -> Any:
+    try:
+        return read_json(text)
     except ValueError:
         pass
     if number := _NUMBER.fullmatch(text):

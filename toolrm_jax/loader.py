@@ -20,7 +20,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -30,6 +30,8 @@ from tqdm import tqdm
 from toolrm_jax import batch_plan
 from toolrm_jax.batch import Batch, RowShape, TokenizedPrompt, empty_batch, place
 from toolrm_jax.batch_plan import Lengths, PlanConfig, Step
+from toolrm_jax.errors import InputError
+from toolrm_jax.files import write_text
 from toolrm_jax.pairs import parse_row
 from toolrm_jax.rendering import Rendered, Renderer, RenderError
 from toolrm_jax.sharding import logical_to_spec, row_shards
@@ -37,7 +39,7 @@ from toolrm_jax.sharding import logical_to_spec, row_shards
 Row = dict[str, Any]
 
 
-class LoaderError(ValueError):
+class LoaderError(InputError, ValueError):
     """Data from which no batch can be made; the message says why."""
 
 
@@ -52,14 +54,17 @@ class RowFile:
         if not self.path.is_file():
             raise FileNotFoundError(f"{path} not found: expected a preference file (JSON lines).")
         starts, lines, at = [], [], 0
+        digest = hashlib.sha256()
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                digest.update(line)
                 if line.strip():
                     starts.append(at)
                     lines.append(number)
                 at += len(line)
         if not starts:
             raise LoaderError(f"{path} is empty: expected one row (a JSON object) a line.")
+        self.sha256 = digest.hexdigest()
         self._starts, self._lines = np.asarray(starts, np.int64), np.asarray(lines, np.int64)
 
     def __len__(self) -> int:
@@ -125,14 +130,15 @@ class Index:
     kept: list[tuple[int, ...]]  # per row, the numbers of its distinct wrong responses
     usable: np.ndarray  # [n] rows that can be trained on
     rejects: list[dict[str, str]]  # {"id", "reason", "detail"}
+    digests: list[str]  # of each row's tokens and margins
 
     def used_ids(self) -> list[str]:
         """Ids of the usable rows."""
         return [row_id for row_id, used in zip(self.ids, self.usable, strict=True) if used]
 
     def fingerprint(self) -> str:
-        """A digest of what batches depend on: ids, lengths, the responses kept, the rows used."""
-        parts = (self.ids, self.kept, self.lengths.tokens.tolist(), self.usable.tolist())
+        """A digest of what batches depend on: ids, tokens, margins, the rows used."""
+        parts = (self.ids, self.digests, self.usable.tolist())
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def counts(self) -> dict[str, int]:
@@ -151,6 +157,8 @@ def build_index(
     """Tokenises every row once, for its lengths.
 
     Rows without a usable pair and over-long ones are rejected, each by name and with a reason.
+    `max_tokens` (0: no limit) is of the whole row even where `tokenize` leaves its prompt out, so
+    that a blind model trains on the same rows.
 
     Raises:
       LoaderError: no row is left.
@@ -164,30 +172,27 @@ def build_index(
         leave=False,
         disable=None,
     )
-    ids, numbers, kept, rejects = [], [], [], []
-    for row_id, lengths, row_kept, problems in found:
-        ids.append(row_id)
-        numbers.append(lengths)
-        kept.append(row_kept)
-        rejects += problems
-    lengths = Lengths(*np.asarray(numbers, np.int64).T)
+    measured: list[_Measured] = list(found)
+    ids, kept = [row.id for row in measured], [row.kept for row in measured]
+    rejects = [problem for row in measured for problem in row.problems]
+    tokens, responses, whole = np.asarray([row.sizes for row in measured], np.int64).T
+    lengths = Lengths(tokens, responses)
     usable = np.array([bool(k) for k in kept])
-    for i in batch_plan.too_long(lengths, shapes, max_tokens):
-        if usable[i]:
-            usable[i] = False
-            detail = f"{lengths.tokens[i]} tokens, {lengths.responses[i]} responses"
-            rejects.append({"id": ids[i], "reason": "over-long", "detail": detail})
+    over_long = np.isin(np.arange(len(usable)), batch_plan.too_long(lengths, shapes))
+    if max_tokens:
+        over_long |= whole > max_tokens
+    for i in np.flatnonzero(usable & over_long):
+        detail = f"{whole[i]} tokens, {responses[i]} responses"
+        rejects.append({"id": ids[i], "reason": "over-long", "detail": detail})
+    usable &= ~over_long
     if not usable.any():
         raise LoaderError(f"No row of {rows.path} can be used: {_by_reason(rejects)}.")
-    return Index(ids, lengths, kept, usable, rejects)
+    return Index(ids, lengths, kept, usable, rejects, [row.digest for row in measured])
 
 
 def write_rejects(path: str | Path, index: Index) -> None:
     """Every reject as a JSON line; the file is written whole or not at all."""
-    path = Path(path)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(reject) + "\n" for reject in index.rejects))
-    partial.rename(path)
+    write_text(path, "".join(json.dumps(reject) + "\n" for reject in index.rejects))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,18 +302,30 @@ def to_device(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
     return jax.tree.map(put, batch)
 
 
+class _Measured(NamedTuple):
+    id: str
+    sizes: tuple[int, int, int]  # tokens; responses; tokens with tools and conversation
+    kept: tuple[int, ...]
+    problems: list[dict[str, str]]
+    digest: str
+
+
 @dataclasses.dataclass(frozen=True)
 class _Measure(grain.transforms.Map):
     tokenize: RowTokenizer
 
-    def map(self, row: Row):
+    def map(self, row: Row) -> _Measured:
         try:
             item, kept = self.tokenize(row)
+            whole = item
+            if self.tokenize.blind:
+                whole, _ = dataclasses.replace(self.tokenize, blind=False)(row)
         except RenderError as error:
-            return row["id"], (0, 0), (), [_reject(row, "cannot be rendered", str(error))]
-        whole = len(kept) == len(row["rejected"])
-        problems = [] if whole else self._left_out(row)
-        return row["id"], (item.tokens, len(item.responses)), kept, problems
+            problem = _reject(row, "cannot be rendered", str(error))
+            return _Measured(row["id"], (0, 0, 0), (), [problem], "")
+        problems = [] if len(kept) == len(row["rejected"]) else self._left_out(row)
+        sizes = (item.tokens, len(item.responses), whole.tokens)
+        return _Measured(row["id"], sizes, kept, problems, _digest(item))
 
     def _left_out(self, row: Row) -> list[dict[str, str]]:
         problems = []
@@ -319,6 +336,13 @@ class _Measure(grain.transforms.Map):
                 detail = f"rejected[{number}] is rejected[{twin - 1}]"
                 problems.append(_reject(row, "the same wrong response twice", detail))
         return problems
+
+
+def _digest(item: TokenizedPrompt) -> str:
+    digest = hashlib.sha256(np.asarray(item.margins, np.float32).tobytes())
+    for tokens in (item.prompt, *item.responses):
+        digest.update(len(tokens).to_bytes(8, "little") + tokens.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _reject(row: Row, reason: str, detail: str) -> dict[str, str]:

@@ -26,14 +26,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, PartitionSpec
 
 from toolrm_jax.attention import row_attention
 from toolrm_jax.batch import Batch
 from toolrm_jax.matmul import project
 from toolrm_jax.model_config import ModelConfig
 from toolrm_jax.rope import rotate, rotation
-from toolrm_jax.sharding import gather_weight, logical_to_spec
+from toolrm_jax.sharding import logical_to_spec, on_mesh
 
 Array = jax.Array
 
@@ -184,10 +184,7 @@ class RewardModel(nnx.Module):
         """The last layer's output before the final norm, [B, S, D] in the compute type."""
         cos_sin = rotation(self.config.rope, self.config.head_dim, batch.positions)
 
-        # Gathered before the lookup, so that each device looks up its own rows alone.
-        table_VD = gather_weight(self.embedding[...], self.compute.dtype)
-        rows = logical_to_spec(("rows", "tokens", None))
-        x_BSD = table_VD.at[batch.tokens].get(out_sharding=rows)
+        x_BSD = self._embed(batch.tokens)
 
         def layer(x_BSD, block):
             return block(x_BSD, cos_sin, batch), None
@@ -195,6 +192,20 @@ class RewardModel(nnx.Module):
         # prevent_cse is for loops that XLA unrolls; a scan does not need it.
         layer = jax.checkpoint(layer, prevent_cse=True, policy=REMAT[self.compute.remat])
         return jax.lax.scan(layer, x_BSD, self.blocks)[0]
+
+    def _embed(self, tokens_BS: Array) -> Array:
+        """The tokens' vectors. Each device looks up its own columns of the table, for the rows of
+        all devices that hold the others; then they swap. So tokens' vectors travel, not the table
+        (hundreds of MB), and its gradient is summed where it lives: in float32, as a sum over a
+        frequent token's occurrences would stand still in bfloat16."""
+        columns = jax.typeof(self.embedding[...]).sharding.spec[1]
+        whole_rows = PartitionSpec("data", None)
+        tokens_BS = jax.sharding.reshard(tokens_BS, whole_rows)
+        x_BSD = (
+            self.embedding[...].at[tokens_BS].get(out_sharding=PartitionSpec("data", None, columns))
+        )
+        rows = logical_to_spec(("rows", "tokens", None))
+        return jax.sharding.reshard(x_BSD.astype(self.compute.dtype), rows)
 
     def reward(self, last_BMD: Array) -> Array:
         """Final norm and head, in float32: bf16 has 8 bits, and rewards that differ would tie."""
@@ -257,12 +268,7 @@ def abstract_params(config: ModelConfig, mesh: Mesh) -> Params:
     with jax.set_mesh(mesh):
         _, abstract = _split(config, Compute())
 
-    def on_mesh(x):
-        # Its own sharding speaks of an abstract mesh, which neither device_put nor Orbax takes.
-        sharding = NamedSharding(mesh, x.sharding.spec)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    return jax.tree.map(on_mesh, abstract)
+    return on_mesh(abstract, mesh)
 
 
 def _split(config: ModelConfig, compute: Compute) -> tuple[Any, Params]:

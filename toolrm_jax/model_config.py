@@ -13,6 +13,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from toolrm_jax.errors import InputError
+
 FAMILIES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}
 
 # Fields that would change the computation, with the values under which they do not.
@@ -40,7 +42,7 @@ _ROPE_SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 ROPE_TYPES = tuple(_ROPE_SETTINGS)
 
 
-class UnsupportedModel(ValueError):
+class UnsupportedModel(InputError, ValueError):
     """A checkpoint that asks for something this project does not compute."""
 
 
@@ -147,6 +149,7 @@ class ModelConfig:
         own = {"attention_bias": False, "mlp_bias": False} if self.family == "llama" else {}
         if self.family == "qwen3":
             own = {"attention_bias": False}
+        scaling = {"rope_type": self.rope.type, **dict(self.rope.scaling)}
         return {
             "architectures": [f"{FAMILIES[self.family]}ForSequenceClassification"],
             "model_type": self.family,
@@ -159,11 +162,10 @@ class ModelConfig:
             "head_dim": self.head_dim,
             "hidden_act": "silu",
             "rms_norm_eps": self.norm_eps,
-            "rope_parameters": {
-                "rope_type": self.rope.type,
-                "rope_theta": self.rope.theta,
-                **dict(self.rope.scaling),
-            },
+            "rope_parameters": {"rope_theta": self.rope.theta, **scaling},
+            # The same as transformers 4 reads it; without it, theta would be 10,000 there.
+            "rope_theta": self.rope.theta,
+            **({} if self.rope.type == "default" else {"rope_scaling": scaling}),
             "max_position_embeddings": self.max_positions,
             "initializer_range": self.init_scale,
             "tie_word_embeddings": self.tied_embeddings,

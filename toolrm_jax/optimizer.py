@@ -37,12 +37,12 @@ class OptimizerConfig:
 
 
 def schedule(config: OptimizerConfig) -> optax.Schedule:
-    """Learning rate at a step: up in a line, down along a cosine."""
+    """Learning rate at a step: up in a line (the first step already moves), down along a cosine."""
     warmup = round(config.warmup_fraction * config.steps)
     return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup else config.learning_rate,
+        init_value=config.learning_rate / max(warmup, 1),
         peak_value=config.learning_rate,
-        warmup_steps=warmup,
+        warmup_steps=max(warmup - 1, 0),
         decay_steps=max(config.steps, warmup + 1),
         end_value=config.final_fraction * config.learning_rate,
     )

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from toolrm_jax.corruptions import KIND_WEIGHTS, corrupt
+from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Example, Response
 from toolrm_jax.pair_report import PairReport, SideReport
 from toolrm_jax.refusals import calls_nothing
@@ -48,7 +49,7 @@ MIX: Mapping[ErrorType, int] = {
 }
 
 
-class PairsError(ValueError):
+class PairsError(InputError, ValueError):
     """A row of a preference file that is not in its form; the message names file and line."""
 
 

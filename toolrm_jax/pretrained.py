@@ -52,7 +52,9 @@ def open_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def _tokenizer_of(path: Any, name: str) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise AssetError(
             f"{name!r} has no tokenizer that transformers can open (expected tokenizer.json and "

@@ -8,31 +8,36 @@ What is already there is used again: a second run prints the verdict of the firs
 """
 
 import argparse
+import copy
 import json
+import runpy
 import time
 from pathlib import Path
 
 from absl import logging
 from ml_collections import ConfigDict
 
-from configs import quickstart as quickstart_config
 from toolrm_jax import evaluate, verdict
 from toolrm_jax.assets import fetch
 from toolrm_jax.bfcl_pairs import PairFiles, ensure_pairs
+from toolrm_jax.errors import reported
+from toolrm_jax.loader import RowFile
 from toolrm_jax.pairs import read_rows
-from toolrm_jax.train import EXPECTED, train
+from toolrm_jax.train import train
+
+CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.py"
 
 
 def run(workdir: Path) -> None:
     """Every step; prints the table."""
     began = time.perf_counter()
     fetch()
-    config = quickstart_config.get_config()
+    config = read_config()
     pairs = ensure_pairs(
         workdir / "pairs", seed=config.seed, wrong_per_task=config.data.wrong_per_task
     )
     model = ensure_trained(config, pairs, workdir / "model")
-    blind = ensure_trained(blind_config(), pairs, workdir / "blind")
+    blind = ensure_trained(blind_config(config), pairs, workdir / "blind")
     found = verdict.compare(
         evaluate.read_scores(workdir / "model" / "heldout_scores.jsonl"),
         evaluate.read_scores(workdir / "blind" / "heldout_scores.jsonl"),
@@ -44,7 +49,7 @@ def run(workdir: Path) -> None:
     print(f"\n{text}\n{(time.perf_counter() - began) / 60:.1f} minutes.")
 
 
-def _text(found: verdict.Verdict, model: dict, blind: dict, export: Path) -> str:
+def _text(found: verdict.Comparison, model: dict, blind: dict, export: Path) -> str:
     size = f"first {model['layers']} layers, {model['parameters'] / 1e6:.1f}M parameters"
     return (
         "Held-out accuracy in % (corrupted gold calls on BFCL tasks; this is not FC-RewardBench).\n"
@@ -54,13 +59,19 @@ def _text(found: verdict.Verdict, model: dict, blind: dict, export: Path) -> str
     )
 
 
-def blind_config() -> ConfigDict:
-    """The same model, data and number of prompts a step, without tools and conversation: what do
-    the answers alone give away?"""
-    config = quickstart_config.get_config()
+def read_config() -> ConfigDict:
+    """configs/quickstart.py, wherever this is run from."""
+    return runpy.run_path(str(CONFIG))["get_config"]()
+
+
+def blind_config(config: ConfigDict) -> ConfigDict:
+    """The same model on the same rows, without tools and conversation: what do the answers alone
+    give away?"""
+    config = copy.deepcopy(config)
     config.data.blind = True
-    # Without its prompt an example is about half as long.
-    config.data.batch_tokens //= 2
+    # Without its prompt an example is under half as long: about as many a step as with it.
+    config.data.row_shapes = ((768, 32),)
+    config.data.batch_tokens = 1536
     config.train.export = False
     return config
 
@@ -69,8 +80,15 @@ def ensure_trained(config: ConfigDict, pairs: PairFiles, workdir: Path) -> dict:
     """Trains, unless the folder holds a finished run of this config; returns its summary."""
     config.data.train, config.data.heldout = str(pairs.train), str(pairs.heldout)
     summary = workdir / "evaluation.json"
-    wanted = json.loads(config.to_json_best_effort())
-    if not summary.exists() or json.loads(summary.read_text())["config"] != wanted:
+    wanted = {
+        "config": json.loads(config.to_json_best_effort()),
+        "rows_sha256": {
+            "train": RowFile(pairs.train).sha256,
+            "heldout": RowFile(pairs.heldout).sha256,
+        },
+    }
+    found = json.loads(summary.read_text()) if summary.exists() else {}
+    if any(found.get(name) != value for name, value in wanted.items()):
         train(config, workdir)
     return json.loads(summary.read_text())
 
@@ -84,10 +102,9 @@ def main() -> None:
         "--workdir", type=Path, default=Path("runs/quickstart"), help="where everything goes"
     )
     logging.set_verbosity(logging.WARNING)
-    try:
-        run(parser.parse_args().workdir)
-    except EXPECTED as error:
-        raise SystemExit(f"error: {error}") from None
+    workdir = parser.parse_args().workdir
+    with reported():
+        run(workdir)
 
 
 if __name__ == "__main__":

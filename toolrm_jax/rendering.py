@@ -13,7 +13,8 @@ end of the generation prompt (an answer that begins with a newline), and then th
 it. Every split of a sequence gets the same reward, so nothing depends on where the border is.
 
 Surface form: a response that parses as calls is rendered from its canonical calls, anything else as
-it stands; `raw=True` opts out of parsing and reordering.
+it stands (so that format errors stay visible); `raw=True` opts out of parsing and reordering. Calls
+that are none, say one with "args" for "arguments", are shown as the JSON text that they are.
 
 Example:
 
@@ -38,7 +39,9 @@ from transformers import PreTrainedTokenizerBase
 
 from toolrm_jax import tool_calls
 from toolrm_jax.chat_template import ChatTemplateError, prepare_tokenizer, probe_texts
+from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Message, Response, Tool
+from toolrm_jax.literals import read_json
 from toolrm_jax.schema import unwrapped
 
 __all__ = ["ChatTemplateError", "RenderError", "Rendered", "Renderer", "prepare_tokenizer"]
@@ -46,7 +49,7 @@ __all__ = ["ChatTemplateError", "RenderError", "Rendered", "Renderer", "prepare_
 ROLES = ("system", "user", "assistant", "tool")
 
 
-class RenderError(ValueError):
+class RenderError(InputError, ValueError):
     """Tools, messages or a response that cannot be rendered; the message says which and why."""
 
 
@@ -120,6 +123,10 @@ class Renderer:
             raise RenderError(
                 f"The tokenizer's chat template refuses a conversation of {roles}: {error}"
             ) from error
+        except RecursionError:
+            raise RenderError(
+                "The tools, or the arguments of a call in messages, nest too deeply to be shown."
+            ) from None
 
     def _up_to_answer(self, turns: list[Message], catalogue: list[Tool], whole: str) -> str:
         """The text of the prompt alone, where a single response leaves nothing to compare with."""
@@ -136,6 +143,12 @@ class Renderer:
         return [np.concatenate([head, self._encode(text[cut:])]) for text in texts]
 
     def _encode(self, text: str) -> np.ndarray:
+        if not _is_unicode(text):
+            bad = next(i for i, char in enumerate(text) if not _is_unicode(char))
+            raise RenderError(
+                f"The text holds half a surrogate pair, which no tokenizer takes, after "
+                f"{text[max(0, bad - 40) : bad]!r}. Replace it before scoring."
+            )
         ids = self.tokenizer(text, add_special_tokens=False, return_attention_mask=False)
         return np.asarray(ids["input_ids"], np.int32)
 
@@ -149,13 +162,20 @@ def assistant_turn(response: Response, tools: list[Tool], *, raw: bool = False) 
         return _turn_of_message(response, tools, raw)
     if isinstance(response, str):
         return _turn_of_text(response, tools, raw)
-    calls = tool_calls.parse_calls(response) if isinstance(response, list) else None
-    if calls is None:
+    if not isinstance(response, list):
         raise RenderError(
             f"A response is a list of calls {{'name': str, 'arguments': dict}}, a string, or an "
             f"assistant message; got {_short(response)}."
         )
-    return _turn("", calls if raw else tool_calls.canonical_calls(calls, tools))
+    return _turn_of_calls("", response, tools, raw)
+
+
+def _turn_of_calls(content: str, made: Any, tools: list[Tool], raw: bool) -> Message:
+    calls = tool_calls.parse_calls({"role": "assistant", "tool_calls": made})
+    if calls is None:
+        items = made if isinstance(made, list) else [made]
+        return _turn("\n".join([*filter(None, [content]), *map(_call_as_text, items)]), [])
+    return _turn(content, calls if raw else tool_calls.canonical_calls(calls, tools))
 
 
 def _turn_of_text(text: str, tools: list[Tool], raw: bool) -> Message:
@@ -177,12 +197,7 @@ def _turn_of_message(message: Message, tools: list[Tool], raw: bool) -> Message:
     made = message.get("tool_calls")
     if not made:
         return _turn_of_text(content, tools, raw) | reasoning
-    calls = tool_calls.parse_calls(message)
-    if calls is None:  # a call that is none: shown as the model wrote it, so that the error shows
-        return (
-            _turn("\n".join([*filter(None, [content]), *map(_call_as_text, made)]), []) | reasoning
-        )
-    return _turn(content, calls if raw else tool_calls.canonical_calls(calls, tools)) | reasoning
+    return _turn_of_calls(content, made, tools, raw) | reasoning
 
 
 def _turn(content: str, calls: list[dict[str, Any]]) -> Message:
@@ -198,8 +213,25 @@ def _call_as_text(call: Any) -> str:
         name = json.dumps(inner.get("name"), ensure_ascii=False)
         inner = f'{{"name": {name}, "arguments": {inner["arguments"]}}}'
     elif not isinstance(inner, str):
-        inner = json.dumps(inner, ensure_ascii=False)
+        inner = _json_text(inner)
     return f"<tool_call>\n{inner}\n</tool_call>"
+
+
+def _json_text(value: Any) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+        return text if _is_unicode(text) else json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RenderError(f"A call is JSON, got {type(value).__name__} ({error}).") from None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can carry the text: half a surrogate pair, as JSON may escape it, it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def checked_message(message: Message, index: int = 0) -> Message:
@@ -247,7 +279,7 @@ def _wrapped_call(call: Any, index: int) -> dict[str, Any]:
 
 def _decoded(arguments: str) -> Any:
     try:
-        value = json.loads(arguments) if arguments.strip() else {}
+        value = read_json(arguments) if arguments.strip() else {}
     except ValueError:
         return arguments
     return value if isinstance(value, dict) else arguments

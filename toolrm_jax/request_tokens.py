@@ -80,11 +80,6 @@ class RequestTokenizer:
             return Rejected(CANNOT_RENDER, str(error))
         except RecursionError:
             return Rejected(CANNOT_RENDER, "it is nested too deeply")
-        except TypeError:
-            # JSON can spell half of a surrogate pair, which no tokenizer takes.
-            if _is_unicode(row):
-                raise
-            return Rejected(CANNOT_RENDER, "half of a surrogate pair: the text is not Unicode")
 
     def _fitted(self, request: Request) -> Tokenized | Rejected:
         whole = self._render(request, request.messages)
@@ -122,15 +117,6 @@ class RequestTokenizer:
             f"{len(long)} of {len(request.responses)} responses, such as responses[{long[0]}] with "
             f"{tokenized.lengths[long[0]]} tokens{left}; at most {self.max_tokens} are scored",
         )
-
-
-def _is_unicode(row: Request | dict) -> bool:
-    content = dataclasses.asdict(row) if isinstance(row, Request) else row
-    try:
-        json.dumps(content, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def oldest_turns(messages: list[Message]) -> list[list[int]]:

@@ -21,6 +21,7 @@ from typing import Any
 import zstandard
 from etils import epath
 
+from toolrm_jax.errors import InputError
 from toolrm_jax.score_request import without_nulls
 
 NumberedRow = tuple[int, bytes | dict[str, Any]]
@@ -30,7 +31,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _BLOCKS, _BLOCK = 64, 1 << 20
 
 
-class RowSourceError(ValueError):
+class RowSourceError(InputError):
     """An input that cannot be read; the message says which and why."""
 
 

@@ -10,13 +10,15 @@
 `BestCombination` is a logistic regression on the rules' differences, right minus wrong, fitted on
 the training rows and applied to others. It has no intercept: swapping the two sides flips its sign.
 
-    combination = BestCombination.fit(train_rows)
-    evaluate(RULES | {"best combination": combination.score}, heldout_rows)
+    score = BestCombination.fit(train_rows).score
+    score(row, right) > score(row, wrong)
 """
 
 import dataclasses
+import decimal
+import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,9 +53,9 @@ def longer(row: Row, response: Response) -> float:
 def verbatim(row: Row, response: Response) -> float:
     """The share of leaf argument values that stand in the conversation; 0 without any."""
     spoken = [m["content"] for m in row["messages"] if isinstance(m.get("content"), str)]
-    text = "\n".join(spoken).lower()
+    said = _readings("\n".join(spoken))
     leaves = [leaf for call in parse_calls(response) or [] for leaf in _leaves(call["arguments"])]
-    return sum(_stands_in(leaf, text) for leaf in leaves) / len(leaves) if leaves else 0.0
+    return sum(_stands_in(leaf, said) for leaf in leaves) / len(leaves) if leaves else 0.0
 
 
 def more_calls(row: Row, response: Response) -> float:
@@ -80,51 +82,37 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _stands_in(leaf: Any, text: str) -> bool:
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+
+
+@functools.lru_cache(maxsize=64)  # a conversation is read again for each of its responses
+def _readings(text: str) -> tuple[str, str, str]:
+    """The text in lower case, without the marks that do not count, and without the commas of
+    12,345."""
+    text = text.lower()
+    return text, standard_text(text), _THOUSANDS.sub("", text)
+
+
+def _stands_in(leaf: Any, said: tuple[str, str, str]) -> bool:
     if isinstance(leaf, str):
         plain = standard_text(leaf)
-        return bool(plain) and (leaf.lower() in text or plain in standard_text(text))
+        return bool(plain) and (leaf.lower() in said[0] or plain in said[1])
     if isinstance(leaf, bool) or leaf is None:
         return False
-    number = re.escape(f"{leaf:g}" if abs(leaf) < 1e5 else str(leaf))
-    return re.search(rf"(?<![\d.]){number}(?!\d)", text.replace(",", "")) is not None
+    number = _number(leaf)
+    return number in said[2] and re.search(_alone(number), said[2]) is not None
 
 
-# Accuracy ----------------------------------------------------------------------------------------
+def _number(value: float) -> str:
+    """All of its digits, without an exponent: 12345.67, 0.00001, 3 for 3.0."""
+    text = format(decimal.Decimal(repr(value)), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-@dataclasses.dataclass(frozen=True)
-class Accuracy:
-    """The share of pairs won, a tie counting half, with each pair's own result for intervals."""
-
-    accuracy: float
-    ties: int
-    n: int
-    wins: np.ndarray  # per pair: 1 won, 0.5 tied, 0 lost
-
-
-def pairwise_accuracy(right: Sequence[float], wrong: Sequence[float]) -> Accuracy:
-    """How often the right side's score is the higher; a tie counts half and is reported apart."""
-    right_N, wrong_N = np.asarray(right, np.float64), np.asarray(wrong, np.float64)
-    if right_N.shape != wrong_N.shape or right_N.ndim != 1 or not right_N.size:
-        raise ValueError(
-            f"expected two score lists of one length, at least 1; found {right_N.shape} and"
-            f" {wrong_N.shape}"
-        )
-    wins_N = np.where(right_N == wrong_N, 0.5, right_N > wrong_N)
-    return Accuracy(float(wins_N.mean()), int((right_N == wrong_N).sum()), wins_N.size, wins_N)
-
-
-def evaluate(rules: Mapping[str, Rule], rows: Sequence[Row]) -> dict[str, Accuracy]:
-    """Each rule's accuracy over every pair of the rows, in the order of `pairs_of`."""
-    pairs = list(pairs_of(rows))
-    return {
-        name: pairwise_accuracy(
-            [rule(row, right) for row, right, _, _ in pairs],
-            [rule(row, wrong) for row, _, wrong, _ in pairs],
-        )
-        for name, rule in rules.items()
-    }
+def _alone(number: str) -> str:
+    """A pattern for the number that is no part of another, with zeros after it maybe."""
+    zeros = "0*" if "." in number else r"(?:\.0+)?"
+    return rf"(?<![\d.]){re.escape(number)}{zeros}(?!\d|\.\d)"
 
 
 # The best combination ----------------------------------------------------------------------------

@@ -4,7 +4,10 @@
                                                                             "parameters"}
 
 Schemas are JSON Schema, draft 2020-12. A call is valid when its tool is on offer, what is required
-is there, nothing is unknown, and every value fits its schema.
+is there, nothing is unknown, and every value fits its schema. A "$ref" must lead to a place in the
+schema itself: nothing is fetched. A "pattern" is matched by Python's `re` without a time limit, so
+one that backtracks for ever does so here, when pairs are built or rules are run; training and
+scoring match none.
 
 >>> parameters = {"type": "object", "properties": {"a": {"type": "integer"}}}
 >>> tool = {"type": "function", "function": {"name": "add", "parameters": parameters}}
@@ -17,14 +20,20 @@ False
 
 import functools
 import json
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
+import referencing
+import referencing.exceptions
+from referencing.jsonschema import DRAFT202012
 
+from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Call, Tool
 
 
-class ToolSchemaError(ValueError):
+class ToolSchemaError(InputError, ValueError):
     """A tool, or its JSON Schema, is not valid; the message names the tool and the path."""
 
 
@@ -65,15 +74,20 @@ def _plain_tool(tool: Any, index: int) -> Tool:
 
 def check_tool(tool: Tool) -> None:
     """Raise ToolSchemaError, naming tool and path, unless the parameters are a JSON Schema."""
-    fault = _schema_fault(_as_key(tool["parameters"]))
+    fault = _schema_fault(_as_key(tool))
     if fault is not None:
         raise ToolSchemaError(
             f"tool {tool['name']!r}: {fault}. Its parameters must be a JSON Schema (draft 2020-12)"
         )
 
 
-def _as_key(schema: Any) -> str:
-    return json.dumps(schema, sort_keys=True)
+def _as_key(tool: Tool) -> str:
+    try:
+        return json.dumps(tool.get("parameters") or {}, sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ToolSchemaError(
+            f"tool {tool['name']!r}: parameters: expected JSON, found something else ({error})"
+        ) from None
 
 
 # Checking against the meta-schema takes milliseconds, and catalogues repeat their tools.
@@ -84,29 +98,127 @@ def _schema_fault(key: str) -> str | None:
         return f"parameters: expected an object, found {type(schema).__name__}"
     if schema.get("type") != "object":
         return f"parameters.type: expected 'object', found {schema.get('type')!r}"
-    meta = jsonschema.Draft202012Validator(jsonschema.Draft202012Validator.META_SCHEMA)
-    fault = jsonschema.exceptions.best_match(meta.iter_errors(schema))
+    try:
+        return _meta_fault(schema, "parameters") or next(_reference_faults(schema), None)
+    except RecursionError:
+        return "parameters: nested too deeply"
+
+
+_FORMATS = jsonschema.FormatChecker(formats=())
+
+
+# The meta-schema calls the format of patterns "regex".
+@_FORMATS.checks("regex", raises=re.error)
+def _is_pattern(pattern: Any) -> bool:
+    return not isinstance(pattern, str) or bool(re.compile(pattern))
+
+
+_META = jsonschema.Draft202012Validator(
+    jsonschema.Draft202012Validator.META_SCHEMA, format_checker=_FORMATS
+)
+
+
+def _meta_fault(schema: Any, at: str) -> str | None:
+    fault = jsonschema.exceptions.best_match(_META.iter_errors(schema))
     if fault is None:
         return None
-    path = ".".join(["parameters", *map(str, fault.absolute_path)])
-    return f"{path}: {fault.message}"
+    return f"{'.'.join([at, *map(str, fault.absolute_path)])}: {fault.message}"
+
+
+# References --------------------------------------------------------------------------------------
+
+# jsonschema's own default would request the address of a "$ref" that it does not know.
+_NOTHING_ELSE: referencing.Registry = referencing.Registry()
+_REFERENCES = ("$ref", "$dynamicRef")
+
+
+def _reference_faults(schema: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the references of a schema that is valid but for them."""
+    paths = dict(_paths(schema, "parameters"))
+    resource = DRAFT202012.create_resource(schema)
+    root = _NOTHING_ELSE.resolver_with_root(resource)
+    for part, resolver in _subschemas(resource, root):
+        for keyword in _REFERENCES:
+            if keyword in part.contents:
+                fault = _reference_fault(part.contents[keyword], resolver)
+                if fault is not None:
+                    yield f"{paths[id(part.contents)]}.{keyword}: {fault}"
+
+
+def _subschemas(resource: Any, resolver: Any) -> Iterator[tuple[Any, Any]]:
+    """Every part that is an object, with what resolves the references in it."""
+    if isinstance(resource.contents, dict):
+        yield resource, resolver
+        for part in resource.subresources():
+            yield from _subschemas(part, resolver.in_subresource(part))
+
+
+def _paths(node: Any, at: str) -> Iterator[tuple[int, str]]:
+    yield id(node), at
+    parts = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, part in parts:
+        if isinstance(part, dict | list):
+            yield from _paths(part, f"{at}.{key}")
+
+
+def _reference_fault(reference: str, resolver: Any) -> str | None:
+    """A reference must lead, over others maybe, to a schema that is not again itself."""
+    passed = set()
+    while reference not in passed:
+        passed.add(reference)
+        try:
+            found = resolver.lookup(reference)
+        except (referencing.exceptions.Unresolvable, ValueError):
+            return f"{reference!r} leads nowhere within the schema"
+        fault = _meta_fault(found.contents, reference)
+        if fault is not None:
+            return f"{reference!r} leads to what is no schema: {fault}"
+        onward = found.contents if isinstance(found.contents, dict) else {}
+        if "$ref" not in onward:
+            return None
+        reference, resolver = onward["$ref"], found.resolver
+    return f"{reference!r} leads back to itself"
+
+
+# Calls -------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=65536)
 def _validator(key: str) -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator(json.loads(key))
+    return jsonschema.Draft202012Validator(json.loads(key), registry=_NOTHING_ELSE)
+
+
+# What a schema that was never checked makes jsonschema raise.
+_UNCHECKED = (
+    jsonschema.exceptions.UnknownType,
+    referencing.exceptions.Unresolvable,
+    re.error,
+    AttributeError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 def call_fault(call: Call, tools: list[Tool]) -> str | None:
-    """What makes the call invalid in this catalogue, in words; None if nothing does."""
+    """What makes the call invalid in this catalogue, in words; None if nothing does.
+
+    Raises ToolSchemaError where the tool's schema cannot judge it; a checked one can.
+    """
     tool = next((t for t in map(unwrapped, tools) if t["name"] == call["name"]), None)
     if tool is None:
         return f"no tool is named {call['name']!r}"
     parameters = tool.get("parameters") or {}
-    unknown = [p for p in call["arguments"] if p not in parameters.get("properties", {})]
-    if unknown and not parameters.get("additionalProperties"):
-        return f"{call['name']} has no parameter {unknown[0]!r}"
-    fault = next(_validator(_as_key(parameters)).iter_errors(call["arguments"]), None)
+    try:
+        unknown = [p for p in call["arguments"] if p not in (parameters.get("properties") or {})]
+        if unknown and not parameters.get("additionalProperties"):
+            return f"{call['name']} has no parameter {unknown[0]!r}"
+        fault = next(_validator(_as_key(tool)).iter_errors(call["arguments"]), None)
+    except OverflowError:
+        return f"{call['name']}: a number is too large to be checked"
+    except _UNCHECKED as error:
+        check_tool({"name": tool["name"], "parameters": parameters})
+        raise ToolSchemaError(f"tool {tool['name']!r} cannot judge a call: {error}") from error
     if fault is None:
         return None
     path = ".".join([call["name"], *map(str, fault.absolute_path)])

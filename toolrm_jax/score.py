@@ -33,11 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     merging = arguments[:1] == ["merge"]
     args = _merge_parser().parse_args(arguments[1:]) if merging else _parser().parse_args(arguments)
 
+    from toolrm_jax.errors import InputError
     from toolrm_jax.score_job import merge
 
     try:
         summary = merge(args.output) if merging else score(args)
-    except _expected() as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     print(summary.counts.words(), file=sys.stderr)
@@ -178,28 +179,6 @@ def _default_workers() -> int:
     if jax.local_devices()[0].platform == "cpu":
         return 0
     return max(1, min(8, (os.cpu_count() or 2) - 2))
-
-
-def _expected() -> tuple[type[BaseException], ...]:
-    """Errors whose message is all that a user needs; anything else is a bug, with its traceback."""
-    from toolrm_jax.assets import AssetError
-    from toolrm_jax.chat_template import ChatTemplateError
-    from toolrm_jax.huggingface import CheckpointError
-    from toolrm_jax.model_config import UnsupportedModel
-    from toolrm_jax.row_source import RowSourceError
-    from toolrm_jax.score_job import JobError
-    from toolrm_jax.scorer import OptionError
-
-    return (
-        AssetError,
-        ChatTemplateError,
-        CheckpointError,
-        JobError,
-        OptionError,
-        OSError,
-        RowSourceError,
-        UnsupportedModel,
-    )
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from etils import epath
 from tqdm import tqdm
 
 from toolrm_jax.ahead import OrderedPool
+from toolrm_jax.errors import InputError
 from toolrm_jax.request_tokens import Line, LineTokenizer
 from toolrm_jax.row_source import NumberedRow, Rows, file_digest
 from toolrm_jax.score_plan import Work
@@ -43,7 +44,7 @@ from toolrm_jax.scorer import Scored, Scorer
 _MODEL_FILES = (".safetensors", ".gguf", ".json", ".jinja", ".txt", ".model")
 
 
-class JobError(RuntimeError):
+class JobError(InputError):
     """A job that cannot be begun, continued or merged; the message says why and what to do."""
 
 

@@ -15,10 +15,11 @@ import dataclasses
 import json
 from typing import Any
 
+from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Message, Response, Tool
 
 
-class RequestError(ValueError):
+class RequestError(InputError, ValueError):
     """A row that is no request; the message says what was found and what was expected."""
 
 

@@ -34,6 +34,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolrm_jax.ahead import Ahead, OrderedPool
 from toolrm_jax.batch import Batch, RowShape, empty_batch
+from toolrm_jax.errors import InputError
 from toolrm_jax.model import Compute, Forward, Params
 from toolrm_jax.model_config import ModelConfig
 from toolrm_jax.rendering import Renderer
@@ -76,11 +77,11 @@ class SequenceScores:
     work: Work
 
 
-class OptionError(ValueError):
+class OptionError(InputError, ValueError):
     """An option that this model cannot be scored with; the message says what would do."""
 
 
-class ScoringError(ValueError):
+class ScoringError(InputError):
     """A request that cannot be scored; `number` counts the stream's requests from 0."""
 
     def __init__(self, number: int, rejected: Rejected):

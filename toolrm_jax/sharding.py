@@ -16,9 +16,10 @@ time.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -104,3 +105,15 @@ def gather_weight(w: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     return jax.sharding.reshard(
         w.astype(dtype), PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
     )
+
+
+def on_mesh(tree: Any, mesh: Mesh) -> Any:
+    """Abstract arrays traced under `mesh`, as ShapeDtypeStructs laid out on its devices."""
+
+    def laid_out(x):
+        # Its own sharding speaks of an abstract mesh, which neither device_put nor Orbax takes;
+        # a scalar has none.
+        sharding = NamedSharding(mesh, x.sharding.spec if x.sharding else PartitionSpec())
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(laid_out, tree)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from toolrm_jax.examples import Call, Example, Response, Tool
-from toolrm_jax.tool_calls import ErrorType, judge_value, standard_text
+from toolrm_jax.tool_calls import PYTHON_TYPES, ErrorType, judge_value, standard_text
 
 _QUOTED = re.compile(r"""(?<!\w)(['"`“])([^'"`“”\n]{1,80})['"`”](?!\w)""")
 _PHRASE = re.compile(
@@ -241,14 +241,9 @@ def has_type(value: Any, schema: dict[str, Any]) -> bool:
     """Is the value of the declared type, and one of the enum where there is one?"""
     if schema.get("enum") and value not in schema["enum"]:
         return False
-    return judge_value(value, [value], {**schema, "items": {}}) is None and type(value) in {
-        "string": (str,),
-        "integer": (int,),
-        "number": (int, float),
-        "boolean": (bool,),
-        "array": (list,),
-        "object": (dict,),
-    }.get(schema.get("type", ""), (type(value),))
+    types = PYTHON_TYPES.get(schema.get("type", ""), (type(value),))
+    shallow = {**schema, "items": {}}
+    return type(value) in types and judge_value(value, [value], shallow) is None
 
 
 def response_length(response: Response) -> int:

@@ -10,8 +10,9 @@ BFCL's checker, and names errors as FC-RewardBench (arXiv:2509.11963) does:
 - strings compare without case, blanks and the marks , . / - _ * ^, and ' equals ";
 - an integer may stand for a float, never the reverse; true is not 1;
 - an optional argument that the reference does not know is unexpected.
-Two points differ on purpose: calls are matched to the reference in the best way, not the first that
-fits, and [1, 3] is as good as [1.0, 3.0] within a list too.
+Three points differ on purpose: calls are matched to the reference in the best way, not the first
+that fits; [1, 3] is as good as [1.0, 3.0] within a list too; and of several errors the gravest is
+named, where BFCL's checker names the first in the order in which the arguments were written.
 
 >>> tools = [{"name": "area", "parameters": {"type": "object", "properties":
 ...     {"base": {"type": "integer"}, "unit": {"type": "string"}}, "required": ["base"]}}]
@@ -25,17 +26,23 @@ Verdict(right=False, error_type='Parameter value error', detail='area.base is 12
 import dataclasses
 import enum
 import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from toolrm_jax.examples import Call, Response, Tool
-from toolrm_jax.literals import read_literal
+from toolrm_jax.literals import read_json, read_literal
 from toolrm_jax.schema import unwrapped
 
 
 class ErrorType(enum.StrEnum):
-    """FC-RewardBench's names, from the gravest to the least: a verdict names the gravest."""
+    """FC-RewardBench's names, from the gravest to the least: a verdict names the gravest.
+
+    The order follows the steps of BFCL's checker: the whole answer, the name, what is required,
+    then each argument, then what else is missing. On 1,931 wrong answers of real models whose error
+    lies in a call, 1,857 get the name that the checker gives; the best of all orders gets 1,858.
+    """
 
     PARSING = "Parsing error"
     CALL_COUNT = "Incorrect number of function calls"
@@ -65,12 +72,30 @@ class Verdict:
 # Reading a response ------------------------------------------------------------------------------
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+# Real arguments nest less than ten deep. What passes is walked by recursion, here, in templates and
+# by jsonschema, which takes several of Python's 1,000 frames a level.
+_DEEPEST = 64
 
 
-def _loads(text: str) -> Any:
-    return json.loads(text, parse_constant=_no_constant)
+def _check_json(value: Any, room: int = _DEEPEST) -> None:
+    """ValueError unless the value is JSON that UTF-8 can carry: no NaN, no lone surrogate."""
+    if not room:
+        raise ValueError(f"nested more than {_DEEPEST} deep")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r} is not a string")
+            _check_json(key, room)
+            _check_json(item, room - 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_json(item, room - 1)
+    elif isinstance(value, str):
+        value.encode()  # UnicodeEncodeError is a ValueError
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is not JSON")  # 1e999 reads as infinity
+    elif not isinstance(value, float | int | None):
+        raise ValueError(f"{type(value).__name__} is not JSON")
 
 
 def _as_call(value: Any) -> Call:
@@ -83,9 +108,10 @@ def _as_call(value: Any) -> Call:
         raise ValueError("unknown keys beside name and arguments")
     name, arguments = value["name"], value["arguments"]
     if isinstance(arguments, str):
-        arguments = _loads(arguments)
+        arguments = read_json(arguments)
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ValueError("name is not a string, or arguments are not an object")
+    _check_json({name: arguments})
     return {"name": name, "arguments": arguments}
 
 
@@ -93,22 +119,27 @@ def _as_calls(value: Any) -> list[Call]:
     return [_as_call(item) for item in (value if isinstance(value, list) else [value])]
 
 
-_HERMES = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
 
 def _parse_hermes(text: str) -> list[Call] | None:
     """<tool_call>{...}</tool_call>, one or several; words may stand before the first only."""
-    if "<tool_call>" not in text:
-        return None
-    body = text[text.index("<tool_call>") :]
-    if _HERMES.sub("", body).strip():
-        raise ValueError("text or an unclosed tag after the first <tool_call>")
-    return [_as_call(_loads(block)) for block in _HERMES.findall(body)]
+    _, tag, rest = text.partition(_OPEN)
+    calls = []
+    while tag:
+        block, closed, rest = rest.partition(_CLOSE)
+        if not closed:
+            raise ValueError(f"{_OPEN} without {_CLOSE}")
+        calls.append(_as_call(read_json(block.strip())))
+        between, tag, rest = rest.partition(_OPEN)
+        if between.strip():
+            raise ValueError(f"text after {_CLOSE}")
+    return calls or None
 
 
 def _parse_json(text: str) -> list[Call] | None:
     """A bare JSON object, or a list of them."""
-    return _as_calls(_loads(text)) if text[:1] in ("{", "[") else None
+    return _as_calls(read_json(text)) if text[:1] in ("{", "[") else None
 
 
 # Each parser gives the calls, None for a text that is not in its dialect, or ValueError for a text
@@ -172,7 +203,7 @@ def _properties(tool: Tool | None) -> dict[str, Any]:
 # Comparing values --------------------------------------------------------------------------------
 
 _IGNORED = re.compile(r"[ ,./\-_*^]")
-_PYTHON_TYPES: dict[str, tuple[type, ...]] = {
+PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
     "number": (int, float),
@@ -208,17 +239,25 @@ def listed(accepted: Any) -> list[Any]:
 
 def _fits(value: Any, schema: dict[str, Any], accepted: list[Any]) -> bool:
     """Is the value of the declared type, or else of the type of the first accepted value?"""
-    kinds = schema.get("type")
-    if kinds is None or any(
-        _fits_kind(value, kind, schema, accepted) for kind in (listed(kinds) or [])
-    ):
+    kinds = _kinds(schema)
+    if not kinds or any(_fits_kind(value, kind, schema, accepted) for kind in kinds):
         return True
     first = next((want for want in accepted if want != ""), None)
     return first is not None and type(value) is type(first) and not isinstance(value, list)
 
 
+def _kinds(schema: Any) -> list[str]:
+    """The declared types; none where the schema leaves them open, as `true` does."""
+    return listed(schema.get("type") or []) if isinstance(schema, dict) else []
+
+
+def _takes_lists(schema: Any, accepted: list[Any]) -> bool:
+    kinds = _kinds(schema)
+    return "array" in kinds if kinds else any(isinstance(want, list) for want in accepted)
+
+
 def _fits_kind(value: Any, kind: str, schema: dict[str, Any], accepted: list[Any]) -> bool:
-    if not isinstance(value, _PYTHON_TYPES.get(kind, ())):
+    if not isinstance(value, PYTHON_TYPES.get(kind, ())):
         return False
     if isinstance(value, bool) and kind in ("integer", "number"):
         return False
@@ -238,10 +277,10 @@ def judge_value(
     """
     if language is not None:
         return _judge_literal(value, accepted, language)
-    if value == [] and "" in accepted:
-        return None  # an empty list stands for what may be left out
     if not _fits(value, schema, accepted):
         return ErrorType.VALUE_TYPE
+    if value == [] and "" in accepted and _takes_lists(schema, accepted):
+        return None  # an empty list stands for what may be left out
     return None if any(_matches(value, want) for want in accepted) else ErrorType.VALUE
 
 
@@ -270,7 +309,7 @@ def _judge_literal(value: Any, accepted: list[Any], language: str) -> ErrorType 
 
 
 def exact_reference(calls: list[Call]) -> list[Call]:
-    """A reference that accepts these calls and no others."""
+    """A reference that accepts these calls and no others, as far as the judge tells them apart."""
     return [
         {"name": call["name"], "arguments": {p: [_exact(v)] for p, v in call["arguments"].items()}}
         for call in calls
@@ -281,7 +320,10 @@ def _exact(value: Any) -> Any:
     """The value such that nested objects too hold lists of accepted values."""
     if isinstance(value, dict):
         return {k: [_exact(v)] for k, v in value.items()}
-    return [_exact(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_exact(item) for item in value]
+    # An empty string would mean "may be left out"; a blank equals it where values are compared.
+    return " " if value == "" else value
 
 
 def judge(response: Response, reference: list[Call], tools: list[Tool]) -> Verdict:
@@ -302,7 +344,7 @@ def judge(response: Response, reference: list[Call], tools: list[Tool]) -> Verdi
     faults = _least_faults(sorted(calls, key=_key), sorted(reference, key=_key), _by_name(tools))
     if not faults:
         return Verdict(True)
-    return Verdict(False, *min(faults, key=lambda fault: _GRAVITY[fault[0]]))
+    return Verdict(False, *min(faults, key=_rank))
 
 
 def attempts_call(text: str, tools: list[Tool]) -> bool:
@@ -357,22 +399,33 @@ def _gravity(fault: Fault | None) -> int:
 
 
 def _call_fault(call: Call, want: Call, tools: dict[str, Tool]) -> Fault | None:
-    """What is wrong with one call against one wanted call, in the order of BFCL's checker."""
+    """The gravest of what is wrong with one call against one wanted call."""
+    return min(_call_faults(call, want, tools), key=_rank, default=None)
+
+
+def _rank(fault: Fault) -> tuple[int, str]:
+    # The detail settles ties, so that not even the words depend on the order of the arguments.
+    return _GRAVITY[fault[0]], fault[1]
+
+
+def _call_faults(call: Call, want: Call, tools: dict[str, Tool]) -> Iterator[Fault]:
+    """All that is wrong with one call; a call of another function is nothing but that."""
     name, given, accepted = call["name"], call["arguments"], want["arguments"]
     if name != want["name"]:
-        return ErrorType.FUNCTION_NAME, f"{name!r} is called, {want['name']!r} wanted"
-    parameters = (tools.get(name) or {}).get("parameters") or {}
-    for param in parameters.get("required") or []:
+        yield ErrorType.FUNCTION_NAME, f"{name!r} is called, {want['name']!r} wanted"
+        return
+    properties = _properties(tools.get(name))
+    required = ((tools.get(name) or {}).get("parameters") or {}).get("required") or []
+    for param in required:
         if param not in given:
-            return ErrorType.MISSING_REQUIRED, f"{name} lacks {param!r}"
-    properties = parameters.get("properties") or {}
+            yield ErrorType.MISSING_REQUIRED, f"{name} lacks {param!r}"
     for param, value in given.items():
         if param not in properties or param not in accepted:
-            return ErrorType.UNEXPECTED, f"{name} is given {param!r}"
+            yield ErrorType.UNEXPECTED, f"{name} is given {param!r}"
+            continue
         error = judge_value(value, accepted[param], properties[param], want.get("language"))
         if error is not None:
-            return error, f"{name}.{param} is {value!r}, accepted: {accepted[param]!r}"
+            yield error, f"{name}.{param} is {value!r}, accepted: {accepted[param]!r}"
     for param, values in accepted.items():
-        if param not in given and "" not in values:
-            return ErrorType.MISSING_OPTIONAL, f"{name} lacks {param!r}"
-    return None
+        if param not in given and param not in required and "" not in values:
+            yield ErrorType.MISSING_OPTIONAL, f"{name} lacks {param!r}"

@@ -30,16 +30,15 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 from toolrm_jax import evaluate
-from toolrm_jax.assets import AssetError
 from toolrm_jax.batch_plan import PlanConfig, Step
 from toolrm_jax.bfcl_pairs import ensure_pairs
-from toolrm_jax.chat_template import ChatTemplateError
 from toolrm_jax.checkpoint import Checkpoints, config_to_json
-from toolrm_jax.huggingface import CheckpointError, load_params, save_directory, truncate
+from toolrm_jax.errors import reported
+from toolrm_jax.files import write_text
+from toolrm_jax.huggingface import load_params, save_directory, truncate
 from toolrm_jax.loader import (
     Index,
     Loader,
-    LoaderError,
     RowFile,
     RowTokenizer,
     build_index,
@@ -48,14 +47,19 @@ from toolrm_jax.loader import (
     write_rejects,
 )
 from toolrm_jax.metrics_log import MetricsLog
-from toolrm_jax.model import Forward, Params
-from toolrm_jax.model_config import ModelConfig, UnsupportedModel
+from toolrm_jax.model import Forward, Params, abstract_params
+from toolrm_jax.model_config import ModelConfig
 from toolrm_jax.optimizer import make_optimizer
-from toolrm_jax.pairs import PairsError
 from toolrm_jax.pretrained import Pretrained, open_pretrained
 from toolrm_jax.rendering import Renderer
-from toolrm_jax.train_config import TrainingError, refuse_other_run, section, unpack
-from toolrm_jax.train_step import make_train_step, new_state
+from toolrm_jax.train_config import (
+    TrainingError,
+    local_folder,
+    refuse_other_run,
+    section,
+    unpack,
+)
+from toolrm_jax.train_step import abstract_state, make_train_step, new_state
 
 EMBEDDED_PAIRS = "embedded:bfcl"
 
@@ -65,17 +69,17 @@ def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
     lead = jax.process_index() == 0
     say = _say if lead else lambda *_: None
     mesh, plan, optimizer_config, compute = unpack(config)
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    folder = local_folder(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
 
     # --- Model and data ------------------------------------------------------------------------
     pretrained = open_pretrained(config.model.source)
     with section("model"):
         source = truncate(pretrained.source, config.model.num_layers)
     tokenize = RowTokenizer(Renderer(pretrained.tokenizer), config.data.blind)
-    train_rows, heldout_rows = _row_files(config, workdir, lead)
-    loader = _loader(config, train_rows, tokenize, plan, "train", mesh, workdir, say)
-    heldout = _loader(config, heldout_rows, tokenize, plan, "held-out", mesh, workdir, say)
+    train_rows, heldout_rows = _row_files(config, folder, lead)
+    loader = _loader(config, train_rows, tokenize, plan, "train", mesh, folder, say)
+    heldout = _loader(config, heldout_rows, tokenize, plan, "held-out", mesh, folder, say)
     meta = _meta(config, source.config, loader, heldout.index)
     steps = config.train.steps or _steps_of(loader, config.train.epochs)
     step_tokens = plan.micro_batches * max(plan.rows(shape) * shape.tokens for shape in plan.shapes)
@@ -88,20 +92,25 @@ def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
     with jax.set_mesh(mesh), contextlib.ExitStack() as opened:
         # --- State -----------------------------------------------------------------------------
         optimizer = make_optimizer(dataclasses.replace(optimizer_config, steps=steps))
-        forward = Forward(source.config, compute)
+        with section("mesh"):
+            forward = Forward(source.config, compute)
         train_step = make_train_step(forward, optimizer, config.loss.eta)
         rewards_of = evaluate.make_reward_function(forward)
-        state = new_state(load_params(source, mesh, config.seed), optimizer)
         # Closed whatever happens, so that a checkpoint that is being written gets complete.
         checkpoints = opened.enter_context(
-            contextlib.closing(Checkpoints(workdir, config.train.keep_checkpoints))
+            contextlib.closing(Checkpoints(folder, config.train.keep_checkpoints))
         )
-        if checkpoints.latest() is not None:
-            refuse_other_run(checkpoints.meta(), meta, workdir)
-            state, _ = checkpoints.restore(state)
-            say(f"continuing at step {int(state.step)} from {workdir / 'checkpoints'}")
+        if checkpoints.latest() is None:
+            if not source.has_head:
+                say(f"a fresh reward head, drawn with seed {config.seed}")
+            state = new_state(load_params(source, mesh, config.seed), optimizer)
+        else:
+            refuse_other_run(checkpoints.meta(), meta, folder)
+            like = abstract_state(abstract_params(source.config, mesh), optimizer, mesh)
+            state, _ = checkpoints.restore(like)
+            say(f"continuing at step {int(state.step)} from {folder / 'checkpoints'}")
         start = int(state.step)
-        log = opened.enter_context(contextlib.closing(MetricsLog(workdir, start, steps, lead)))
+        log = opened.enter_context(contextlib.closing(MetricsLog(folder, start, steps, lead)))
 
         # --- Steps -----------------------------------------------------------------------------
         clock = _Clock(steps, start)
@@ -113,7 +122,7 @@ def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
             saving = done % config.train.checkpoint_every == 0 or done == steps
             evaluating = config.train.eval_every and done % config.train.eval_every == 0
             if done % config.train.log_every == 0 or saving or evaluating:
-                means = _fetch(pending, workdir)
+                means = _fetch(pending, folder)
                 rates = clock.rates(done, pending, loader)
                 pending = []
                 log.write(done, "train", means | rates)
@@ -134,7 +143,7 @@ def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
         scores = evaluate.score(rewards_of, state.params, heldout, mesh)
         found = evaluate.report(scores, config.loss.eta)
         log.write(steps, "heldout", _scalars(found))
-        summary = _summary(loader, steps, source.config, meta, found)
+        summary = _summary(loader, heldout, steps, source.config, meta, found)
         say(
             f"{summary['layers']} layers, {summary['parameters']:,} parameters, "
             f"{summary['pairs_seen']:,} pairs seen; held-out accuracy {found.accuracy} on "
@@ -142,12 +151,12 @@ def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
         )
         params = _on_host(state.params) if config.train.export else None
         if lead:
-            evaluate.write_scores(workdir / "heldout_scores.jsonl", scores)
+            evaluate.write_scores(folder / "heldout_scores.jsonl", scores)
             if params is not None:
-                path = _export(workdir, pretrained, source.config, params, steps, meta, found)
+                path = _export(folder, pretrained, source.config, params, steps, meta, found)
                 say(f"exported to {path}")
             # Last, so that it stands for a finished run.
-            (workdir / "evaluation.json").write_text(json.dumps(summary, indent=2) + "\n")
+            write_text(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
     return found
 
 
@@ -213,7 +222,12 @@ def _meta(config: ConfigDict, model: ModelConfig, loader: Loader, heldout: Index
 
 
 def _summary(
-    loader: Loader, steps: int, model: ModelConfig, meta: dict[str, Any], found: evaluate.Report
+    loader: Loader,
+    heldout: Loader,
+    steps: int,
+    model: ModelConfig,
+    meta: dict[str, Any],
+    found: evaluate.Report,
 ) -> dict[str, Any]:
     """evaluation.json: what was trained, on how much, and what evaluation found."""
     seen = [i for step in range(steps) for i in loader.locate(step).examples()]
@@ -224,6 +238,8 @@ def _summary(
         "steps": steps,
         "prompts_seen": len(seen),
         "pairs_seen": sum(len(loader.index.kept[i]) for i in seen),
+        "rows_sha256": {"train": loader.rows.sha256, "heldout": heldout.rows.sha256},
+        "heldout_prompts": int(heldout.index.usable.sum()),
         "heldout": found.to_json(),
     }
 
@@ -338,18 +354,6 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "needed where JAX_COORDINATOR_ADDRESS is set.",
 )
 
-# Errors whose message is all that a user needs; anything else is a bug, and shows its traceback.
-EXPECTED = (
-    TrainingError,
-    LoaderError,
-    PairsError,
-    AssetError,
-    CheckpointError,
-    ChatTemplateError,
-    UnsupportedModel,
-    OSError,
-)
-
 
 def main(argv: list[str]) -> None:
     """Command line."""
@@ -358,11 +362,9 @@ def main(argv: list[str]) -> None:
             f"Unexpected arguments {argv[1:]}; fields are set as --config.train.steps=50."
         )
     logging.set_verbosity(logging.WARNING)  # Orbax logs dozens of lines per save
-    try:
+    with reported():
         _join_processes()
         train(_CONFIG.value, str(_WORKDIR.value))
-    except EXPECTED as error:
-        raise SystemExit(f"error: {error}") from None
 
 
 def _join_processes() -> None:

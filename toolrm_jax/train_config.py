@@ -15,13 +15,24 @@ from ml_collections import ConfigDict
 
 from toolrm_jax.batch import RowShape
 from toolrm_jax.batch_plan import PlanConfig
+from toolrm_jax.errors import InputError
 from toolrm_jax.model import Compute
 from toolrm_jax.optimizer import OptimizerConfig
 from toolrm_jax.sharding import make_mesh, row_shards
 
 
-class TrainingError(RuntimeError):
+class TrainingError(InputError, RuntimeError):
     """A run that cannot start or go on; the message says why."""
+
+
+def local_folder(path: str | Path) -> Path:
+    """The folder of a run. (A Path of "gs://b/r" would be a folder named "gs:" in this one.)"""
+    if "://" in str(path):
+        raise TrainingError(
+            f"--workdir={path}: expected a folder on a file system of this machine; mount the "
+            f"bucket, or copy the run there when it has ended."
+        )
+    return Path(path)
 
 
 @contextlib.contextmanager
@@ -66,8 +77,8 @@ def _check_numbers(config: ConfigDict) -> None:
     for name, low in least.items():
         if name not in fields:
             raise TrainingError(
-                f"config.{name} is missing: configs/smollm2_135m.py has every field, with its "
-                f"meaning; start from it."
+                f"config.{name} is missing: toolrm_jax/default_config.py has every field, with "
+                f"its meaning; start from it."
             )
         if not fields[name] >= low:
             raise TrainingError(f"config.{name}={fields[name]}: it must be {low} or more.")
@@ -80,7 +91,8 @@ def _check_numbers(config: ConfigDict) -> None:
 
 def _plan(data: ConfigDict, shards: int) -> PlanConfig:
     for shape in data.row_shapes:
-        if len(shape) != 2 or not all(isinstance(size, int) and size > 0 for size in shape):
+        sizes = shape if isinstance(shape, tuple | list) else ()
+        if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ValueError(f"row_shapes has {shape!r}; expected (tokens, responses), both > 0.")
         if shape[0] > data.batch_tokens:
             raise ValueError(
@@ -100,6 +112,9 @@ _FREE = (
     "train.keep_checkpoints",
     "train.export",
     "data.workers",
+    # Their content counts, which the fingerprints of data tell, not how the paths are spelled.
+    "data.train",
+    "data.heldout",
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",

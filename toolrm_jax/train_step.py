@@ -16,6 +16,7 @@ import optax
 from toolrm_jax.batch import Batch
 from toolrm_jax.loss import PairSums, describe, pair_sums
 from toolrm_jax.model import Forward, Params
+from toolrm_jax.sharding import on_mesh
 
 
 @jax.tree_util.register_dataclass
@@ -31,6 +32,15 @@ class TrainState:
 def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step; moments are laid out as their parameters are."""
     return TrainState(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params))
+
+
+def abstract_state(
+    params: Params, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> TrainState:
+    """Shapes, types and layouts of `new_state(params, ...)`, without the arrays."""
+    with jax.set_mesh(mesh):
+        state = jax.eval_shape(lambda params: new_state(params, optimizer), params)
+    return on_mesh(state, mesh)
 
 
 def make_train_step(forward: Forward, optimizer: optax.GradientTransformation, eta: float):

@@ -8,55 +8,92 @@ All intervals are 95%, from a bootstrap over tasks (`metrics.py`).
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from toolrm_jax.evaluate import PairScores
-from toolrm_jax.metrics import credit, estimate, paired_gain
+from toolrm_jax.metrics import Estimate, credit, estimate, paired_gain
 from toolrm_jax.pairs import Row
 from toolrm_jax.rules import RULES, BestCombination
 
-_COLUMN = 24  # the longest rule's name and two blanks
 MODEL, BLIND = "reward model", "blind model"
 COMBINATION = "best combination"
 
+# Headings, so that the table fits into 120 columns; the words below it say the names in full.
+_HEADINGS = {
+    MODEL: MODEL,
+    BLIND: "blind",
+    "schema-valid wins": "schema",
+    "longer wins": "longer",
+    "verbatim arguments win": "verbatim",
+    "more calls win": "calls",
+    COMBINATION: "combined",
+}
+_NARROW, _WIDE = 10, 18  # "65.2-70.7" and "67.9 [65.2-70.7]", with a blank before
+
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class Comparison:
     """Credits (1 right, 0.5 tie, 0 wrong) of every scorer on every pair, in one order. [n] each."""
 
     tasks: list[str]
     error_types: list[str]
     credits: dict[str, np.ndarray]
+    unshared: int = 0  # pairs left out because only one of the two models scored them
+    over_long: int | None = None  # held-out prompts that no row could hold; None: not known
 
     def table(self) -> str:
-        """Accuracy in percent, overall with its interval and per error type."""
-        names = list(self.credits)
-        width = max(len(kind) for kind in self.error_types) + 2
-        head = f"{'':{width}}{'n':>6}" + "".join(f"{name:>{_COLUMN}}" for name in names)
-        overall = f"{'all':{width}}{len(self.tasks):>6,}"
-        for name in names:
-            overall += f"{100 * self.credits[name].mean():>{_COLUMN}.1f}"
-        spread = f"{'  95% interval':{width}}{'':>6}"
-        for name in names:
-            found = estimate(self.credits[name], self.tasks)
-            spread += f"{f'{100 * found.low:.1f}-{100 * found.high:.1f}':>{_COLUMN}}"
-        ties = f"{'  ties':{width}}{'':>6}"
-        for name in names:
-            ties += f"{int((self.credits[name] == 0.5).sum()):>{_COLUMN},}"
-        rows = [self._row(kind, width) for kind in self._kinds()]
-        return "\n".join([head, overall, spread, ties, *rows])
+        """Accuracy in percent, overall and per error type, and under it what was left out."""
+        everything = np.ones(len(self.tasks), bool)
+        kinds = np.asarray(self.error_types)
+        lines = [
+            self._line("", "n", lambda name: _HEADINGS.get(name, name[: _NARROW - 1])),
+            self._line("all", f"{len(self.tasks):,}", self._accuracy(everything)),
+            self._line("  95% interval", "", self._interval),
+            self._line("  ties", "", lambda name: f"{(self.credits[name] == 0.5).sum():,}"),
+        ]
+        for kind in self._kinds():
+            chosen = kinds == kind
+            label = kind or "(no error type)"
+            lines.append(self._line(label, f"{chosen.sum():,}", self._accuracy(chosen)))
+        return "\n".join([*lines, *self._left_out()])
+
+    def _line(self, label: str, count: str, cell: Callable[[str], str]) -> str:
+        """One row of the table: the reward model's column is the wide one."""
+        label_width = max(14, *(len(kind) for kind in self.error_types)) + 1
+        cells = (f"{cell(name):>{_WIDE if name == MODEL else _NARROW}}" for name in self.credits)
+        return f"{label:{label_width}}{count:>6}{''.join(cells)}"
+
+    def _accuracy(self, chosen: np.ndarray) -> Callable[[str], str]:
+        """Cells of the chosen pairs: the mean, with its interval for the reward model."""
+        tasks = list(itertools.compress(self.tasks, chosen))
+
+        def cell(name: str) -> str:
+            credits = self.credits[name][chosen]
+            if name != MODEL:
+                return f"{100 * credits.mean():.1f}"
+            found = estimate(credits, tasks)
+            return f"{100 * found.mean:.1f} [{_range(found)}]"
+
+        return cell
+
+    def _interval(self, name: str) -> str:
+        return "" if name == MODEL else _range(estimate(self.credits[name], self.tasks))
 
     def _kinds(self) -> list[str]:
         """Error types, the most frequent first."""
         kinds, counts = np.unique(self.error_types, return_counts=True)
         return [str(kind) for _, kind in sorted(zip(-counts, kinds, strict=True))]
 
-    def _row(self, kind: str, width: int) -> str:
-        chosen = np.array([k == kind for k in self.error_types])
-        values = "".join(f"{100 * c[chosen].mean():>{_COLUMN}.1f}" for c in self.credits.values())
-        return f"{kind:{width}}{chosen.sum():>6,}{values}"
+    def _left_out(self) -> list[str]:
+        said = []
+        if self.over_long is not None:
+            said.append(f"{self.over_long:,} held-out prompts too long for the model's rows")
+        if self.unshared:
+            said.append(f"{self.unshared:,} pairs that only one of the two models scored")
+        return [f"Left out: {'; '.join(said)}."] if said else []
 
     def words(self) -> str:
         """Whether the model beats each of the others, by the paired interval of its gain."""
@@ -81,25 +118,43 @@ _WHAT = {
 
 
 def compare(
-    model: PairScores, blind: PairScores, train: Sequence[Row], heldout: Sequence[Row]
-) -> Verdict:
-    """Puts the model beside the blind model and the rules, on the pairs that both models scored."""
+    model: PairScores,
+    blind: PairScores,
+    train: Sequence[Row],
+    heldout: Sequence[Row],
+    over_long: int | None = None,
+) -> Comparison:
+    """Puts the model beside the blind model and the rules, on the pairs that both models scored.
+
+    over_long: how many held-out prompts no row could hold, where the caller knows; the table says.
+    """
     rows = {row["id"]: row for row in heldout}
-    both = _by_pair(model).keys() & _by_pair(blind).keys()
-    order = [key for key in _by_pair(model) if key in both]
+    margins_of = {MODEL: _by_pair(model), BLIND: _by_pair(blind)}
+    order = [pair for pair in margins_of[MODEL] if pair in margins_of[BLIND]]
+    if not order:
+        raise ValueError("no pair was scored by both models: are these scores of the same rows?")
     pairs = [(rows[task], rows[task]["rejected"][number]) for task, number in order]
     credits = {
-        MODEL: credit(np.array([_by_pair(model)[key] for key in order])),
-        BLIND: credit(np.array([_by_pair(blind)[key] for key in order])),
+        name: credit(np.array([margins[pair] for pair in order]))
+        for name, margins in margins_of.items()
     }
     for name, rule in {**RULES, COMBINATION: BestCombination.fit(train).score}.items():
         margins = [rule(row, row["chosen"]) - rule(row, wrong["response"]) for row, wrong in pairs]
         credits[name] = credit(np.array(margins))
-    return Verdict(
-        [task for task, _ in order], [wrong["error_type"] for _, wrong in pairs], credits
+    return Comparison(
+        tasks=[task for task, _ in order],
+        error_types=[wrong.get("error_type") or "" for _, wrong in pairs],
+        credits=credits,
+        unshared=len(margins_of[MODEL].keys() ^ margins_of[BLIND].keys()),
+        over_long=over_long,
     )
 
 
 def _by_pair(scores: PairScores) -> dict[tuple[str, int], float]:
     """Margins by (task, number of the wrong response)."""
     return dict(zip(zip(scores.tasks, scores.numbers, strict=True), scores.margins, strict=True))
+
+
+def _range(found: Estimate) -> str:
+    # 100 and not 100.0, so that the widest range still has nine characters.
+    return "-".join(f"{100 * end:.1f}".replace("100.0", "100") for end in (found.low, found.high))
