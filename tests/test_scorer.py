@@ -291,7 +291,7 @@ def test_a_bad_request_raises_in_its_place_or_is_returned(scorer, asked):
         ({"messages": []}, "not a request"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "cannot be rendered"),
         ({"responses": [3]}, "not a request"),
-        ({"responses": [[{"name": "f"}]]}, "cannot be rendered"),
+        ({"responses": [{"role": "user", "content": "x"}]}, "cannot be rendered"),
         ({"tools": [{"name": ""}]}, "bad tool"),
         ({"tools": [{"name": "f", "parameters": {"type": "dict"}}]}, "bad tool"),
         ({"tools": "not JSON"}, "not a request"),
