@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -90,24 +90,28 @@ def write_data(folder: Path) -> None:
 @functools.cache
 def tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE trained on the rows, with ChatML's tokens, ready to render tool calls."""
+    return prepare_tokenizer(new_tokenizer())
+
+
+def new_tokenizer(extra: tuple[str, ...] = (), template: str = TEMPLATE) -> PreTrainedTokenizerFast:
+    """The same as it is before it is made ready, with more special tokens or another template."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=600,
-        special_tokens=list(SPECIAL),
+        special_tokens=[*SPECIAL, *extra],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     texts = [json.dumps(row, ensure_ascii=False) for row in rows("train", 20)]
     bpe.train_from_iterator([*texts * 3, TEMPLATE], trainer)
-    fast = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        chat_template=TEMPLATE,
+        chat_template=template,
     )
-    return prepare_tokenizer(fast)
 
 
 def write_model(folder: Path, width: int = 32, layers: int = 2) -> Path:
@@ -141,6 +145,36 @@ def write_model(folder: Path, width: int = 32, layers: int = 2) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(config))
     tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_reward_model(
+    folder: Path, head: float = 1.0, tokenizer: PreTrainedTokenizerFast | None = None
+) -> Path:
+    """The same model as a reward model, its random head scaled; with another tokenizer, if wanted.
+
+    The vocabulary is the larger one of what both tokenizers need.
+    """
+    write_model(folder)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    if tokenizer is not None:
+        more = len(tokenizer) - len(tensors["model.embed_tokens.weight"])
+        rows = np.random.default_rng(1).normal(0, 0.2, (max(more, 0), 32)).astype("f4")
+        embedding = np.concatenate([tensors["model.embed_tokens.weight"], rows])
+        tensors["model.embed_tokens.weight"] = embedding
+        tokenizer.save_pretrained(folder)
+    random_head = np.random.default_rng(2).normal(0, 1, (1, 32))
+    tensors["score.weight"] = (head * random_head).astype("f4")
+    save_file(tensors, path, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "architectures": ["LlamaForSequenceClassification"],
+        "id2label": {"0": "reward"},
+        "label2id": {"reward": 0},
+        "vocab_size": len(tensors["model.embed_tokens.weight"]),
+    }
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 

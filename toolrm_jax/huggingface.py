@@ -53,6 +53,11 @@ class Entry:
     def stacked(self) -> bool:
         return "{}" in self.name
 
+    @property
+    def is_matrix(self) -> bool:
+        """Is it multiplied (or looked up) in the compute type?"""
+        return self.form == "transposed" or self.path == ("embedding",)
+
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
         if self.form == "one row":
             return tensor[0]
@@ -229,9 +234,11 @@ def truncate(source: Source, num_layers: int) -> Source:
     )
 
 
-def load_params(source: Source, mesh: jax.sharding.Mesh, seed: int = 0) -> Params:
-    """Float32 parameters on the mesh. A source without a reward head gets a fresh one,
-    Normal(0, 1/(D + 1)) from `seed`.
+def load_params(
+    source: Source, mesh: jax.sharding.Mesh, seed: int = 0, dtype: str = "float32"
+) -> Params:
+    """Parameters on the mesh: float32, or the matrices in `dtype` and the rest in float32. A source
+    without a reward head gets a fresh one, Normal(0, 1/(D + 1)) from `seed`.
 
     Raises:
       CheckpointError: naming every missing, unexpected or misshapen tensor.
@@ -242,7 +249,8 @@ def load_params(source: Source, mesh: jax.sharding.Mesh, seed: int = 0) -> Param
     params: Params = {}
     for entry, count in entries(source.config):
         target = _lookup(expected, entry.path)
-        value = np.empty(target.shape, np.float32)
+        kept = dtype if entry.is_matrix else "float32"
+        value = np.empty(target.shape, kept)
         for layer in range(count):
             tensor = tensors[entry.name.format(layer)]
             value[layer if entry.stacked else ...] = entry.to_ours(tensor)

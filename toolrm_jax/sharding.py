@@ -71,6 +71,29 @@ def make_mesh(
     return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
 
 
+def make_inference_mesh(
+    width: int, bytes_per_model: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh of this host's own devices: a copy of the weights on each where one fits, else on the
+    fewest devices that hold one together. Hosts do not depend on each other.
+
+    Raises:
+      ValueError: the weights do not fit all of the devices together.
+    """
+    devices = list(devices if devices is not None else jax.local_devices())
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit")  # a CPU does not say
+    for fsdp in range(1, len(devices) + 1):
+        # Half of the memory is left for activations, and for the layer that is being gathered.
+        fits = limit is None or bytes_per_model / fsdp <= limit / 2
+        if fits and len(devices) % fsdp == 0 and width % fsdp == 0:
+            return make_mesh(data=-1, fsdp=fsdp, devices=devices)
+    raise ValueError(
+        f"The weights take {bytes_per_model / 2**30:.1f} GiB, and half of the memory of this "
+        f"host's {len(devices)} devices is {len(devices) * (limit or 0) / 2**31:.1f} GiB: score "
+        f"on more or larger devices."
+    )
+
+
 def row_shards(mesh: Mesh) -> int:
     """Over how many shards a batch's rows are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

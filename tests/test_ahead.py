@@ -1,0 +1,82 @@
+"""Work done ahead keeps its order, stays bounded, and passes errors on."""
+
+import time
+
+import pytest
+
+from toolrm_jax.ahead import Ahead, OrderedPool, parts
+
+
+def test_items_come_in_order_one_ahead():
+    made = []
+
+    def items():
+        for i in range(5):
+            made.append(i)
+            yield i
+
+    ahead = Ahead(items())
+    for i, item in enumerate(ahead):
+        assert item == i
+        while not ahead.ready:
+            time.sleep(0.001)
+        assert len(made) == min(i + 2, 5)
+
+
+def test_an_error_in_the_thread_reaches_the_reader():
+    def items():
+        yield 1
+        raise KeyError("gone")
+
+    ahead = Ahead(items())
+    assert next(ahead) == 1
+    with pytest.raises(KeyError, match="gone"):
+        next(ahead)
+
+
+def test_closing_asks_for_no_more():
+    made = []
+    ahead = Ahead(made.append(i) or i for i in range(100))
+    next(ahead)
+    ahead.close()
+    assert len(made) <= 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pool_keeps_the_order(workers):
+    pool = OrderedPool(str, workers)
+    try:
+        assert list(pool.map(range(100))) == [str(i) for i in range(100)]
+        assert list(pool.map([])) == []
+    finally:
+        pool.close()
+
+
+def test_a_pool_reads_a_bounded_number_ahead():
+    read = []
+    pool = OrderedPool(str, 1)
+    try:
+        results = pool.map(read.append(i) or i for i in range(10_000))
+        assert next(results) == "0"
+        assert len(read) <= 4 * 16
+        results.close()
+    finally:
+        pool.close()
+
+
+def test_an_error_in_a_worker_reaches_the_caller():
+    pool = OrderedPool(int, 1)
+    try:
+        with pytest.raises(ValueError, match="invalid literal"):
+            list(pool.map(["1", "x"]))
+    finally:
+        pool.close()
+
+
+def test_a_negative_number_of_workers_is_refused():
+    with pytest.raises(ValueError, match="workers=-1"):
+        OrderedPool(str, -1)
+
+
+def test_parts_lose_nothing():
+    assert list(parts(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]

@@ -1,0 +1,121 @@
+"""Work done ahead of its use, in order and bounded: in a thread, or in processes.
+
+    items --OrderedPool.map--> results, computed by worker processes a little ahead
+    items --Ahead-----------> the same items, the next one being made while this one is used
+
+Nothing is started before the first item is asked for, and no more is read than is said here, so
+both work on endless streams.
+"""
+
+import collections
+import concurrent.futures
+import itertools
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Items that travel to a worker together: a message costs about as much as tokenising one row.
+_PART = 16
+_PARTS_PER_WORKER = 4
+_END: Any = object()
+
+
+class Ahead(Generic[T]):
+    """Iterates over `items` in a thread of its own, one item ahead."""
+
+    def __init__(self, items: Iterable[T]):
+        self._items = iter(items)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="ahead")
+        self._next = self._thread.submit(next, self._items, _END)
+
+    @property
+    def ready(self) -> bool:
+        """Would `next` return at once?"""
+        return self._next.done()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        item = self._next.result()
+        if item is _END:
+            self._thread.shutdown()
+            raise StopIteration
+        self._next = self._thread.submit(next, self._items, _END)
+        return item
+
+    def close(self) -> None:
+        """Asks for no more; returns when the item that is being made is done."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+class OrderedPool(Generic[T, R]):
+    """Worker processes that apply a function; with no workers, it is applied where it is asked for.
+
+    The function is sent to each worker once, when the first item is. Workers are fresh processes
+    (spawned): they import the function's module, and nothing of this process's state; a script that
+    uses them therefore needs the usual `if __name__ == "__main__":`.
+    """
+
+    def __init__(self, function: Callable[[T], R], workers: int = 0):
+        if workers < 0:
+            raise ValueError(f"workers={workers}: use 0 (no extra processes) or more.")
+        self.function, self.workers = function, workers
+        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+
+    def map(self, items: Iterable[T]) -> Iterator[R]:
+        """The results, in the order of the items."""
+        if not self.workers:
+            yield from map(self.function, items)
+            return
+        pool = self._started()
+        running: collections.deque[concurrent.futures.Future] = collections.deque()
+        try:
+            for part in parts(items, _PART):
+                running.append(pool.submit(_apply, part))
+                if len(running) >= _PARTS_PER_WORKER * self.workers:
+                    yield from running.popleft().result()
+            while running:
+                yield from running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+    def close(self) -> None:
+        """Ends the workers; the pool starts new ones if it is used again."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def _started(self) -> concurrent.futures.ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = concurrent.futures.ProcessPoolExecutor(
+                self.workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_keep,
+                initargs=(self.function,),
+            )
+        return self._pool
+
+
+def parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items each; the last may be shorter."""
+    left = iter(items)
+    while part := list(itertools.islice(left, size)):
+        yield part
+
+
+_function: Callable[[Any], Any] | None = None  # a worker's own
+
+
+def _keep(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+
+
+def _apply(items: list[Any]) -> list[Any]:
+    assert _function is not None
+    return [_function(item) for item in items]

@@ -1,0 +1,185 @@
+"""Scores a file of responses: `python -m toolrm_jax.score --model DIR --input IN --output OUT`.
+
+    rows of IN --chunks--> scored --> OUT, in order; what cannot be scored --> OUT.rejects
+
+Rows come in three forms (docs/score.md): {"id", "tools", "messages", "responses"}, as in
+FC-RewardBench, and as chosen/rejected preferences. Each gives a line {"id", "rewards", "tokens"}.
+The same command run again continues an interrupted job and ends with the same bytes.
+
+    python -m toolrm_jax.score --model runs/quickstart/model/export --input in.jsonl \\
+        --output out.jsonl
+    python -m toolrm_jax.score ... --shard 0/4        # on each of four machines: 0/4 ... 3/4
+    python -m toolrm_jax.score merge --output out.jsonl
+
+exit status: 0 all rows were scored; 1 the job could not be done (the message says why; what is
+scored is kept); 2 wrong usage; 3 done, but some rows were rejected (see OUT.rejects.jsonl).
+"""
+
+# Worker processes import this module: what needs JAX is imported where it is used.
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from toolrm_jax.score_job import Shard, Summary
+
+ALL_SCORED, FAILED, USAGE, SOME_REJECTED = 0, 1, 2, 3
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    merging = arguments[:1] == ["merge"]
+    args = _merge_parser().parse_args(arguments[1:]) if merging else _parser().parse_args(arguments)
+
+    from toolrm_jax.errors import InputError
+    from toolrm_jax.score_job import merge
+
+    try:
+        summary = merge(args.output) if merging else score(args)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    print(summary.counts.words(), file=sys.stderr)
+    return SOME_REJECTED if summary.counts.rejected else ALL_SCORED
+
+
+def score(args: argparse.Namespace) -> "Summary":
+    """Runs the job that the arguments describe, or what is left of it."""
+    from toolrm_jax import score_job
+    from toolrm_jax.row_source import open_rows
+    from toolrm_jax.score_source import local_path
+    from toolrm_jax.scorer import Scorer
+
+    shard = args.shard or _default_shard()
+    files = score_job.JobFiles(shard.output(args.output))
+    rows = open_rows(args.input, split=args.split, subset=args.subset)
+    names = ("dtype", "max_tokens", "over_long", "raw", "batch_tokens", "chunk_rows")
+    settings = {name: getattr(args, name) for name in names}
+    job = score_job.describe(args.model, local_path(args.model), rows, settings)
+    done = score_job.finished(files, job)
+    if done is not None:
+        print(f"{files.output} is complete already.", file=sys.stderr)
+        return done
+    options = {name: settings[name] for name in names[1:-1]}
+    cache = args.cache_dir
+    with Scorer.from_pretrained(args.model, dtype=args.dtype, cache_dir=cache, **options) as scorer:
+        return score_job.run(
+            scorer,
+            rows,
+            files,
+            job,
+            chunk_rows=args.chunk_rows,
+            shard=shard,
+            workers=_default_workers() if args.workers is None else args.workers,
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m toolrm_jax.score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="a training workdir, a Hugging Face directory or hub id")
+    add(
+        "--input",
+        required=True,
+        help="rows: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, a gs:// path, or a data set's hub id",
+    )
+    add("--output", required=True, help="scores, JSON lines; .rejects and .summary go beside it")
+    add(
+        "--over-long",
+        default="reject",
+        choices=("reject", "drop-oldest-turns"),
+        help="a row longer than --max-tokens is rejected, or its oldest turns are left out (tools, "
+        "system message and last turn stay); either is reported (default: %(default)s)",
+    )
+    add(
+        "--max-tokens",
+        type=_positive,
+        help="longest prompt and response (default: the model's limit, at most 8192)",
+    )
+    add(
+        "--dtype",
+        default="bfloat16",
+        choices=("bfloat16", "float32"),
+        help="compute type (default: %(default)s)",
+    )
+    add("--raw", action="store_true", help="render text responses as they stand, without parsing")
+    add(
+        "--chunk-rows",
+        type=_positive,
+        default=512,
+        help="rows that are committed together; a kill costs at most one chunk (default: "
+        "%(default)s)",
+    )
+    add("--shard", type=_shard, help="i/n: score every n-th chunk (default: process index/count)")
+    add("--batch-tokens", type=_positive, help="tokens of a batch, over all devices")
+    add(
+        "--workers",
+        type=int,
+        help="processes that tokenise (default: none beside a CPU, up to 8 beside an accelerator)",
+    )
+    add("--split", default="train", help="of a hub's data set (default: %(default)s)")
+    add("--subset", help="of a hub's data set")
+    add("--cache-dir", help="of compiled programs (default: ~/.cache/toolrm_jax/compiled)")
+    return parser
+
+
+def _merge_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m toolrm_jax.score merge",
+        description="Joins the outputs of all shards (out.shard-*-of-*.jsonl) in order.",
+    )
+    parser.add_argument("--output", required=True, help="what the shards were given as --output")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _shard(text: str) -> "Shard":
+    from toolrm_jax.score_job import Shard
+
+    index, _, of = text.partition("/")
+    try:
+        return Shard(int(index), int(of))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected i/n with 0 <= i < n, such as 0/4"
+        ) from None
+
+
+def _default_shard() -> "Shard":
+    """The process's share of a job that several were started for, with no word between them."""
+    from toolrm_jax.score_job import JobError, Shard
+
+    names = ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES")
+    if all(name in os.environ for name in names):
+        try:
+            return Shard(*(int(os.environ[name]) for name in names))
+        except ValueError as error:
+            raise JobError(f"{' and '.join(names)}: {error}") from None
+    import jax
+
+    return Shard(jax.process_index(), jax.process_count())
+
+
+def _default_workers() -> int:
+    """On a CPU machine the device needs the cores itself."""
+    import jax
+
+    if jax.local_devices()[0].platform == "cpu":
+        return 0
+    return max(1, min(8, (os.cpu_count() or 2) - 2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

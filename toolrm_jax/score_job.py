@@ -1,0 +1,551 @@
+"""A long scoring job on disk: cut into chunks that commit whole, so that a kill costs one chunk.
+
+    input rows   | chunk 0 | chunk 1 | chunk 2 | chunk 3 | ...      chunk_rows rows each
+    shard 0 of 2   mine                mine
+    shard 1 of 2             mine                mine
+
+    out.jsonl.parts/job.json              the job: digests of model and input, settings
+                    chunk-00000002.part   a chunk: a line of counts, then +scored and -rejected rows
+    out.jsonl                             at the end: all scored rows, in order,
+    out.rejects.jsonl                     the rejected ones, if any,
+    out.summary.json                      and what the job was and found; the parts are deleted
+
+A chunk is one file, written under a temporary name, synced and renamed; in a bucket, where an
+object appears whole when it is closed and a rename is a copy, it is written in place. Batches and
+shared prefixes never cross a chunk, so a chunk's rows do not depend on which run computed them. A
+run continues where the parts end, if model, input and settings are the same, and refuses otherwise.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from toolrm_jax.ahead import OrderedPool
+from toolrm_jax.errors import InputError
+from toolrm_jax.request_tokens import Line, LineTokenizer
+from toolrm_jax.row_source import NumberedRow, Rows, file_digest
+from toolrm_jax.score_plan import Work
+from toolrm_jax.score_request import Rejected
+from toolrm_jax.scorer import Scored, Scorer
+
+_MODEL_FILES = (".safetensors", ".gguf", ".json", ".jinja", ".txt", ".model")
+
+
+class JobError(InputError):
+    """A job that cannot be begun, continued or merged; the message says why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Which of the chunks are this run's: those whose number leaves `index` modulo `of`."""
+
+    index: int = 0
+    of: int = 1
+
+    def __post_init__(self):
+        if not 0 <= self.index < self.of:
+            raise ValueError(f"shard {self.index}/{self.of}: use i/n with 0 <= i < n.")
+
+    def output(self, path: str) -> str:
+        """Where this shard's rows go: out.shard-00002-of-00008.jsonl, for out.jsonl."""
+        if self.of == 1:
+            return path
+        stem, suffix = _split_name(path)
+        return f"{stem}.shard-{self.index:05}-of-{self.of:05}{suffix}"
+
+
+@dataclasses.dataclass(frozen=True)
+class JobFiles:
+    """The files of one output."""
+
+    output: str
+
+    @property
+    def rejects(self) -> str:
+        return "{}.rejects{}".format(*_split_name(self.output))
+
+    @property
+    def summary(self) -> str:
+        return f"{_split_name(self.output)[0]}.summary.json"
+
+    @property
+    def parts(self) -> epath.Path:
+        return epath.Path(f"{self.output}.parts")
+
+    def part(self, chunk: int) -> epath.Path:
+        return self.parts / f"chunk-{chunk:08}.part"
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What became of the rows of a chunk, or of a whole job; they add up."""
+
+    scored: int = 0
+    rejected: dict[str, int] = dataclasses.field(default_factory=dict)  # by reason
+    dropped_rows: int = 0  # scored, but with messages left out to make them fit
+    dropped_messages: int = 0
+    work: Work = dataclasses.field(default_factory=Work)
+
+    @property
+    def num_rejected(self) -> int:
+        return sum(self.rejected.values())
+
+    def __add__(self, other: "Counts") -> "Counts":
+        rejected = collections.Counter(self.rejected) + collections.Counter(other.rejected)
+        return Counts(
+            self.scored + other.scored,
+            dict(sorted(rejected.items())),
+            self.dropped_rows + other.dropped_rows,
+            self.dropped_messages + other.dropped_messages,
+            self.work + other.work,
+        )
+
+    @classmethod
+    def of_json(cls, data: dict[str, Any]) -> "Counts":
+        """What `dataclasses.asdict` made of one."""
+        return cls(**(data | {"work": Work(**data["work"])}))
+
+    def words(self) -> str:
+        """A few lines for the console."""
+        work = self.work
+        lines = [
+            f"{self.scored:,} rows scored, {work.responses:,} responses; shared prefixes saved "
+            f"{100 * work.prefix_share:.1f}% of the tokens, {100 * work.padding_share:.1f}% of "
+            f"those computed were padding"
+        ]
+        if self.dropped_rows:
+            lines.append(
+                f"{self.dropped_messages:,} oldest messages left out of {self.dropped_rows:,} "
+                f"over-long rows"
+            )
+        if self.rejected:
+            reasons = ", ".join(f"{n:,} {reason}" for reason, n in self.rejected.items())
+            lines.append(f"{self.num_rejected:,} rows rejected: {reasons}")
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a job was and found."""
+
+    job: dict[str, Any]
+    shard: Shard
+    rows: int  # of the whole input
+    counts: Counts
+    chunks: list[tuple[int, int]]  # (scored, rejected) rows of each of the shard's chunks
+
+    def to_json(self) -> dict[str, Any]:
+        work = self.counts.work
+        shares = {"saved_by_prefixes": work.prefix_share, "padding": work.padding_share}
+        return dataclasses.asdict(self) | {"shares": {k: round(v, 6) for k, v in shares.items()}}
+
+
+def describe(model: str, path: str | Path, rows: Rows, settings: dict[str, Any]) -> dict[str, Any]:
+    """The job's identity: with the same one, an interrupted job may be continued."""
+    return {
+        "model": {"name": model, "digest": model_digest(path)},
+        "input": {"name": rows.name, "digest": rows.digest()},
+        "settings": settings,
+    }
+
+
+def model_digest(path: str | Path) -> str:
+    """A digest of a model's files: a directory, a GGUF file, or a workdir's last checkpoint."""
+    root = epath.Path(path)
+    if root.is_dir():
+        checkpoints = root / "checkpoints"
+        steps = (
+            [p for p in checkpoints.iterdir() if p.name.isdigit()] if checkpoints.exists() else []
+        )
+        if steps:
+            root = max(steps, key=lambda p: int(p.name))
+            files = [p for p in root.rglob("*") if p.is_file()]
+        else:
+            files = [p for p in root.iterdir() if p.suffix in _MODEL_FILES]
+    else:
+        files = [root]
+    names = sorted(f"{p.name} {file_digest(p)}" for p in files)
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def finished(files: JobFiles, job: dict[str, Any]) -> Summary | None:
+    """The summary of an output that is there already, complete and of this job.
+
+    Raises:
+      JobError: the output is there, but of another job, or of nobody knows which.
+    """
+    if not epath.Path(files.summary).exists():
+        if epath.Path(files.output).exists() and not files.parts.exists():
+            raise JobError(
+                f"{files.output} exists and is not this command's: choose another --output, or "
+                f"delete it."
+            )
+        return None
+    summary = read_summary(files.summary)
+    _refuse_other(summary.job, job, f"{files.output} is there already, but was made", files)
+    return summary
+
+
+def run(
+    scorer: Scorer,
+    rows: Rows,
+    files: JobFiles,
+    job: dict[str, Any],
+    *,
+    chunk_rows: int,
+    shard: Shard = Shard(),
+    workers: int = 0,
+) -> Summary:
+    """Scores what is left of the job and puts the output together.
+
+    Raises:
+      JobError: the parts that are there are of another job, or another process works on them.
+      RowSourceError: the input cannot be read to its end. What was scored by then is kept.
+    """
+    files.parts.mkdir(parents=True, exist_ok=True)
+    with _locked(files):
+        if (about := files.parts / "job.json").exists():
+            begun = json.loads(about.read_text())
+            _refuse_other(begun, job, f"{files.parts} holds an unfinished job", files)
+        else:
+            publish(about, [json.dumps(job, indent=2).encode()])
+        reader = _ChunkReader(rows, files, chunk_rows, shard)
+        pool = OrderedPool(_Numbered(LineTokenizer(scorer.tokenize)), workers)
+        progress = _Progress(reader)
+        try:
+            _score(scorer, reader, pool, files, progress)
+        finally:
+            pool.close()
+            progress.close()
+        summary = _assemble(files, job, reader, shard)
+    with contextlib.suppress(OSError):  # the output is complete; a part left over does no harm
+        files.parts.rmtree()
+    return summary
+
+
+# --- Scoring --------------------------------------------------------------------------------------
+
+
+class _ChunkReader:
+    """(chunk, row) of all rows that are this shard's and not yet committed; counts all rows."""
+
+    def __init__(self, rows: Rows, files: JobFiles, chunk_rows: int, shard: Shard):
+        if chunk_rows < 1:
+            raise ValueError(f"chunk_rows={chunk_rows}: use at least 1.")
+        self.rows, self.files, self.chunk_rows, self.shard = rows, files, chunk_rows, shard
+        self.read = 0
+        self.committed = {
+            int(path.name.removeprefix("chunk-").removesuffix(".part"))
+            for path in files.parts.glob("chunk-*.part")
+        }
+
+    def __iter__(self) -> Iterator[tuple[int, NumberedRow]]:
+        for index, row in enumerate(self.rows):
+            self.read = index + 1
+            chunk = index // self.chunk_rows
+            if self.is_mine(chunk) and chunk not in self.committed:
+                yield chunk, row
+
+    def is_mine(self, chunk: int) -> bool:
+        return chunk % self.shard.of == self.shard.index
+
+    def mine(self, rows: int) -> list[int]:
+        """All chunks of this shard, in an input of so many rows."""
+        return [k for k in range(-(-rows // self.chunk_rows)) if self.is_mine(k)]
+
+    def rows_of(self, chunks: Iterable[int], rows: int) -> int:
+        """Rows of these chunks."""
+        return sum(min(self.chunk_rows, rows - k * self.chunk_rows) for k in chunks)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Numbered:
+    """Tokenises a row and passes its chunk's number along."""
+
+    tokenize: LineTokenizer
+
+    def __call__(self, numbered: tuple[int, NumberedRow]) -> tuple[int, Line]:
+        chunk, row = numbered
+        return chunk, self.tokenize(row)
+
+
+def _score(
+    scorer: Scorer,
+    reader: _ChunkReader,
+    pool: OrderedPool,
+    files: JobFiles,
+    progress: "_Progress",
+) -> None:
+    """Scores and commits chunk by chunk."""
+    waiting: collections.deque[tuple[int, list[Line]]] = collections.deque()
+
+    def windows() -> Iterator[list[Any]]:
+        for chunk, group in itertools.groupby(pool.map(reader), key=lambda pair: pair[0]):
+            lines = [line for _, line in group]
+            waiting.append((chunk, lines))
+            yield [line.outcome for line in lines]
+
+    policy = scorer.tokenize.over_long
+    for outcomes, work in scorer.score_tokenized(windows()):
+        chunk, lines = waiting.popleft()
+        counts, body = _part(lines, outcomes, work, policy)
+        publish(files.part(chunk), [json.dumps(dataclasses.asdict(counts)).encode() + b"\n", *body])
+        progress.add(counts)
+
+
+def _part(
+    lines: list[Line], outcomes: list[Scored | Rejected], work: Work, policy: str
+) -> tuple[Counts, list[bytes]]:
+    """A chunk's counts, and its rows, each with a sign and a newline."""
+    body = []
+    rejected: collections.Counter[str] = collections.Counter()
+    dropped = []
+    for line, outcome in zip(lines, outcomes, strict=True):
+        if isinstance(outcome, Rejected):
+            rejected[outcome.reason] += 1
+            about = {"reason": outcome.reason, "detail": outcome.detail}
+            found = {"line": line.number, "id": line.id} | about
+        else:
+            found = {
+                "id": line.id,
+                "rewards": [shortest(reward) for reward in outcome.rewards],
+                "tokens": outcome.tokens.tolist(),
+            }
+            if policy != "reject":
+                found["dropped_messages"] = outcome.dropped_messages
+            dropped.append(outcome.dropped_messages)
+        sign = b"-" if isinstance(outcome, Rejected) else b"+"
+        body.append(sign + json.dumps(found).encode() + b"\n")
+    dropped_rows = sum(n > 0 for n in dropped)
+    return Counts(len(dropped), dict(rejected), dropped_rows, sum(dropped), work), body
+
+
+def shortest(reward: np.float32) -> float:
+    """The number of the fewest digits that is this float32: 0.1, not 0.10000000149011612."""
+    return float(str(np.float32(reward)))
+
+
+class _Progress:
+    """The bar: rows done, responses/s, tokens/s, what sharing saved, padding, time left."""
+
+    def __init__(self, reader: _ChunkReader):
+        rows = reader.rows.count()
+        total = reader.rows_of(reader.mine(rows), rows) if rows is not None else None
+        mine = [k for k in reader.committed if reader.is_mine(k)]
+        done = reader.rows_of(mine, rows) if rows is not None else len(mine) * reader.chunk_rows
+        self.work = Work()
+        self.rejected = 0
+        # In a log file, a line every half minute rather than ten a second.
+        interval = 0.5 if sys.stderr.isatty() else 30.0
+        self.bar = tqdm(desc="scoring", total=total, initial=done, unit="row", mininterval=interval)
+
+    def add(self, counts: Counts) -> None:
+        self.work += counts.work
+        self.rejected += counts.num_rejected
+        seconds = max(self.bar.format_dict["elapsed"], 1e-9)
+        self.bar.set_postfix_str(
+            f"{self.work.responses / seconds:.1f} responses/s, "
+            f"{self.work.sequence_tokens / seconds:.0f} tokens/s, "
+            f"{100 * self.work.prefix_share:.0f}% saved by prefixes, "
+            f"{100 * self.work.padding_share:.1f}% padding, {self.rejected} rejected",
+            refresh=False,
+        )
+        self.bar.update(counts.scored + counts.num_rejected)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+# --- Putting it together --------------------------------------------------------------------------
+
+
+def _assemble(files: JobFiles, job: dict[str, Any], reader: _ChunkReader, shard: Shard) -> Summary:
+    """Output, rejects and summary from the parts."""
+    parts = [files.part(chunk) for chunk in reader.mine(reader.read)]
+    counts = [_counts(part) for part in parts]
+    chunks = [(count.scored, count.num_rejected) for count in counts]
+    summary = Summary(job, shard, reader.read, sum(counts, Counts()), chunks)
+    _publish_all(files, summary, _bodies(parts, b"+"), _bodies(parts, b"-"))
+    return summary
+
+
+def _counts(part: epath.Path) -> Counts:
+    with part.open("rb") as file:
+        return Counts.of_json(json.loads(file.readline()))
+
+
+def _bodies(parts: Iterable[epath.Path], sign: bytes) -> Iterator[list[bytes]]:
+    """The rows with this sign, part by part."""
+    for part in parts:
+        with part.open("rb") as file:
+            yield [line[1:] for line in file if line.startswith(sign)]
+
+
+def _publish_all(
+    files: JobFiles,
+    summary: Summary,
+    scored: Iterable[Iterable[bytes]],
+    rejected: Iterable[Iterable[bytes]],
+) -> None:
+    """The rows of all chunks, in order. The summary is last, and stands for the whole."""
+    publish(epath.Path(files.output), itertools.chain.from_iterable(scored))
+    if summary.counts.rejected:
+        publish(epath.Path(files.rejects), itertools.chain.from_iterable(rejected))
+    else:  # of an earlier job of that name
+        epath.Path(files.rejects).unlink(missing_ok=True)
+    text = json.dumps(summary.to_json(), indent=2) + "\n"
+    publish(epath.Path(files.summary), [text.encode()])
+
+
+def read_summary(path: str | epath.Path) -> Summary:
+    """What a job wrote beside its output."""
+    data = json.loads(epath.Path(path).read_text())
+    chunks = [(scored, rejected) for scored, rejected in data["chunks"]]
+    counts = Counts.of_json(data["counts"])
+    return Summary(data["job"], Shard(**data["shard"]), data["rows"], counts, chunks)
+
+
+def merge(output: str) -> Summary:
+    """Joins the outputs of all shards of a job, in the order of the input.
+
+    Raises:
+      JobError: a shard is missing, unfinished, or of another job.
+    """
+    files, shards = JobFiles(output), _shards(output)
+    summaries = [read_summary(shard.summary) for shard in shards]
+    first = summaries[0]
+    for shard, summary in zip(shards, summaries, strict=True):
+        _refuse_other(summary.job, first.job, f"{shard.output} was made", shard)
+        if summary.rows != first.rows:
+            raise JobError(
+                f"{shards[0].output} saw {first.rows} rows of input, {shard.output} "
+                f"{summary.rows}: the input changed. Score the shards again."
+            )
+    if (done := finished(files, first.job)) is not None:
+        return done
+    chunks = _in_turn([summary.chunks for summary in summaries])
+    counts = sum((summary.counts for summary in summaries), Counts())
+    merged = Summary(first.job, Shard(), first.rows, counts, list(chunks))
+    sizes = [[pair[side] for pair in merged.chunks] for side in (0, 1)]
+    outputs = [shard.output for shard in shards]
+    rejects = [shard.rejects for shard in shards]
+    _publish_all(files, merged, _interleaved(outputs, sizes[0]), _interleaved(rejects, sizes[1]))
+    return merged
+
+
+def _shards(output: str) -> list[JobFiles]:
+    """The files of all shards of an output; JobError where one is missing."""
+    stem, _ = _split_name(output)
+    folder, name = os.path.split(stem)
+    pattern = f"{name}.shard-*-of-*.summary.json"
+    found = sorted(epath.Path(folder or ".").glob(pattern))
+    if not found:
+        raise JobError(f"No shard of {output} is finished: expected {pattern} beside it.")
+    of = {int(path.name.removesuffix(".summary.json").rpartition("-of-")[2]) for path in found}
+    if len(of) > 1:
+        raise JobError(f"{output}: there are shards of different cuts, {sorted(of)}: keep one.")
+    shards = [JobFiles(Shard(i, *of).output(output)) for i in range(*of)]
+    missing = [s.output for s in shards if not epath.Path(s.summary).exists()]
+    if missing:
+        raise JobError(
+            f"{len(missing)} of {len(shards)} shards are not finished: {', '.join(missing[:8])}. "
+            f"Run them (again), then merge."
+        )
+    return shards
+
+
+def _in_turn(lists: list[list[Any]]) -> Iterator[Any]:
+    """The first of each, the second of each, ..."""
+    absent = object()
+    for row in itertools.zip_longest(*lists, fillvalue=absent):
+        yield from (item for item in row if item is not absent)
+
+
+def _interleaved(paths: list[str], sizes: list[int]) -> Iterator[list[bytes]]:
+    """Chunks of lines from the files in turn; a file of which no line is wanted may be missing."""
+    with contextlib.ExitStack() as opened:
+        files: dict[str, Any] = {}
+        for path, size in zip(itertools.cycle(paths), sizes, strict=False):
+            if size and path not in files:
+                files[path] = opened.enter_context(epath.Path(path).open("rb"))
+            lines = list(itertools.islice(files[path], size)) if size else []
+            if len(lines) != size:
+                raise JobError(f"{path} has fewer rows than its summary says: score it again.")
+            yield lines
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def publish(path: epath.Path, pieces: Iterable[bytes]) -> None:
+    """Writes a file such that nobody ever sees half of it."""
+    if "://" in str(path):  # an object appears when it is closed; a rename would copy it
+        with path.open("wb") as file:
+            file.writelines(pieces)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(path).with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.writelines(pieces)
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut could leave the name without the content
+    partial.replace(path)
+
+
+@contextlib.contextmanager
+def _locked(files: JobFiles) -> Iterator[None]:
+    """Keeps a second process on this machine off the same output; a killed one holds no lock."""
+    if "://" in str(files.parts):
+        yield
+        return
+    with open(files.parts / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise JobError(
+                f"Another process is working on {files.output}: wait for it, or choose another "
+                f"--output."
+            ) from None
+        yield
+
+
+def _split_name(path: str) -> tuple[str, str]:
+    """("out", ".jsonl") of "out.jsonl"."""
+    stem, suffix = os.path.splitext(path)
+    return (stem, suffix) if suffix else (path, "")
+
+
+def _refuse_other(
+    found: dict[str, Any], wanted: dict[str, Any], what: str, files: JobFiles
+) -> None:
+    """JobError naming what differs: a job goes on only with the same model, input and settings."""
+    differences = [
+        f"another {part} ({found[part]['name']} {found[part]['digest']}, now "
+        f"{wanted[part]['name']} {wanted[part]['digest']})"
+        for part in ("model", "input")
+        if found[part]["digest"] != wanted[part]["digest"]
+    ]
+    before, now = found["settings"], wanted["settings"]
+    differences += [
+        f"{name}={before.get(name)!r} (now {now.get(name)!r})"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if differences:
+        raise JobError(
+            f"{what} with {', '.join(differences)}. Choose another --output; or, to begin anew, "
+            f"delete {files.output}, {files.summary} and {files.parts}."
+        )
