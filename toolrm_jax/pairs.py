@@ -33,6 +33,7 @@ from toolrm_jax.distractors import with_distractors
 from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Example, Response
 from toolrm_jax.files import write_text
+from toolrm_jax.literals import read_json
 from toolrm_jax.pair_report import PairReport, SideReport
 from toolrm_jax.refusals import calls_nothing
 from toolrm_jax.schema import ToolSchemaError, normalize_tools
@@ -305,7 +306,7 @@ _FIELDS: tuple[tuple[str, tuple[type, ...], str], ...] = (
 def parse_row(line: str, at: str) -> Row:
     """One line of a preference file; `at` says where it stands, for the error."""
     try:
-        row = json.loads(line)
+        row = read_json(line)
     except ValueError as error:
         raise PairsError(f"{at}: expected one JSON object a line, found {error}") from None
     if not isinstance(row, dict):
