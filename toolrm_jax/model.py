@@ -33,7 +33,7 @@ from toolrm_jax.batch import Batch
 from toolrm_jax.matmul import project
 from toolrm_jax.model_config import ModelConfig
 from toolrm_jax.rope import rotate, rotation
-from toolrm_jax.sharding import logical_to_spec, on_mesh
+from toolrm_jax.sharding import MeshError, logical_to_spec, on_mesh
 
 Array = jax.Array
 
@@ -219,15 +219,15 @@ class RewardModel(nnx.Module):
 
 
 def _check_mesh(config: ModelConfig) -> None:
-    """Raises ValueError where no mesh is set, or the one that is cannot split this model."""
+    """Raises MeshError where no mesh is set, or the one that is cannot split this model."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        raise ValueError("No mesh is set: do this inside `with jax.set_mesh(make_mesh()):`.")
+        raise MeshError("No mesh is set: do this inside `with jax.set_mesh(make_mesh()):`.")
     splits = {"num_heads": "tensor", "num_kv_heads": "tensor", "mlp_width": "tensor"}
     for field, axis in (splits | {"width": "fsdp"}).items():
         size, parts = getattr(config, field), mesh.shape[axis]
         if size % parts:
-            raise ValueError(
+            raise MeshError(
                 f"{field}={size} cannot be split over {axis}={parts} devices: choose a mesh whose "
                 f"{axis} size divides it."
             )

@@ -18,6 +18,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from toolrm_jax.assets import AssetError, resolve_model
@@ -61,11 +62,19 @@ def open_pretrained(name: str) -> Pretrained:
     return pretrained
 
 
-def _open(name: str) -> Pretrained:
+def local_path(name: str) -> epath.Path:
+    """Where the model's files lie: a directory, a GGUF file, or the newest step of a run of ours. A
+    hub's model is fetched to the hub's cache."""
     local = Path(name).expanduser()
-    if local.is_dir() and not (local / "config.json").exists() and find_step(local):
-        return _from_orbax(name, open_orbax(local))
-    path = resolve_model(name)
+    if local.is_dir() and not (local / "config.json").exists() and (step := find_step(local)):
+        return epath.Path(step)
+    return resolve_model(name)
+
+
+def _open(name: str) -> Pretrained:
+    path = local_path(name)
+    if find_step(path) == Path(path):
+        return _from_orbax(name, open_orbax(Path(name).expanduser()))
     if path.suffix == ".gguf":
         model = read_gguf(path)
         source = Source(read_config(model.config, model.tensors), model.tensors, name)

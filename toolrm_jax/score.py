@@ -48,8 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
 def score(args: argparse.Namespace) -> "Summary":
     """Runs the job that the arguments describe, or what is left of it."""
     from toolrm_jax import score_job
+    from toolrm_jax.pretrained import local_path
     from toolrm_jax.row_source import open_rows
-    from toolrm_jax.score_source import local_path
     from toolrm_jax.scorer import Scorer
 
     shard = args.shard or _default_shard()

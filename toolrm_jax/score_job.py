@@ -163,20 +163,14 @@ def describe(model: str, path: str | Path, rows: Rows, settings: dict[str, Any])
 
 
 def model_digest(path: str | Path) -> str:
-    """A digest of a model's files: a directory, a GGUF file, or a workdir's last checkpoint."""
+    """A digest of a model's files: of a directory, a GGUF file, or one of our checkpoints."""
     root = epath.Path(path)
-    if root.is_dir():
-        checkpoints = root / "checkpoints"
-        steps = (
-            [p for p in checkpoints.iterdir() if p.name.isdigit()] if checkpoints.exists() else []
-        )
-        if steps:
-            root = max(steps, key=lambda p: int(p.name))
-            files = [p for p in root.rglob("*") if p.is_file()]
-        else:
-            files = [p for p in root.iterdir() if p.suffix in _MODEL_FILES]
-    else:
+    if not root.is_dir():
         files = [root]
+    elif (root / "config.json").exists():
+        files = [p for p in root.iterdir() if p.suffix in _MODEL_FILES]
+    else:
+        files = [p for p in root.rglob("*") if p.is_file()]
     names = sorted(f"{p.name} {file_digest(p)}" for p in files)
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 

@@ -11,14 +11,11 @@ A base model without a reward head is refused: its rewards would be those of a r
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
-from etils import epath
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from toolrm_jax.assets import resolve_model
 from toolrm_jax.huggingface import CheckpointError, load_params
 from toolrm_jax.model import Params
 from toolrm_jax.model_config import ModelConfig
@@ -36,16 +33,6 @@ class LoadedModel:
     params: Params
     tokenizer: PreTrainedTokenizerBase
     mesh: Mesh
-
-
-def is_workdir(name: str) -> bool:
-    """Is it a folder that training wrote its checkpoints to?"""
-    return (Path(name) / "checkpoints").is_dir()
-
-
-def local_path(name: str) -> epath.Path:
-    """The file or folder that `name` stands for; a hub's model is fetched to the hub's cache."""
-    return epath.Path(name) if is_workdir(name) else resolve_model(name)
 
 
 def load_model(name: str, dtype: str, devices: Sequence[jax.Device] | None = None) -> LoadedModel:

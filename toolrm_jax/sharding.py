@@ -21,6 +21,13 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from toolrm_jax.errors import InputError
+
+
+class MeshError(InputError, ValueError):
+    """A mesh that these devices, or this model, cannot be laid out on."""
+
+
 MESH_AXES = ("data", "fsdp", "tensor")
 
 AXES: dict[str, str | tuple[str, ...] | None] = {
@@ -58,13 +65,13 @@ def make_mesh(
     devices = list(devices if devices is not None else jax.devices())
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise ValueError(f"Mesh sizes {dict(zip(MESH_AXES, sizes, strict=True))}: at most one -1.")
+        raise MeshError(f"Mesh sizes {dict(zip(MESH_AXES, sizes, strict=True))}: at most one -1.")
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
         wanted = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
-        raise ValueError(
+        raise MeshError(
             f"The mesh ({wanted}) does not cover the {len(devices)} devices exactly: choose sizes "
             f"whose product is {len(devices)}, or set one of them to -1."
         )
@@ -78,7 +85,7 @@ def make_inference_mesh(
     fewest devices that hold one together. Hosts do not depend on each other.
 
     Raises:
-      ValueError: the weights do not fit all of the devices together.
+      MeshError: the weights do not fit all of the devices together.
     """
     devices = list(devices if devices is not None else jax.local_devices())
     limit = (devices[0].memory_stats() or {}).get("bytes_limit")  # a CPU does not say
@@ -87,7 +94,7 @@ def make_inference_mesh(
         fits = limit is None or bytes_per_model / fsdp <= limit / 2
         if fits and len(devices) % fsdp == 0 and width % fsdp == 0:
             return make_mesh(data=-1, fsdp=fsdp, devices=devices)
-    raise ValueError(
+    raise MeshError(
         f"The weights take {bytes_per_model / 2**30:.1f} GiB, and half of the memory of this "
         f"host's {len(devices)} devices is {len(devices) * (limit or 0) / 2**31:.1f} GiB: score "
         f"on more or larger devices."
