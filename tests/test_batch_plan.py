@@ -143,7 +143,8 @@ from toolrm_jax.batch import RowShape
 from toolrm_jax.batch_plan import Lengths, PlanConfig, plan_epoch
 rng = np.random.default_rng(5)
 sizes = Lengths(rng.integers(10, 1000, 500), rng.integers(2, 6, 500))
-steps = plan_epoch(sizes, PlanConfig((RowShape(1024, 32), RowShape(512, 16)), 4096), seed=3, epoch=1)
+config = PlanConfig((RowShape(1024, 32), RowShape(512, 16)), 4096)
+steps = plan_epoch(sizes, config, seed=3, epoch=1)
 print(hashlib.sha256(repr(steps).encode()).hexdigest())
 """
 
