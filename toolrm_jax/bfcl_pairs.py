@@ -11,24 +11,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from toolrm_jax import (
-    accepted_forms,
-    bfcl,
-    corruptions,
-    distractors,
-    examples,
-    literals,
-    near_names,
-    near_values,
-    pair_report,
-    pairs,
-    refusals,
-    schema,
-    splits,
-    task_view,
-    tool_calls,
-    value_corruptions,
-)
+from toolrm_jax import bfcl, pairs
 from toolrm_jax.assets import WHEELS, bfcl_data_dir, fetch
 from toolrm_jax.errors import reported
 from toolrm_jax.files import write_text
@@ -44,29 +27,34 @@ class PairFiles:
 
 
 # What the rows depend on; a change of any makes old files stale.
-GENERATORS = (
-    accepted_forms,
-    bfcl,
-    corruptions,
-    distractors,
-    examples,
-    literals,
-    near_names,
-    near_values,
-    pair_report,
-    pairs,
-    refusals,
-    schema,
-    splits,
-    task_view,
-    tool_calls,
-    value_corruptions,
+GENERATORS = tuple(
+    Path(__file__).with_name(f"{name}.py")
+    for name in (
+        "accepted_forms",
+        "bfcl",
+        "corruptions",
+        "distractors",
+        "errors",
+        "examples",
+        "files",
+        "literals",
+        "near_names",
+        "near_values",
+        "pair_report",
+        "pairs",
+        "refusals",
+        "schema",
+        "splits",
+        "task_view",
+        "tool_calls",
+        "value_corruptions",
+    )
 )
 
 
 def generator_digest() -> str:
     """A hash of the code that makes the pairs, and of the version of the tasks."""
-    sources = [Path(str(module.__file__)).read_bytes() for module in GENERATORS]
+    sources = [path.read_bytes() for path in GENERATORS]
     content = b"\0".join([f"bfcl-eval {WHEELS['bfcl-eval']}".encode(), *sources])
     return hashlib.sha256(content).hexdigest()
 
