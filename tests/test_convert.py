@@ -401,6 +401,8 @@ _DIES = """
 import os, signal, sys
 from toolrm_jax import convert, tensors
 tensors.PIECE_BYTES = 500
+# As in a terminal; a job in the background inherits that it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 rows, left = tensors.Tensors.__getitem__, [int(sys.argv[1])]
 def dying(self, name, start, stop, read={holder}.rows):
     left[0] -= 1
