@@ -2,13 +2,15 @@
 
     python -m benchmarks.score [--repetitions 5] [--pairs 60] [--pools 16] [--profile]
     python -m benchmarks.score --only first growth
- Real pairs and pools of at least 16 candidates, from the folder that TOOLRM_DATA names, or else
+
+Real pairs and pools of at least 16 candidates, from the folder that TOOLRM_DATA names, or else
 the quickstart's data. PyTorch runs as its users write it: every candidate's whole conversation
 tokenised, sorted by length, padded in batches, `AutoModelForSequenceClassification`, inference
 mode, in the better of float32 and bfloat16 (tried first on a few sequences, in turns). Ours is
 `Scorer.score`, from requests to rewards, rendering and tokenisation included; PyTorch's sequences
 are tokenised beforehand. The two take turns on the same requests, a fresh draw each repetition.
- "Per token" divides the ratio of responses/s by the ratio of the tokens computed (theirs, with
+
+"Per token" divides the ratio of responses/s by the ratio of the tokens computed (theirs, with
 padding, over ours, with padding): 1.00 is as fast per token as the better PyTorch. The share of
 the matmul rate counts the FLOPs of distinct tokens alone over the rate of the model's own
 projections (`benchmarks/matmul.py`), measured in each repetition.
