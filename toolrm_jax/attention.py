@@ -20,32 +20,47 @@ from toolrm_jax.matmul import multiply, row_major
 
 Array = jax.Array
 
-# Queries are taken in blocks, and a block skips the keys after it: about half of the work of the
-# full square. Smaller blocks skip more and multiply less efficiently; more blocks compile longer.
+# Queries are taken in blocks of one row, and a block looks only at the keys from its first query's
+# prompt on: in rows that hold several prompts most of the square is never computed. Smaller blocks
+# skip more and multiply less efficiently.
 QUERY_BLOCK = 128
-MAX_BLOCKS = 16
 
 _MASKED = -1e30  # not -inf: a query that may see no key at all (padding) must not turn into NaN
 
 
-def block_size(S: int) -> int:
-    """Queries per block. No step needs more than one block's float32 logits, 4 * B * N *
-    block_size(S) * S bytes, and nothing of that size is kept for the backward pass. (Blocks do not
-    depend on each other, though, and XLA:CPU overlaps them: it was seen to hold all at once.)"""
-    return max(QUERY_BLOCK, -(-S // MAX_BLOCKS))
+def windows(S: int) -> list[int]:
+    """The numbers of keys that a block may look at: 1, 1.5, 2, 3, 4, 6, ... blocks, and S.
+
+    The program holds each, and a block runs the smallest that is enough for it. Blocks run one after
+    the other: there are never more float32 logits than 4 * N * QUERY_BLOCK * S bytes a device, and
+    nothing of that size is kept for the backward pass.
+    """
+    sizes = [QUERY_BLOCK]
+    while sizes[-1] < S:
+        sizes.append(sizes[-1] * 3 // 2 if len(sizes) % 2 else sizes[-2] * 2)
+    return sorted({min(size, S) for size in sizes})
 
 
 def row_attention(
     q_BSNH: Array, k_BSKH: Array, v_BSKH: Array, segments_BS: Array, branches_BS: Array
 ) -> Array:
-    """Attention within each prompt and branch -> [B, S, N, H], in q's type; softmax in float32."""
+    """Attention within each prompt and branch -> [B, S, N, H], in q's type; softmax in float32.
+
+    Segments are as `batch.place` writes them: each in one piece, padding (0) at the row's end.
+    """
     B, S, N, H = q_BSNH.shape
     K = k_BSKH.shape[2]
+    # Whole blocks: what is added is padding, and taken off again.
+    end = -S % min(QUERY_BLOCK, S)
+    q_BSNH, k_BSKH, v_BSKH, segments_BS, branches_BS = (
+        jnp.pad(x, [(0, 0), (0, end)] + [(0, 0)] * (x.ndim - 2)) if end else x
+        for x in (q_BSNH, k_BSKH, v_BSKH, segments_BS, branches_BS)
+    )
     # The G query heads that share a key head lie side by side.
-    q_BKGSH = q_BSNH.reshape(B, S, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    q_BKGSH = q_BSNH.reshape(B, S + end, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
     out_BKGSH = _attention(q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS)
-    return out_BKGSH.transpose(0, 3, 1, 2, 4).reshape(B, S, N, H)
+    return out_BKGSH.transpose(0, 3, 1, 2, 4)[:, :S].reshape(B, S, N, H)
 
 
 @jax.custom_vjp
@@ -57,86 +72,137 @@ def _attention(q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS) -> Array:
 def _forward(q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS):
     """The output, and what the backward pass needs: it computes the probabilities again, block by
     block, from the logarithm of each query's normaliser (FlashAttention, arXiv:2205.14135)."""
-    S = q_BKGSH.shape[3]
-    k_BKHS = k_BKSH.swapaxes(2, 3)
-    outs, normalisers = [], []
-    for block in _blocks(S):
-        keys = slice(0, block.stop)
-        logits = _logits(
-            q_BKGSH[:, :, :, block], k_BKHS[..., keys], segments_BS, branches_BS, block
-        )
-        normaliser = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        probs = jnp.exp(logits - normaliser).astype(q_BKGSH.dtype)
-        outs.append(_product(probs, v_BKSH[:, :, keys]).astype(q_BKGSH.dtype))
-        normalisers.append(normaliser)
+    arrays = (q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS)
+    out_BKGSH, normaliser_BKGS1 = jax.lax.map(lambda row: _row_forward(*row), arrays)
     # Named, so that rematerialisation may keep them: then the forward pass is not run twice.
-    out_BKGSH = checkpoint_name(jnp.concatenate(outs, axis=3), "attention")
-    normaliser_BKGS1 = checkpoint_name(jnp.concatenate(normalisers, axis=3), "attention")
-    return out_BKGSH, (
-        q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS, out_BKGSH, normaliser_BKGS1
-    )  # fmt: skip
+    out_BKGSH = checkpoint_name(out_BKGSH, "attention")
+    normaliser_BKGS1 = checkpoint_name(normaliser_BKGS1, "attention")
+    return out_BKGSH, (*arrays, out_BKGSH, normaliser_BKGS1)
+
+
+def _row_forward(q_KGSH, k_KSH, v_KSH, segments_S, branches_S) -> tuple[Array, Array]:
+    k_KHS = k_KSH.swapaxes(1, 2)
+    dtype, Q = q_KGSH.dtype, min(QUERY_BLOCK, q_KGSH.shape[2])
+
+    def block(start):
+        q_KGQH = _cut(q_KGSH, start, Q, 2)
+
+        def attend(first, W):
+            logits = _logits(q_KGQH, _cut(k_KHS, first, W, 2), segments_S, branches_S, start, first)
+            largest = jnp.max(logits, axis=-1, keepdims=True)
+            weights = jnp.exp(logits - largest)
+            total = jnp.sum(weights, axis=-1, keepdims=True)
+            # Divided last, where it is H numbers a query and not W.
+            out = _product(weights.astype(dtype), _cut(v_KSH, first, W, 1)) / total
+            return out.astype(dtype), largest + jnp.log(total)
+
+        return _in_window(attend, start, Q, segments_S)
+
+    outs, normalisers = jax.lax.map(block, _starts(q_KGSH.shape[2], Q))
+    return _joined(outs), _joined(normalisers)
 
 
 @jax.named_scope("attention")
 def _backward(residuals, dout_BKGSH: Array):
-    q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS, out_BKGSH, normaliser_BKGS1 = residuals
-    dtype, S, H = q_BKGSH.dtype, q_BKGSH.shape[3], q_BKGSH.shape[4]
-    k_BKHS, v_BKHS = k_BKSH.swapaxes(2, 3), v_BKSH.swapaxes(2, 3)
-    # Sums over query blocks, in float32. Transposed, since then only the small q and dout are.
-    dk_BKHS = jnp.zeros(k_BKHS.shape, jnp.float32)
-    dv_BKHS = jnp.zeros(v_BKHS.shape, jnp.float32)
-    share_BKGS1 = jnp.sum(
-        dout_BKGSH.astype(jnp.float32) * out_BKGSH.astype(jnp.float32), axis=-1, keepdims=True
+    dq, dk, dv = jax.lax.map(lambda row: _row_backward(*row), (*residuals, dout_BKGSH))
+    return dq, dk, dv, None, None
+
+
+def _row_backward(
+    q_KGSH, k_KSH, v_KSH, segments_S, branches_S, out_KGSH, normaliser_KGS1, dout_KGSH
+) -> tuple[Array, Array, Array]:
+    k_KHS, v_KHS = k_KSH.swapaxes(1, 2), v_KSH.swapaxes(1, 2)
+    dtype, S, H = q_KGSH.dtype, q_KGSH.shape[2], q_KGSH.shape[3]
+    Q = min(QUERY_BLOCK, S)
+    share_KGS1 = jnp.sum(
+        dout_KGSH.astype(jnp.float32) * out_KGSH.astype(jnp.float32), axis=-1, keepdims=True
     )
-    dq_blocks = []
-    for block in _blocks(S):
-        keys = slice(0, block.stop)
-        q, dout = q_BKGSH[:, :, :, block], dout_BKGSH[:, :, :, block]
-        logits = _logits(q, k_BKHS[..., keys], segments_BS, branches_BS, block)
-        probs = jnp.exp(logits - normaliser_BKGS1[:, :, :, block])
-        dprobs = _product(dout, v_BKHS[..., keys])
-        dlogits = (probs * (dprobs - share_BKGS1[:, :, :, block]) * H**-0.5).astype(dtype)
-        dq_blocks.append(_product(dlogits, k_BKSH[:, :, keys]).astype(dtype))
-        dk_BKHS = dk_BKHS.at[..., keys].add(_transposed_product(q, dlogits))
-        dv_BKHS = dv_BKHS.at[..., keys].add(_transposed_product(dout, probs.astype(dtype)))
-    # row_major: where there is one block, XLA would fold this transpose into the product before it,
-    # and XLA:CPU cannot run that form in bfloat16 ("Unsupported element type for DotThunk").
-    dk_BKSH, dv_BKSH = (row_major(x).swapaxes(2, 3).astype(dtype) for x in (dk_BKHS, dv_BKHS))
-    return jnp.concatenate(dq_blocks, axis=3), dk_BKSH, dv_BKSH, None, None
+
+    def block(sums, start):
+        q, dout, normaliser, share = (
+            _cut(x, start, Q, 2) for x in (q_KGSH, dout_KGSH, normaliser_KGS1, share_KGS1)
+        )
+
+        def attend(first, W):
+            k_KHW, v_KHW = _cut(k_KHS, first, W, 2), _cut(v_KHS, first, W, 2)
+            logits = _logits(q, k_KHW, segments_S, branches_S, start, first)
+            probs = jnp.exp(logits - normaliser)
+            dlogits = (probs * (_product(dout, v_KHW) - share) * H**-0.5).astype(dtype)
+            dq = _product(dlogits, _cut(k_KSH, first, W, 1)).astype(dtype)
+            dk, dv = _transposed_product(q, dlogits), _transposed_product(dout, probs.astype(dtype))
+            return dq, _added(sums[0], dk, first), _added(sums[1], dv, first)
+
+        dq, dk_KHS, dv_KHS = _in_window(attend, start, Q, segments_S)
+        return (dk_KHS, dv_KHS), dq
+
+    # Sums over query blocks, in float32. Transposed, since then only the small q and dout are.
+    zeros = tuple(jnp.zeros_like(x, jnp.float32) for x in (k_KHS, v_KHS))
+    sums, dq_blocks = jax.lax.scan(block, zeros, _starts(S, Q))
+    dk_KSH, dv_KSH = (x.swapaxes(1, 2).astype(dtype) for x in sums)
+    return _joined(dq_blocks), dk_KSH, dv_KSH
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _blocks(S: int) -> list[slice]:
-    size = block_size(S)
-    return [slice(start, min(start + size, S)) for start in range(0, S, size)]
+def _starts(S: int, Q: int) -> Array:
+    return jnp.arange(0, S, Q)
 
 
-def _logits(q_BKGQH, k_BKHS, segments_BS, branches_BS, block: slice) -> Array:
-    """Scaled and masked float32 logits of a block of queries, [B, K, G, Q, keys]."""
-    logits = _product(q_BKGQH, k_BKHS) * q_BKGQH.shape[-1] ** -0.5
-    mask_BQS = _mask(segments_BS, branches_BS, block)
-    return jnp.where(mask_BQS[:, None, None], logits, _MASKED)
+def _joined(blocks_nKGQX: Array) -> Array:
+    """Blocks [n, K, G, Q, X] -> [K, G, n * Q, X]."""
+    n, K, G, Q, X = blocks_nKGQX.shape
+    return blocks_nKGQX.transpose(1, 2, 0, 3, 4).reshape(K, G, n * Q, X)
 
 
-def _mask(segments_BS: Array, branches_BS: Array, block: slice) -> Array:
-    """Which of the keys before the block's end its queries see, bool [B, Q, keys]."""
-    causal = jnp.arange(block.start, block.stop)[:, None] >= jnp.arange(block.stop)[None, :]
-    same_prompt = segments_BS[:, block, None] == segments_BS[:, None, : block.stop]
-    keys = branches_BS[:, None, : block.stop]
-    own_branch = (keys == 0) | (keys == branches_BS[:, block, None])
-    return causal[None] & same_prompt & own_branch
+def _cut(x: Array, start: Array, size: int, axis: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
 
 
-def _product(a_BKGQX: Array, b_BKXY: Array) -> Array:
-    """Float32 [B, K, G, Q, Y]; a group's G heads multiply the same right side, as one product."""
-    B, K, G, Q, X = a_BKGQX.shape
-    return multiply(a_BKGQX.reshape(B, K, G * Q, X), b_BKXY).reshape(B, K, G, Q, -1)
+def _added(sum_KHS: Array, part_KHW: Array, first: Array) -> Array:
+    """The sum with a window's part added in its place."""
+    whole = _cut(sum_KHS, first, part_KHW.shape[2], 2) + part_KHW
+    return jax.lax.dynamic_update_slice_in_dim(sum_KHS, whole, first, 2)
 
 
-def _transposed_product(a_BKGQH: Array, b_BKGQS: Array) -> Array:
-    """The sum over heads and queries of a^T b, float32 [B, K, H, S]."""
-    B, K, G, Q, _ = a_BKGQH.shape
-    a, b = (x.reshape(B, K, G * Q, x.shape[-1]) for x in (a_BKGQH, b_BKGQS))
-    return multiply(row_major(a.swapaxes(2, 3)), b)
+def _in_window(attend, start: Array, Q: int, segments_S: Array):
+    """attend(first key, number of keys), for the smallest window that the block needs."""
+    S = segments_S.shape[0]
+    sizes = windows(S)
+    mine = segments_S[start]
+    # Prompts lie in one piece: what is before the first query's own is not seen by any later one.
+    needed = start + Q - jnp.argmax(segments_S == mine)
+    needed = jnp.where(mine == 0, 0, needed)  # a block of padding: whatever it sees
+    number = jnp.sum(needed > jnp.array(sizes))
+    branches = [lambda W=W: attend(jnp.maximum(start + Q - W, 0), W) for W in sizes]
+    return jax.lax.switch(number, branches)
+
+
+def _logits(q_KGQH, k_KHW, segments_S, branches_S, start: Array, first: Array) -> Array:
+    """Scaled and masked float32 logits of a block of queries, [K, G, Q, W]."""
+    logits = _product(q_KGQH, k_KHW) * q_KGQH.shape[-1] ** -0.5
+    mask_QW = _mask(segments_S, branches_S, start, q_KGQH.shape[2], first, k_KHW.shape[2])
+    return jnp.where(mask_QW[None, None], logits, _MASKED)
+
+
+def _mask(segments_S, branches_S, start: Array, Q: int, first: Array, W: int) -> Array:
+    """Which of W keys from `first` on Q queries from `start` on see, bool [Q, W]."""
+    causal = (start + jnp.arange(Q))[:, None] >= (first + jnp.arange(W))[None, :]
+    queries, keys = _cut(segments_S, start, Q, 0), _cut(segments_S, first, W, 0)
+    same_prompt = queries[:, None] == keys[None, :]
+    queries, keys = _cut(branches_S, start, Q, 0), _cut(branches_S, first, W, 0)
+    own_branch = (keys == 0)[None, :] | (keys[None, :] == queries[:, None])
+    return causal & same_prompt & own_branch
+
+
+def _product(a_KGQX: Array, b_KXY: Array) -> Array:
+    """Float32 [K, G, Q, Y]; a group's G heads multiply the same right side, as one product."""
+    K, G, Q, X = a_KGQX.shape
+    return multiply(a_KGQX.reshape(K, G * Q, X), b_KXY).reshape(K, G, Q, -1)
+
+
+def _transposed_product(a_KGQH: Array, b_KGQW: Array) -> Array:
+    """The sum over heads and queries of a^T b, float32 [K, H, W]."""
+    K, G, Q, _ = a_KGQH.shape
+    a, b = (x.reshape(K, G * Q, x.shape[-1]) for x in (a_KGQH, b_KGQW))
+    return multiply(row_major(a.swapaxes(1, 2)), b)
