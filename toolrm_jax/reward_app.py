@@ -53,6 +53,7 @@ _log = logging.getLogger(__name__)
 # closing on a client that still sends would take the answer from it (a reset).
 _DISCARD_BYTES = 64 * 2**20
 _DISCARD_SECONDS = 10.0
+_DISCARD_IDLE_SECONDS = 1.0  # a client that has stopped sending is waiting
 # Bodies of all requests together, in largest bodies.
 _BODIES_HELD = 8
 # For the count only: the client is gone.
@@ -281,7 +282,8 @@ class _Visit:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DISCARD_SECONDS):
                 while not self._read and not self._waits and size < _DISCARD_BYTES:
-                    size += len((await self.receive()).get("body", b""))
+                    message = await asyncio.wait_for(self.receive(), _DISCARD_IDLE_SECONDS)
+                    size += len(message.get("body", b""))
 
 
 def _reader(scorer: Scorer, options: ServeOptions) -> Reader:
