@@ -18,9 +18,7 @@ import httpx
 import jax
 import numpy as np
 import tiny
-from tokenizers.processors import TemplateProcessing
 
-from toolrm_jax.chat_template import prepare_tokenizer
 from toolrm_jax.scorer import Scorer
 
 F32 = {"rtol": 1e-5, "atol": 1e-5}
@@ -30,17 +28,6 @@ def scorer_of(path, **options) -> Scorer:
     """On one device, in float32."""
     options = {"dtype": "float32", "devices": jax.devices()[:1]} | options
     return Scorer.from_pretrained(path, **options)
-
-
-def bos_tokenizer():
-    """Puts <s> first, in its template and of its own accord."""
-    fast = tiny.new_tokenizer(extra=("<s>",), template="{{ bos_token }}" + tiny.TEMPLATE)
-    fast.bos_token = "<s>"
-    number = fast.convert_tokens_to_ids("<s>")
-    fast.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", number)]
-    )
-    return prepare_tokenizer(fast)
 
 
 def requests(count: int, repeat: int = 3) -> list[dict]:

@@ -173,11 +173,14 @@ class RewardBatcher:
     def _run(self) -> None:
         while jobs := self._take():
             began = time.monotonic()
-            self._score_window(jobs)
+            answers = self._score_window(jobs)
+            # Counted before it is delivered: who has an answer finds it counted, and room again.
             tokens = sum(job.tokens for job in jobs)
             self._finish(tokens, time.monotonic() - began)
             self._on_window(sum(len(job.sequences) for job in jobs), tokens)
-            del jobs  # while it waits for the next ones, it holds on to nothing
+            for job, outcome in answers:
+                job.deliver(outcome)
+            del jobs, job, answers, outcome  # while it waits for more, it holds on to nothing
 
     def _take(self) -> list[_Job]:
         """Waits for the next window's jobs; none: closed, and all is done."""
@@ -208,22 +211,16 @@ class RewardBatcher:
             jobs.append(self._jobs.popleft())
         return jobs
 
-    def _score_window(self, jobs: list[_Job]) -> None:
+    def _score_window(self, jobs: list[_Job]) -> list[tuple[_Job, Outcomes | WireError]]:
         try:
-            outcomes = _outcomes(self._score([s for job in jobs for s in job.sequences]))
+            outcomes = iter(_outcomes(self._score([s for job in jobs for s in job.sequences])))
+            return [(job, [next(outcomes) for _ in job.sequences]) for job in jobs]
         except Exception as error:
             if len(jobs) > 1:
-                for job in jobs:
-                    self._score_window([job])
-                return
+                return [answer for job in jobs for answer in self._score_window([job])]
             _log.exception("a request of %d tokens could not be scored", jobs[0].tokens)
             reason = f"{type(error).__name__}; the server's log has more"
-            jobs[0].deliver(WireError(503, "scoring failed", reason))
-            return
-        at = 0
-        for job in jobs:
-            job.deliver(outcomes[at : at + len(job.sequences)])
-            at += len(job.sequences)
+            return [(jobs[0], WireError(503, "scoring failed", reason))]
 
     def _finish(self, tokens: int, seconds: float) -> None:
         with self._changed:
