@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import tiny
 from tiny_models import on_mesh
-from tokenizers.processors import TemplateProcessing
 
 from toolrm_jax.batch import RowShape, TokenizedPrompt, empty_batch, place
-from toolrm_jax.chat_template import prepare_tokenizer
 from toolrm_jax.huggingface import CheckpointError, load_params
 from toolrm_jax.model import Compute, Forward
 from toolrm_jax.pretrained import open_pretrained
@@ -41,18 +39,8 @@ def model(tmp_path_factory):
 def bos_model(tmp_path_factory):
     """The same with a tokenizer that puts <s> first, in its template and of its own accord."""
     return tiny.write_reward_model(
-        tmp_path_factory.mktemp("bos") / "model", tokenizer=bos_tokenizer()
+        tmp_path_factory.mktemp("bos") / "model", tokenizer=tiny.bos_tokenizer()
     )
-
-
-def bos_tokenizer():
-    fast = tiny.new_tokenizer(extra=("<s>",), template="{{ bos_token }}" + tiny.TEMPLATE)
-    fast.bos_token = "<s>"
-    number = fast.convert_tokens_to_ids("<s>")
-    fast.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", number)]
-    )
-    return prepare_tokenizer(fast)
 
 
 @pytest.fixture(scope="module")

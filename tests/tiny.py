@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from toolrm_jax.chat_template import prepare_tokenizer
@@ -112,6 +113,17 @@ def new_tokenizer(extra: tuple[str, ...] = (), template: str = TEMPLATE) -> PreT
         pad_token="<|endoftext|>",
         chat_template=template,
     )
+
+
+def bos_tokenizer() -> PreTrainedTokenizerFast:
+    """Puts <s> first, in its template and of its own accord."""
+    fast = new_tokenizer(extra=("<s>",), template="{{ bos_token }}" + TEMPLATE)
+    fast.bos_token = "<s>"
+    number = fast.convert_tokens_to_ids("<s>")
+    fast.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", number)]
+    )
+    return prepare_tokenizer(fast)
 
 
 def write_model(folder: Path, width: int = 32, layers: int = 2) -> Path:

@@ -11,6 +11,7 @@ A base model without a reward head is refused: its rewards would be those of a r
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -33,6 +34,7 @@ class LoadedModel:
     params: Params
     tokenizer: PreTrainedTokenizerBase
     mesh: Mesh
+    about: dict[str, Any]  # toolrm.json
 
 
 def load_model(name: str, dtype: str, devices: Sequence[jax.Device] | None = None) -> LoadedModel:
@@ -49,7 +51,7 @@ def load_model(name: str, dtype: str, devices: Sequence[jax.Device] | None = Non
     config = pretrained.source.config
     mesh = _mesh(config, dtype, devices)
     params = load_params(pretrained.source, mesh, dtype=dtype)
-    return LoadedModel(config, params, pretrained.tokenizer, mesh)
+    return LoadedModel(config, params, pretrained.tokenizer, mesh, pretrained.about)
 
 
 def _mesh(config: ModelConfig, dtype: str, devices: Sequence[jax.Device] | None) -> Mesh:

@@ -98,6 +98,7 @@ class Scorer:
       tokenize: Request or row -> Tokenized or Rejected.
       plan: the sizes of what is compiled.
       work: tokens scored so far, by how they are counted.
+      about: what the checkpoint says about where it comes from (toolrm.json).
     """
 
     def __init__(
@@ -114,7 +115,9 @@ class Scorer:
         min_row: int = 256,
         raw: bool = False,
         workers: int = 0,
+        about: dict[str, Any] | None = None,
     ):
+        self.about = about or {}
         self.config, self.mesh, self.tokenizer = config, mesh, tokenizer
         self.max_tokens = _checked_max_tokens(max_tokens, config)
         self.plan = _plan_for(config, mesh, self.max_tokens, batch_tokens, min_row)
@@ -161,7 +164,8 @@ class Scorer:
         """
         use_compilation_cache(cache_dir)
         model = load_model(str(name), dtype, devices)
-        return cls(model.config, model.params, model.tokenizer, model.mesh, dtype=dtype, **options)
+        options |= {"dtype": dtype, "about": model.about}
+        return cls(model.config, model.params, model.tokenizer, model.mesh, **options)
 
     # --- Requests ---------------------------------------------------------------------------------
 

@@ -1,0 +1,137 @@
+"""Under load every accepted request is answered once and rightly; SIGTERM loses none of them."""
+
+import asyncio
+import json
+import random
+import time
+
+import httpx
+import numpy as np
+import pytest
+import served
+import tiny
+from served import F32, requests, rewards_of, running, scorer_of
+
+CLIENTS = 64
+OPTIONS = ("--max-tokens", "512", "--time-out", "60")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled(tmp_path_factory):
+    with tiny.shared_compilations(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.write_reward_model(tmp_path_factory.mktemp("reward") / "model")
+
+
+@pytest.fixture(scope="module")
+def posts(model):
+    """(path, body, rewards) of mixed sizes, in all four formats."""
+    with scorer_of(model, max_tokens=512) as scorer:
+        asked = requests(40, repeat=6)
+        rewards = [scored.tolist() for scored in rewards_of(scorer, asked)]
+        texts = [served.rendered(scorer, request) for request in asked]
+    found = [("/v1/rewards", request, r) for request, r in zip(asked, rewards, strict=True)]
+    flat = [reward for of_one in rewards[:10] for reward in of_one]
+    found.append(("/v1/rewards", {"requests": asked[:10]}, flat))
+    for own, values in zip(texts, rewards, strict=True):
+        found.append(("/get_reward", {"query": own}, values))
+        found.append(("/classify", {"input": own, "use_activation": False}, values))
+        found.append(("/v1/embeddings", {"input": own[0]}, values[:1]))
+    return [(path, json.dumps(body).encode(), values) for path, body, values in found]
+
+
+def rewards_in(path: str, answer: dict) -> list[float]:
+    """The rewards of an answer, in whichever format."""
+    if path == "/classify":
+        return [data["probs"][0] for data in answer["data"]]
+    if path == "/v1/embeddings":
+        return [data["embedding"][0] for data in answer["data"]]
+    if "results" in answer:
+        return [reward for result in answer["results"] for reward in result["rewards"]]
+    return answer["rewards"]
+
+
+async def load(url: str, posts: list, count: int, seed: int) -> tuple[list, list[float]]:
+    """`count` requests by 64 clients: (post, answer) of each, and how long each took."""
+    rng = random.Random(seed)
+    waiting = iter([rng.choice(posts) for _ in range(count)])
+    answered, seconds = [], []
+
+    async def one_client():
+        # Each with a connection of its own, kept.
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+            for post in waiting:
+                began = time.monotonic()
+                answered.append((post, await http.post(post[0], content=post[1])))
+                seconds.append(time.monotonic() - began)
+
+    await asyncio.gather(*(one_client() for _ in range(CLIENTS)))
+    return answered, seconds
+
+
+def assert_right(answered: list) -> None:
+    for (path, _, rewards), answer in answered:
+        assert answer.status_code == 200, answer.text
+        np.testing.assert_allclose(rewards_in(path, answer.json()), rewards, **F32)
+
+
+def counted(url: str) -> float:
+    """Answers with status 200, as /metrics says."""
+    lines = httpx.get(url + "/metrics").text.splitlines()
+    found = [line for line in lines if line.startswith("toolrm_requests_total")]
+    return sum(float(line.split()[-1]) for line in found if 'status="200"' in line)
+
+
+def test_64_clients_get_their_own_rewards_and_memory_stays_flat(model, posts):
+    with running(model, *OPTIONS) as server:
+        asyncio.run(load(server.url, posts, 600, seed=0))  # warm: buffers of all sizes, threads
+        before, answers = server.memory(), counted(server.url)
+        answered, seconds = asyncio.run(load(server.url, posts, 2000, seed=1))
+        grown = server.memory() - before
+        p50, p99 = np.percentile(seconds, [50, 99])
+        print(f"\n2,000 requests: p50 {p50 * 1e3:.0f} ms, p99 {p99 * 1e3:.0f} ms, "
+              f"memory {before / 2**20:.0f} MiB {grown / 2**20:+.1f} MiB")  # fmt: skip
+        assert len(answered) == 2000
+        assert_right(answered)
+        assert counted(server.url) - answers == 2000 + 1  # and /metrics itself
+    assert server.status == 0
+    assert grown < 32 * 2**20
+
+
+def test_sigterm_during_load_loses_no_accepted_request(model, posts):
+    """Each is answered with its rewards, or told that it was not accepted; then nothing listens."""
+    rng = random.Random(2)
+
+    async def one_client(url: str, outcomes: list):
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+            while True:
+                post = rng.choice(posts)
+                try:
+                    answer = await http.post(post[0], content=post[1])
+                except httpx.ConnectError:
+                    return  # the port is closed
+                outcomes.append((post, answer))
+                if answer.status_code != 200:
+                    return
+
+    async def run(server) -> list:
+        outcomes: list = []
+        clients = [asyncio.create_task(one_client(server.url, outcomes)) for _ in range(CLIENTS)]
+        while len(outcomes) < 200:
+            await asyncio.sleep(0.01)
+        server.terminate()
+        # A connection that is cut while it waits for its answer fails the test here.
+        await asyncio.gather(*clients)
+        return outcomes
+
+    with running(model, *OPTIONS) as server:
+        outcomes = asyncio.run(run(server))
+        assert server.process.wait(30) == 0
+    refused = [answer for _, answer in outcomes if answer.status_code != 200]
+    assert_right([(post, answer) for post, answer in outcomes if answer.status_code == 200])
+    assert {answer.status_code for answer in refused} <= {503}
+    assert all(a.json()["error"]["reason"] == "shutting down" for a in refused)

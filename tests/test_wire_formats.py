@@ -1,0 +1,201 @@
+"""Bodies of four formats are read to sequences, and rewards written as each format's clients read
+them."""
+
+import math
+
+import pytest
+import tiny
+from tiny_models import tiny_tokenizer
+
+from toolrm_jax.chat_template import prepare_tokenizer
+from toolrm_jax.rendering import Renderer
+from toolrm_jax.request_tokens import RequestTokenizer
+from toolrm_jax.score_request import Rejected
+from toolrm_jax.text_tokens import Ending, TextTokenizer, ending_of
+from toolrm_jax.wire_formats import (
+    FORMATS,
+    Asked,
+    Item,
+    Reader,
+    Statistics,
+    WireError,
+    error_of,
+    parse_json,
+    statistics_of,
+)
+
+REWARDS, GET_REWARD, CLASSIFY, EMBEDDINGS = FORMATS.values()
+TEXT = "<|im_start|>user\nHi<|im_end|>\n"
+
+
+@pytest.fixture(scope="module")
+def reader():
+    tokenizer = tiny.tokenizer()
+    tokenize = RequestTokenizer(Renderer(tokenizer), max_tokens=200)
+    return Reader(tokenize, TextTokenizer(tokenizer, 200), max_rows=4)
+
+
+def scored(*rewards: float) -> tuple[Asked, list]:
+    """Texts with these rewards."""
+    asked = Asked([Item([[1, 2]]) for _ in rewards], None, False)
+    return asked, asked.regrouped(list(rewards))
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+def test_how_a_turn_ends_is_read_off_the_template():
+    assert ending_of(tiny.tokenizer()) == Ending("<|im_end|>", "\n")
+    bare = tiny.new_tokenizer(template=tiny.TEMPLATE.replace("<|im_end|>\n", "<|im_end|>"))
+    assert ending_of(prepare_tokenizer(bare)) == Ending("<|im_end|>", "")
+    assert ending_of(tiny_tokenizer()) == Ending("</s>", "\n")
+    words = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.tool_calls }}\n{% endfor %}"
+    fast = tiny.new_tokenizer()
+    fast.chat_template = words
+    assert ending_of(fast) is None
+
+
+def test_a_template_without_an_ending_completes_and_flags_nothing():
+    fast = tiny.new_tokenizer()
+    fast.chat_template = "{% for m in messages %}{{ m.content }}{{ m.tool_calls }}{% endfor %}"
+    found = TextTokenizer(fast, 100)("Hi", add_special_tokens=False)
+    assert found.truncated is False
+    assert found.ids.tolist() == fast("Hi")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("text", "read_as", "truncated"),
+    [
+        (TEXT, TEXT, False),
+        (TEXT[:-1], TEXT, False),
+        (TEXT + "\n", TEXT + "\n", True),
+        (TEXT[:-2], TEXT[:-2], True),
+        ("Hi", "Hi", True),
+    ],
+)
+def test_texts_are_completed_or_flagged(reader, text, read_as, truncated):
+    (item,) = GET_REWARD.read({"query": [text]}, reader).items
+    ids = tiny.tokenizer()(read_as, add_special_tokens=False)["input_ids"]
+    assert (item.sequences[0].tolist(), item.truncated) == (ids, truncated)
+    (same,) = CLASSIFY.read({"input": ids}, reader).items
+    assert (same.sequences, same.truncated) == ([ids], truncated)
+
+
+def test_a_second_bos_is_never_added():
+    texts = TextTokenizer(tiny.bos_tokenizer(), 100)
+    bos = texts.tokenizer.bos_token_id
+    with_bos, bare = texts.tokenizer(["<s>Hi", "Hi"], add_special_tokens=False)["input_ids"]
+    assert with_bos == [bos, *bare]
+    for text in ("Hi", "<s>Hi"):
+        assert texts(text, add_special_tokens=True).ids.tolist() == with_bos
+    assert texts("Hi", add_special_tokens=False).ids.tolist() == bare
+    # What the client itself writes twice is its own.
+    assert texts("<s><s>Hi", add_special_tokens=False).ids.tolist() == [bos, *with_bos]
+
+
+@pytest.mark.parametrize(
+    ("given", "items"),
+    [("Hi", 1), (["Hi"], 1), (["Hi", "Ho"], 2), ([1, 2], 1), ([[1, 2], [3]], 2), (["Hi", [1]], 2)],
+)
+def test_input_is_a_text_or_ids_or_a_list_of_them(reader, given, items):
+    for wire in (CLASSIFY, EMBEDDINGS):
+        assert len(wire.read({"input": given}, reader).items) == items
+
+
+@pytest.mark.parametrize("given", [None, [], [[]], {}, 3, [None], [1, "x"], [1.5], [True], [[1.0]]])
+def test_other_input_is_refused(reader, given):
+    with pytest.raises(WireError, match="input") as error:
+        CLASSIFY.read({"input": given}, reader)
+    assert error.value.status == 422
+
+
+def test_only_our_own_form_of_request_is_read(reader):
+    user = {"role": "user", "content": "Hi"}
+    preference = {"messages": [user], "chosen": "Yes.", "rejected": "No."}
+    (item,) = REWARDS.read(preference, reader).items
+    assert isinstance(item, Rejected)
+    assert "responses" in item.detail
+
+
+def test_a_template_that_fails_rejects_the_request_alone(reader, monkeypatch):
+    def failing(fields):
+        raise TypeError("not iterable")
+
+    broken = Reader(failing, reader.texts, 4)
+    (item,) = REWARDS.read({"messages": [], "responses": ["x"]}, broken).items
+    assert item == Rejected("cannot be rendered", "TypeError: not iterable")
+
+
+def test_strict_json():
+    assert parse_json('{"a": 1.5, "b": "é"}'.encode()) == {"a": 1.5, "b": "é"}
+    for body in (b"NaN", b'{"a": Infinity}', b'{"a": 1e400}', b"\xff", b"", b"[" * 10**5):
+        with pytest.raises(WireError) as error:
+            parse_json(body)
+        assert error.value.status == 400
+
+
+# --- Scale ----------------------------------------------------------------------------------------
+
+
+def test_statistics_are_those_of_the_held_out_evaluation():
+    heldout = {"reward_mean": 1, "reward_std": 2.5, "accuracy": 0.9}
+    assert statistics_of({"heldout": heldout}) == Statistics(1.0, 2.5)
+    for about in (
+        {}, {"heldout": None}, {"heldout": {"reward_mean": 1}},
+        {"heldout": heldout | {"reward_std": 0.0}},
+        {"heldout": heldout | {"reward_mean": math.nan}},
+    ):  # fmt: skip
+        assert statistics_of(about) is None
+
+
+def test_a_sigmoid_of_any_reward_is_finite():
+    asked = Asked([Item([[1]] * 3)], None, use_activation=True)
+    assert asked.regrouped([-1e30, 0.0, 1e30]) == [[0.0, 0.5, 1.0]]
+
+
+def test_rewards_are_normalised_before_the_sigmoid():
+    asked = Asked([Item([[1]])], Statistics(1.0, 2.0), use_activation=True)
+    assert asked.regrouped([3.0]) == [[pytest.approx(1 / (1 + math.exp(-1)))]]
+
+
+# --- Writing --------------------------------------------------------------------------------------
+
+
+def test_openrlhf_reads_rewards_scores_and_logs_of_one_length():
+    found = GET_REWARD.write(*scored(1.5, -2.0), "rm")
+    assert found == {
+        "rewards": [1.5, -2.0],
+        "scores": [1.5, -2.0],
+        "extra_logs": {"truncated": [0.0, 0.0], "tokens": [2.0, 2.0]},
+    }
+
+
+def test_classify_answers_as_vllm_does():
+    found = CLASSIFY.write(*scored(1.5, -2.0), "rm")
+    assert set(found) == {"id", "object", "created", "model", "data", "usage"}
+    assert (found["object"], found["model"]) == ("list", "rm")
+    assert found["data"][1] == {
+        "index": 1, "label": "reward", "probs": [-2.0], "num_classes": 1, "truncated": False,
+    }  # fmt: skip
+    assert found["usage"]["total_tokens"] == found["usage"]["prompt_tokens"] == 4
+
+
+def test_embeddings_answer_as_openais_do():
+    found = EMBEDDINGS.write(*scored(1.5), "rm")
+    assert found["object"] == "list"
+    assert found["data"][0]["object"] == "embedding"
+    assert found["data"][-1]["embedding"] == [1.5]
+
+
+def test_a_text_without_a_reward_fails_its_request_and_names_itself():
+    asked = Asked([Item([[1]]), Item([[2]])], None, False)
+    answers = asked.regrouped([1.0, Rejected("reward is not finite", "it is {nan}")])
+    for wire, name in ((GET_REWARD, "query"), (CLASSIFY, "input"), (EMBEDDINGS, "input")):
+        with pytest.raises(WireError) as error:
+            wire.write(asked, answers, "rm")
+        assert error.value.status == 422
+        assert error.value.detail == f"{name}[1]: it is {{nan}}"
+
+
+def test_a_detail_is_of_bounded_length():
+    assert len(error_of(Rejected("x", "y" * 10**6))["detail"]) < 1100

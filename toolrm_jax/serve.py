@@ -1,0 +1,229 @@
+"""Serves rewards over HTTP: `python -m toolrm_jax.serve --model DIR`; endpoints in docs/serve.md.
+
+    POST /v1/rewards     ours: tools, messages, responses
+    POST /get_reward     as OpenRLHF asks
+    POST /classify       as vLLM answers, and verl asks
+    POST /v1/embeddings  as SGLang answers
+    GET  /health, GET /metrics (Prometheus)
+
+    python -m toolrm_jax.serve --model runs/quickstart/model/export
+    TOOLRM_SERVE_TOKEN=... python -m toolrm_jax.serve --model DIR --host 0.0.0.0
+
+SIGTERM ends it: nothing new is accepted, what was accepted is answered, the exit status is 0.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+
+from toolrm_jax.errors import InputError, reported
+from toolrm_jax.request_tokens import POLICIES
+
+try:
+    import uvicorn
+
+    from toolrm_jax.reward_app import RewardServer, ServeOptions, make_app
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"The reward server needs the package {error.name}: pip install 'toolrm_jax[serve]'"
+    ) from error
+
+TOKEN = "TOOLRM_SERVE_TOKEN"
+# After SIGTERM, how long clients on their way in are told so (503) before the port closes.
+_GRACE_SECONDS = 0.3
+_KEEP_ALIVE_SECONDS = 75
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    with reported():
+        serve(args)
+    return 0
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Serves until a signal ends it."""
+    options = _options(args, os.environ.get(TOKEN) or None)
+    # Bound first: a port that is taken is known before minutes go into loading. It opens later.
+    with _bound(args.host, args.port) as bound:
+        from toolrm_jax.scorer import Scorer
+
+        settings = {name: getattr(args, name) for name in ("dtype", "max_tokens", "over_long")}
+        settings |= {name: getattr(args, name) for name in ("raw", "batch_tokens", "cache_dir")}
+        with Scorer.from_pretrained(args.model, **settings) as scorer:
+            app = make_app(scorer, options)
+            if args.compile:
+                _say(f"compiling up to {len(scorer.plan.programs())} programs (kept on disk)")
+                scorer.compile()
+            line = f"serving {args.model} ({args.dtype}) at {_url(bound)}"
+            config = uvicorn.Config(
+                app,
+                lifespan="on",
+                http="h11",
+                ws="none",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                # Idle connections count here, which the app itself does not see.
+                limit_concurrency=4 * options.max_connections,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=math.ceil(options.time_out) + 5,
+            )
+            _Server(config, app.state.server, lambda: _say(line)).run(sockets=[bound])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, with a time of grace between a signal and the closed port, and exit status 0."""
+
+    def __init__(self, config: uvicorn.Config, rewards: RewardServer, ready: Callable[[], None]):
+        super().__init__(config)
+        self._rewards, self._ready = rewards, ready
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn's own raises the signal again at the end, and the status would not be 0.
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        self._ready()
+
+    def _on_signal(self, number: int) -> None:
+        if not self._rewards.closing:
+            _say("shutting down: finishing what was accepted")
+            self._rewards.begin_closing()
+            asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._exit)
+        elif number == signal.SIGINT:  # Ctrl-C again: at once
+            self.force_exit = self.should_exit = True
+
+    def _exit(self) -> None:
+        self.should_exit = True
+
+
+def _options(args: argparse.Namespace, token: str | None) -> ServeOptions:
+    if token is None and not args.allow_unauthenticated and not is_loopback(args.host):
+        raise InputError(
+            f"--host {args.host} lets other machines in, and nothing keeps them out: set {TOKEN} "
+            f"to a token that clients must send, or say --allow-unauthenticated."
+        )
+    return ServeOptions(
+        model=args.model,
+        dtype=args.dtype,
+        token=token,
+        max_body_bytes=int(args.max_body_mb * 2**20),
+        max_rows=args.max_rows,
+        max_queued_tokens=args.max_queued_tokens,
+        time_out=args.time_out,
+        window_seconds=args.window_ms / 1000,
+        max_connections=args.max_connections,
+        normalize=args.normalize,
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Can only this machine reach it?"""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that has the port, but does not listen yet."""
+    bound = None
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        if bound is not None:
+            bound.close()
+        raise InputError(
+            f"--host {host} --port {port} cannot be bound: {error}. Is another server there? "
+            f"--port 0 takes a free one."
+        ) from None
+    return bound
+
+
+def _url(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m toolrm_jax.serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def add(flag: str, words: str, **settings) -> None:
+        shown = "" if settings.get("default") in (None, False) else " (default: %(default)s)"
+        parser.add_argument(flag, help=words + shown, **settings)
+
+    add("--model", "a training workdir, a Hugging Face directory or hub id", required=True)
+    add("--host", "address to listen at", default="127.0.0.1")
+    add("--port", "0: a free one, which is printed", type=_port, default=8000)
+    switch = {"action": "store_true", "default": False}
+    add("--allow-unauthenticated", f"other hosts than loopback without {TOKEN}", **switch)
+    add("--dtype", "compute type", default="bfloat16", choices=("bfloat16", "float32"))
+    add("--max-tokens", "longest sequence (the model's limit, at most 8192)", type=_positive)
+    add("--over-long", "what becomes of messages that are", default="reject", choices=POLICIES)
+    add("--raw", "render text responses as they stand, without parsing", **switch)
+    add("--normalize", "rewards in the checkpoint's held-out deviations, unless asked", **switch)
+    add("--batch-tokens", "tokens of a batch, over all devices", type=_positive)
+    add("--cache-dir", "of compiled programs (~/.cache/toolrm_jax/compiled)")
+    parser.add_argument("--no-compile", dest="compile", action="store_false",
+                        help="open at once, and compile what is needed when it is")  # fmt: skip
+    add("--max-body-mb", "largest body, in MiB", type=_amount, default=10)
+    add("--max-rows", "sequences of a request", type=_positive, default=1024)
+    add("--max-queued-tokens", "of all requests that wait", type=_positive, default=2**20)
+    add("--time-out", "seconds until a request is given up", type=_amount, default=120)
+    add("--window-ms", "a request waits so long for company", type=_amount, default=5)
+    add("--max-connections", "requests at once", type=_positive, default=512)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _amount(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 65536:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 65535")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())
