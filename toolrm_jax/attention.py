@@ -31,9 +31,9 @@ _MASKED = -1e30  # not -inf: a query that may see no key at all (padding) must n
 def windows(S: int) -> list[int]:
     """The numbers of keys that a block may look at: 1, 1.5, 2, 3, 4, 6, ... blocks, and S.
 
-    The program holds each, and a block runs the smallest that is enough for it. Blocks run one after
-    the other: there are never more float32 logits than 4 * N * QUERY_BLOCK * S bytes a device, and
-    nothing of that size is kept for the backward pass.
+    The program holds each, and a block runs the smallest that is enough for it. Blocks run one
+    after the other: the float32 logits never take more than 4 * N * QUERY_BLOCK * S bytes a device
+    at a time, and nothing of that size is kept for the backward pass.
     """
     sizes = [QUERY_BLOCK]
     while sizes[-1] < S:
