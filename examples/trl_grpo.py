@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
@@ -75,6 +76,7 @@ def trainer_of(
         logging_steps=1,
         save_strategy="no",
         report_to=[],
+        bf16=torch.cuda.is_available(),  # TRL's default, which it refuses on a CPU
     )
     return GRPOTrainer(
         model=policy,

@@ -253,6 +253,7 @@ def test_texts_need_to_be_told_what_ends_a_turn():
 
 @pytest.mark.slow
 @pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")  # of trainers, which are not this project's to change
 def test_trl_grpo_runs_with_this_reward(source, tmp_path):
     sys.path.insert(0, str(tiny.ROOT / "examples"))
     import trl_grpo
@@ -265,3 +266,25 @@ def test_trl_grpo_runs_with_this_reward(source, tmp_path):
     assert len(logs) == 3
     assert all("toolrm/truncated" in log for log in logs)
     assert reward.counts["completions"] == 3 * 8
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_tunix_grpo_runs_with_this_reward(source, tmp_path):
+    pytest.importorskip("tunix", reason="google-tunix asks for older transformers than this does")
+    sys.path.insert(0, str(tiny.ROOT / "examples"))
+    import tunix_grpo
+
+    policy = tiny.write_model(tmp_path / "policy")
+    reward = TunixReward(source, rule=NUMBERS)
+    seen = []
+
+    def watched(prompts, completions, **columns):
+        seen.append(reward(prompts, completions, **columns))
+        return seen[-1]
+
+    learner, data = tunix_grpo.learner_of(policy, watched, steps=2, tokens=8, prompt_tokens=256)
+    learner.train(data)
+    assert len(seen) == 2
+    assert reward.counts["completions"] == 2 * 2 * 4
+    assert np.std(seen) > 0

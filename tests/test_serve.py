@@ -19,6 +19,7 @@ from served import F32, client, requests, rewards_of, running, scorer_of
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.reward_app import ServeOptions, make_app
+from toolrm_jax.reward_client import RewardClient
 from toolrm_jax.serve import is_loopback, main
 from toolrm_jax.wire_formats import FORMATS
 
@@ -623,6 +624,20 @@ def test_verls_requests(server, plain):
             assert vllm["data"][-1]["probs"][-1] == pytest.approx(reward, abs=1e-5)
             sglang = http.post("/v1/embeddings", json={"model": "rm", "input": text}).json()
             assert sglang["data"][-1]["embedding"][-1] == pytest.approx(reward, abs=1e-5)
+
+
+def test_the_trainers_client_gets_the_librarys_rewards(server, plain):
+    """Requests in several bodies, and whole texts."""
+    trainer = RewardClient(server.url, rows=3)
+    asked = requests(8)
+    expected = rewards_of(plain, asked)
+    for found, rewards in zip(trainer.score(asked), expected, strict=True):
+        np.testing.assert_allclose(found, rewards, **F32)
+    texts, rewards = texts_and_rewards(plain, 3)
+    np.testing.assert_allclose(np.concatenate(trainer.score_texts(texts)), rewards, **F32)
+    long = {"messages": [{"role": "user", "content": "word " * 2000}], "responses": ["Yes."]}
+    (rejected,) = trainer.score([long])
+    assert rejected.reason == "over-long"
 
 
 def test_openrlhfs_requests(server, plain):
