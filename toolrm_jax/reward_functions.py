@@ -103,8 +103,12 @@ class ScorerRewards:
     """Rewards of a `Scorer` in this process."""
 
     def __init__(self, scorer: "Scorer"):
+        # Here, since it needs transformers: a trainer that asks a server does without.
+        from toolrm_jax.text_tokens import TextTokenizer
+
         self.scorer = scorer
-        self.end_text, self._tail = _ending(scorer.tokenizer)
+        self._texts = TextTokenizer(scorer.tokenizer, scorer.max_tokens)
+        self.end_text = self._texts.ending.token if self._texts.ending else None
 
     def score(self, requests: Sequence[dict[str, Any]]) -> list[list[float] | Rejected]:
         """The rewards of each request's responses, or why it has none."""
@@ -114,20 +118,14 @@ class ScorerRewards:
     def score_texts(self, texts: Sequence[str]) -> list[list[float] | Rejected]:
         """The same for whole conversations as text: tokenised as they are, without added tokens,
         and with the template's tail after the end of the turn."""
-        found: list[list[float] | Rejected] = [Rejected("not text", "half a surrogate pair")] * len(
-            texts
-        )
-        whole = [i for i, text in enumerate(texts) if _is_unicode(text)]
-        scores = self.scorer.score_sequences([self._tokens(texts[i]) for i in whole])
-        for place, number in enumerate(whole):
+        read = [self._texts(text, add_special_tokens=False) for text in texts]
+        whole = [(i, text.ids) for i, text in enumerate(read) if not isinstance(text, Rejected)]
+        scores = self.scorer.score_sequences([ids for _, ids in whole])
+        found: list[list[float] | Rejected] = [f if isinstance(f, Rejected) else [] for f in read]
+        for place, (number, _) in enumerate(whole):
             rejected = scores.rejected.get(place)
             found[number] = rejected or [float(scores.rewards[place])]
         return found
-
-    def _tokens(self, text: str) -> list[int]:
-        if self.end_text and text.endswith(self.end_text):
-            text += self._tail
-        return self.scorer.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 class _RewardFunction:
@@ -358,25 +356,6 @@ def _column(columns: dict[str, Any], name: str, prompts: Sequence[Any]) -> Seque
             f"Column {name!r} has {len(column)} values for {len(prompts)} prompts."
         )
     return column
-
-
-def _ending(tokenizer: Any) -> tuple[str | None, str]:
-    """What ends a turn, and what the template writes after that, read off a rendered probe."""
-    turns = [{"role": "user", "content": "probe"}, {"role": "assistant", "content": "probe"}]
-    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    rest = text[text.rfind("probe") + len("probe") :]
-    special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-    end = max((token for token in special if rest.lstrip().startswith(token)), key=len, default="")
-    before, _, tail = rest.partition(end) if end else ("", "", "")
-    return (before + end, tail) if end else (None, "")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 __all__ = [
