@@ -135,7 +135,7 @@ class Ours:
         kinds: collections.Counter[str] = collections.Counter()
         for event in events:
             op = event.get("args", {}).get("hlo_op")
-            if event.get("ph") == "X" and op and not op.startswith("while"):
+            if event.get("ph") == "X" and op and not op.startswith(("while", "cond")):
                 kinds[_kind(op, names.get(op, ""))] += event["dur"] / 1e6
         return dict(kinds.most_common())
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from toolrm_jax.bits import as_bits, from_bits
 from toolrm_jax.matmul import multiply, row_major
 
 Array = jax.Array
@@ -73,7 +74,7 @@ def _forward(q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS):
     """The output, and what the backward pass needs: it computes the probabilities again, block by
     block, from the logarithm of each query's normaliser (FlashAttention, arXiv:2205.14135)."""
     arrays = (q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS)
-    out_BKGSH, normaliser_BKGS1 = jax.lax.map(lambda row: _row_forward(*row), arrays)
+    out_BKGSH, normaliser_BKGS1 = _map(lambda row: _row_forward(*row), arrays)
     # Named, so that rematerialisation may keep them: then the forward pass is not run twice.
     out_BKGSH = checkpoint_name(out_BKGSH, "attention")
     normaliser_BKGS1 = checkpoint_name(normaliser_BKGS1, "attention")
@@ -98,13 +99,13 @@ def _row_forward(q_KGSH, k_KSH, v_KSH, segments_S, branches_S) -> tuple[Array, A
 
         return _in_window(attend, start, Q, segments_S)
 
-    outs, normalisers = jax.lax.map(block, _starts(q_KGSH.shape[2], Q))
+    outs, normalisers = _map(block, _starts(q_KGSH.shape[2], Q))
     return _joined(outs), _joined(normalisers)
 
 
 @jax.named_scope("attention")
 def _backward(residuals, dout_BKGSH: Array):
-    dq, dk, dv = jax.lax.map(lambda row: _row_backward(*row), (*residuals, dout_BKGSH))
+    dq, dk, dv = _map(lambda row: _row_backward(*row), (*residuals, dout_BKGSH))
     return dq, dk, dv, None, None
 
 
@@ -133,13 +134,13 @@ def _row_backward(
             return dq, _added(sums[0], dk, first), _added(sums[1], dv, first)
 
         dq, dk_KHS, dv_KHS = _in_window(attend, start, Q, segments_S)
-        return (dk_KHS, dv_KHS), dq
+        return (dk_KHS, dv_KHS), as_bits(dq)
 
     # Sums over query blocks, in float32. Transposed, since then only the small q and dout are.
     zeros = tuple(jnp.zeros_like(x, jnp.float32) for x in (k_KHS, v_KHS))
     sums, dq_blocks = jax.lax.scan(block, zeros, _starts(S, Q))
     dk_KSH, dv_KSH = (x.swapaxes(1, 2).astype(dtype) for x in sums)
-    return _joined(dq_blocks), dk_KSH, dv_KSH
+    return _joined(from_bits(dq_blocks)), dk_KSH, dv_KSH
 
 
 _attention.defvjp(_forward, _backward)
@@ -155,8 +156,13 @@ def _joined(blocks_nKGQX: Array) -> Array:
     return blocks_nKGQX.transpose(1, 2, 0, 3, 4).reshape(K, G, n * Q, X)
 
 
+def _map(function, arrays):
+    """lax.map, with bfloat16 arrays on the way in and out as they are."""
+    return from_bits(jax.lax.map(lambda one: as_bits(function(from_bits(one))), as_bits(arrays)))
+
+
 def _cut(x: Array, start: Array, size: int, axis: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+    return from_bits(jax.lax.dynamic_slice_in_dim(as_bits(x), start, size, axis))
 
 
 def _added(sum_KHS: Array, part_KHW: Array, first: Array) -> Array:

@@ -30,6 +30,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from toolrm_jax.attention import row_attention
 from toolrm_jax.batch import Batch
+from toolrm_jax.bits import as_bits, from_bits
 from toolrm_jax.matmul import project
 from toolrm_jax.model_config import ModelConfig
 from toolrm_jax.rope import rotate, rotation
@@ -187,11 +188,11 @@ class RewardModel(nnx.Module):
         x_BSD = self._embed(batch.tokens)
 
         def layer(x_BSD, block):
-            return block(x_BSD, cos_sin, batch), None
+            return from_bits(block)(x_BSD, cos_sin, batch), None
 
         # prevent_cse is for loops that XLA unrolls; a scan does not need it.
         layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT[self.compute.remat])
-        return jax.lax.scan(layer, x_BSD, self.blocks)[0]
+        return jax.lax.scan(layer, x_BSD, as_bits(self.blocks))[0]
 
     def _embed(self, tokens_BS: Array) -> Array:
         """The tokens' vectors. Each device looks up its own columns of the table, for the rows of
