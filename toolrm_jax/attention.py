@@ -14,9 +14,8 @@ see one device's rows and heads (`model.py` calls them inside `jax.shard_map`).
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from toolrm_jax.bits import as_bits, from_bits
+from toolrm_jax.bits import as_bits, from_bits, kept
 from toolrm_jax.matmul import multiply, row_major
 
 Array = jax.Array
@@ -74,10 +73,14 @@ def _forward(q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS):
     """The output, and what the backward pass needs: it computes the probabilities again, block by
     block, from the logarithm of each query's normaliser (FlashAttention, arXiv:2205.14135)."""
     arrays = (q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS)
-    out_BKGSH, normaliser_BKGS1 = _map(lambda row: _row_forward(*row), arrays)
+    # The barrier ties the masks to the queries. Otherwise differentiating the scan over layers
+    # takes them out of it, and stores one for every block, window and head: over half a gigabyte
+    # for two rows of 2,048 tokens.
+    tied = jax.lax.optimization_barrier(arrays)
+    out_BKGSH, normaliser_BKGS1 = _map(lambda row: _row_forward(*row), tied)
     # Named, so that rematerialisation may keep them: then the forward pass is not run twice.
-    out_BKGSH = checkpoint_name(out_BKGSH, "attention")
-    normaliser_BKGS1 = checkpoint_name(normaliser_BKGS1, "attention")
+    out_BKGSH = kept(out_BKGSH, "attention")
+    normaliser_BKGS1 = kept(normaliser_BKGS1, "attention")
     return out_BKGSH, (*arrays, out_BKGSH, normaliser_BKGS1)
 
 

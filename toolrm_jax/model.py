@@ -25,12 +25,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 
 from toolrm_jax.attention import row_attention
 from toolrm_jax.batch import Batch
-from toolrm_jax.bits import as_bits, from_bits
+from toolrm_jax.bits import as_bits, from_bits, kept
 from toolrm_jax.matmul import project
 from toolrm_jax.model_config import ModelConfig
 from toolrm_jax.rope import rotate, rotation
@@ -140,9 +139,7 @@ class Blocks(nnx.Module):
         return project(out_BSX, self.o[...], self.compute.dtype)
 
     def _heads(self, x_BSD: Array, name: str, heads: int) -> Array:
-        y = checkpoint_name(
-            project(x_BSD, getattr(self, name)[...], self.compute.dtype), "projection"
-        )
+        y = kept(project(x_BSD, getattr(self, name)[...], self.compute.dtype), "projection")
         if self.config.qkv_bias:
             y = y + _beside(getattr(self, f"{name}_bias")[...].astype(y.dtype), y)
         # The layout is spelled out: with one key head, JAX would split its head_dim over `tensor`.
@@ -152,8 +149,8 @@ class Blocks(nnx.Module):
 
     def _mlp(self, x_BSD: Array) -> Array:
         dtype = self.compute.dtype
-        gate_BSF = checkpoint_name(project(x_BSD, self.gate[...], dtype), "projection")
-        up_BSF = checkpoint_name(project(x_BSD, self.up[...], dtype), "projection")
+        gate_BSF = kept(project(x_BSD, self.gate[...], dtype), "projection")
+        up_BSF = kept(project(x_BSD, self.up[...], dtype), "projection")
         return project(jax.nn.silu(gate_BSF) * up_BSF, self.down[...], dtype)
 
 
