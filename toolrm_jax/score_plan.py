@@ -6,10 +6,10 @@
 The same window gives the same batches, whatever was scored before it: a job that is killed and run
 again ends with equal bytes. Rewards do not depend on the plan beyond rounding.
 
-A token costs more in a longer row, since attention looks at the whole row before it; a shorter row
-wastes more of itself on padding. So every window is packed with several choices of shapes, and the
-cheapest of those with little padding is taken. Batches have the full height (rows) of their shape,
-or a quarter of it, and so on, so that the last rows of a window are not completed with empty ones.
+A token costs the same in every row, since attention looks at its own prompt only; but long groups
+fill short rows badly, and a row that is not full is padding. So every window is packed with several
+choices of shapes, and the cheapest is taken. Batches have the full height (rows) of their shape, or
+a quarter of it, and so on, so that the last rows of a window are not completed with empty ones.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class ScorePlan:
       batch_tokens: tokens of a batch over all devices; a shape gets as many rows as fit.
       row_multiple: rows of a batch are a multiple of this (the mesh's number of row shards).
       min_row: the shortest row; then come 1.5, 2, 3, 4, 6, ... times as many tokens.
-      equal_work: the row length at which attention costs as much as all the rest.
+      equal_work: the length of a group at which attention costs as much as all the rest.
       max_padding: a choice of rows with more padding is taken only where there is none with less.
     """
 
@@ -77,7 +77,8 @@ class ScorePlan:
         return [(shape, height) for shape in self.shapes for height in self.heights(shape)]
 
     def token_cost(self, shape: RowShape) -> float:
-        """What a token costs in a row of this shape, in tokens that attend to nothing."""
+        """What a token costs in a group that fills a row of this shape, in tokens that attend to
+        nothing: a response looks back over its siblings, which are masked."""
         return 1 + shape.tokens / self.equal_work
 
 
@@ -173,7 +174,9 @@ def _cheapest(items: Sequence[TokenizedPrompt], plan: ScorePlan) -> list[Planned
         np.array([item.tokens for item in items], np.int64),
         np.array([len(item.responses) for item in items], np.int64),
     )
-    found = [_pack(lengths, shapes, plan) for shapes in _choices(lengths, plan.shapes)]
+    packed = [_pack(lengths, shapes) for shapes in _choices(lengths, plan.shapes)]
+    packed += [_shrunk(rows, lengths, plan.shapes) for rows in packed]
+    found = [_batches(rows, plan) for rows in packed]
     useful = int(lengths.tokens.sum())
 
     def rank(batches: list[PlannedBatch]) -> tuple[bool, float]:
@@ -203,19 +206,35 @@ def _holds(shape: RowShape, lengths: Lengths) -> bool:
 
 
 def _cost(batches: Sequence[PlannedBatch], plan: ScorePlan) -> float:
-    return sum(
-        len(batch.rows) * batch.shape.tokens * plan.token_cost(batch.shape) + _BATCH_COST
-        for batch in batches
-    )
+    return sum(len(batch.rows) * batch.shape.tokens + _BATCH_COST for batch in batches)
 
 
-def _pack(lengths: Lengths, shapes: tuple[RowShape, ...], plan: ScorePlan) -> list[PlannedBatch]:
+Rows = dict[RowShape, list[tuple[int, ...]]]
+
+
+def _pack(lengths: Lengths, shapes: tuple[RowShape, ...]) -> Rows:
     # One row a step: this plan cuts rows into batches by rules of its own.
     config = PlanConfig(shapes, batch_tokens=1, window=1024)
-    rows: dict[RowShape, list[tuple[int, ...]]] = {shape: [] for shape in shapes}
+    rows: Rows = {shape: [] for shape in shapes}
     for step in plan_epoch(lengths, config, seed=0, epoch=0, shuffle=False):
         rows[step.shape].append(step.micro_batches[0][0])
-    return [batch for shape in shapes for batch in _cut(rows[shape], shape, plan.heights(shape))]
+    return rows
+
+
+def _shrunk(rows: Rows, lengths: Lengths, shapes: tuple[RowShape, ...]) -> Rows:
+    """Each row in the shortest shape that holds what is in it; most that are not full are last."""
+    found: Rows = {shape: [] for shape in shapes}
+    for row in (row for same in rows.values() for row in same):
+        inside = lengths.take(np.array(row))
+        need = Lengths(inside.tokens.sum()[None], inside.responses.sum()[None])
+        found[next(shape for shape in shapes if _holds(shape, need))].append(row)
+    return found
+
+
+def _batches(rows: Rows, plan: ScorePlan) -> list[PlannedBatch]:
+    return [
+        batch for shape in sorted(rows) for batch in _cut(rows[shape], shape, plan.heights(shape))
+    ]
 
 
 def _cut(rows: list[tuple[int, ...]], shape: RowShape, heights: list[int]) -> list[PlannedBatch]:

@@ -426,7 +426,7 @@ def _plan_for(
         batch_tokens=batch_tokens or per_device * devices,
         row_multiple=row_shards(mesh),
         min_row=min_row,
-        # A token attends to half of its row on average; and a FLOP of attention takes about twice
+        # A token attends to half of its group on average; and a FLOP of attention takes about twice
         # as long as one of a projection.
         equal_work=max(plain / per_key, 1.0),
     )
