@@ -14,12 +14,15 @@
 #   --account A, --qos Q default: yours; a preemptible QOS is the cluster's Spot
 #   --name NAME          of the job; default toolrm
 #   --grace S            seconds before the end of its time at which it saves; default 300
+#   --restarts N         after a failure; default 3
 #   --dry-run            print what would be done, and do nothing
 #   -- field ...         for the training: --config.train.steps=100
 #
-# Training finds the other processes by srun's variables (toolrm_jax/processes.py). Where it ends
+# Training finds the other processes by srun's variables (toolrm_jax/cluster.py). Where it ends
 # with 75 (preempted or out of time, and saved) the job is put back into the queue and continues
-# from its checkpoint; after a node failure Slurm does the same. Any other failure ends the job.
+# from its checkpoint; after a node failure Slurm does the same. So it is after any other failure
+# (76: a process was lost, or a step hung) while the job has been put back fewer than --restarts
+# times, for whatever reason.
 # TOOLRM_PYTHON is the Python with toolrm_jax[cuda], the same path on all nodes; default .venv of
 # this repository. HF_TOKEN is taken from the environment that submits.
 #
@@ -29,7 +32,8 @@
 set -euo pipefail
 
 dry_run=false config=configs/14b.py workdir="" nodes=2 gpus=8 time=1-00:00:00 partition=""
-account="" qos="" name=toolrm grace=300 repository="" fields=()
+account="" qos="" name=toolrm grace=300 restarts=3 repository=""
+fields=()
 
 die() {
     printf 'error: %s\n' "$*" >&2
@@ -62,6 +66,7 @@ read_options() {
         --qos) qos=$(value_of "$@") && shift ;;
         --name) name=$(value_of "$@") && shift ;;
         --grace) grace=$(value_of "$@") && shift ;;
+        --restarts) restarts=$(value_of "$@") && shift ;;
         --repository) repository=$(value_of "$@") && shift ;; # of a submitted job alone
         --dry-run) dry_run=true ;;
         --help | -h) sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$0" && exit 0 ;;
@@ -74,6 +79,7 @@ read_options() {
 
 check_options() {
     [[ -n $workdir ]] || die "--workdir is missing; see --help"
+    [[ $restarts =~ ^[0-9]+$ ]] || die "--restarts '$restarts': expected a number from 0"
     local number
     for number in "$nodes" "$gpus" "$grace"; do
         [[ $number =~ ^[1-9][0-9]*$ ]] || die "'$number': expected a number from 1; see --help"
@@ -92,7 +98,8 @@ submit() {
         --exclusive --mem 0 --time "$time" --requeue --signal "TERM@$grace" --export ALL \
         --open-mode append --output "$home/runs/slurm/%x-%j.log" "${more[@]}" \
         "$home/launch/slurm.sh" --repository "$home" --workdir "$workdir" --config "$config" \
-        --nodes "$nodes" --gpus "$gpus" --grace "$grace" -- "${fields[@]}"
+        --nodes "$nodes" --gpus "$gpus" --grace "$grace" \
+        --restarts "$restarts" -- "${fields[@]}"
 }
 
 # One task a node, with all of its cores (Slurm would bind a task to one). A task that ends first,
@@ -103,12 +110,16 @@ train() {
         "$python" -m toolrm_jax.train --config "$config" --workdir "$workdir" "${fields[@]}"
 }
 
+goes_on() { # goes_on STATUS
+    "$dry_run" || (($1 == 75)) || (($1 != 0 && ${SLURM_RESTART_COUNT:-0} < restarts))
+}
+
 run() {
     cd "$home"
     trap : TERM # where a cluster signals this script, too, it must live to put the job back
     local ended=0
     train || ended=$?
-    if "$dry_run" || ((ended == 75)) && [[ -n $repository ]]; then
+    if [[ -n $repository ]] && goes_on "$ended"; then
         act scontrol requeue "${SLURM_JOB_ID:-JOB}" ||
             echo "the job is not put back by this script; Slurm may have done so itself" >&2
     fi

@@ -7,11 +7,12 @@
 #
 # launch/tpu_pod.sh calls it on every host. In the home folder: .toolrm_venv/ (the installation),
 # toolrm_train.log, .toolrm_state (`running`, or `ended STATUS`), .toolrm_secrets (HF_TOKEN).
-# Training that ends with 75 (preempted, saved) is started again; after another failure N times.
+# Training that ends with 75 (asked to stop, and saved) is started again; after another failure, 76
+# among them (a process was lost, or a step hung), N times.
 set -euo pipefail
 
 repository=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-readonly preempted=75 pause_seconds=${TOOLRM_PAUSE_SECONDS:-20}
+readonly stopped=75 pause_seconds=${TOOLRM_PAUSE_SECONDS:-20}
 readonly python=${TOOLRM_PYTHON:-$HOME/.toolrm_venv/bin/python}
 readonly log=$HOME/toolrm_train.log state=$HOME/.toolrm_state lock=$HOME/.toolrm_lock
 readonly pid_file=$HOME/.toolrm_pid stopping=$HOME/.toolrm_stopping
@@ -52,7 +53,7 @@ loop() {
         ended=0
         train "$@" || ended=$?
         if ((ended == 0)) || [[ -e $stopping ]]; then break; fi
-        if ((ended != preempted)); then
+        if ((ended != stopped)); then
             if ((tried >= restarts)); then break; fi
             tried=$((tried + 1))
         fi

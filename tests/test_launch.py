@@ -395,7 +395,7 @@ def runs(host) -> int:
 def test_a_preempted_training_is_started_again_without_counting(host):
     assert host("state") == "never started"
     arguments = ("--config", "c.py", "--config.data.row_shapes=((8, 2),)")
-    host("start", "--restarts", "1", "--", *arguments, statuses=("75", "1", "75", "75", "0"))
+    host("start", "--restarts", "1", "--", *arguments, statuses=("75", "76", "75", "75", "0"))
     assert ended(host) == "ended 0"
     log = (host.home / "toolrm_train.log").read_text()
     assert log.count(f"training -m toolrm_jax.train {' '.join(arguments)} with token none") == 5
@@ -591,7 +591,9 @@ def test_a_dry_run_prints_the_job_and_its_run_and_submits_nothing(fakes):
         ),
         *["--open-mode", "append", "--output", str(tiny.ROOT / "runs" / "slurm" / "%x-%j.log")],
         *["--partition", "h100", str(LAUNCH / "slurm.sh"), "--repository", str(tiny.ROOT)],
-        *shlex.split("--workdir /w --config configs/14b.py --nodes 2 --gpus 8 --grace 300"),
+        *shlex.split(
+            "--workdir /w --config configs/14b.py --nodes 2 --gpus 8 --grace 300 --restarts 3"
+        ),
         *["--", "--config.seed=1"],
     ]
     assert srun == [
@@ -605,10 +607,15 @@ def test_a_dry_run_prints_the_job_and_its_run_and_submits_nothing(fakes):
     assert requeue[:2] == ["scontrol", "requeue"]
 
 
-@pytest.mark.parametrize(("status", "again"), [(0, False), (75, True), (1, False), (134, False)])
-def test_a_job_is_put_back_into_the_queue_when_it_was_preempted(fakes, status, again):
+@pytest.mark.parametrize(
+    ("status", "before", "again"),
+    [(0, "0", False), (75, "9", True), (76, "", True), (134, "2", True), (1, "3", False)],
+)
+def test_a_job_is_put_back_into_the_queue(fakes, status, before, again):
+    """Always when it was preempted (75), after a failure as often as asked."""
     fakes.answers("status", str(status))
-    done = fakes.run("slurm.sh", *slurm_job(), SLURM_JOB_ID="61")
+    count = {"SLURM_RESTART_COUNT": before} if before else {}
+    done = fakes.run("slurm.sh", *slurm_job(), SLURM_JOB_ID="61", **count)
     assert done.returncode == status
     assert fakes.calls()[0][0] == "srun"
     assert fakes.calls()[1:] == ([["scontrol", "requeue", "61"]] if again else [])

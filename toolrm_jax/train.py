@@ -10,7 +10,7 @@ heldout_scores.jsonl, evaluation.json, tokenizer/, export/.
 
 Several processes are one run if a TPU pod, GKE or Slurm's srun started them, which is seen without
 a flag, or if each has JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID in
-its environment (processes.py); the workdir is then on a file system that all of them share.
+its environment (cluster.py); the workdir is then on a file system that all of them share.
 """
 
 import contextlib
@@ -32,6 +32,7 @@ from toolrm_jax import evaluate
 from toolrm_jax.batch_plan import PlanConfig, Step
 from toolrm_jax.bfcl_pairs import ensure_pairs
 from toolrm_jax.checkpoint import Checkpoints, config_to_json
+from toolrm_jax.cluster import MODES, start_processes
 from toolrm_jax.errors import reported
 from toolrm_jax.files import write_text
 from toolrm_jax.huggingface import load_params, save_directory, truncate
@@ -53,7 +54,6 @@ from toolrm_jax.optimizer import make_optimizer
 from toolrm_jax.orbax_folder import TOKENIZER, about_run
 from toolrm_jax.output_folder import new_folder
 from toolrm_jax.pretrained import Pretrained, open_pretrained
-from toolrm_jax.processes import MODES, start_processes
 from toolrm_jax.rendering import Renderer
 from toolrm_jax.train_config import (
     TrainingError,

@@ -34,6 +34,10 @@ class ProcessError(InputError):
     """The processes of a run cannot be joined."""
 
 
+class NoClusterError(ProcessError):
+    """JAX finds no cluster where one was looked for."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Cluster:
     """Who started the processes, and what jax.distributed.initialize() is to be told."""
@@ -54,7 +58,12 @@ def start_processes(mode: str = "auto", timeout_seconds: int = 300) -> Cluster |
     if cluster is None and mode == "on":
         cluster = Cluster("a cluster that JAX recognises")
     if cluster is not None:
-        _join(cluster, timeout_seconds)
+        try:
+            _join(cluster, timeout_seconds)
+        except NoClusterError:
+            if mode == "on" or cluster.method != "gcetpu":
+                raise
+            return None  # chips without Google's metadata, as in hosted notebooks: one host
     return cluster
 
 
@@ -120,7 +129,7 @@ def _has_tpu() -> bool:
     """Whether JAX will compute on TPU chips of this machine.
 
     JAX looks for chips on the PCI bus when it is imported. Not public, but exactly what decides
-    whether its own detection works; tests/test_processes.py notices if it goes.
+    whether its own detection works; tests/test_cluster.py notices if it goes.
     """
     from jax._src import cloud_tpu_init
 
@@ -137,8 +146,8 @@ def _join(cluster: Cluster, timeout_seconds: int) -> None:
             cluster_detection_method=cluster.method,
             initialization_timeout=timeout_seconds,
         )
-    except ValueError as error:
-        raise ProcessError(
+    except (ValueError, OSError) as error:  # OSError: no metadata server answers
+        raise NoClusterError(
             f"Several processes cannot be joined ({cluster.name}): {error} Start them by srun, "
             f"mpirun or on TPU hosts; or set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES "
             f"and JAX_PROCESS_ID for each; or pass --distributed=off to run alone."

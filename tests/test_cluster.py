@@ -9,8 +9,8 @@ import pytest
 import tiny
 from jax._src import cloud_tpu_init
 
-from toolrm_jax import processes
-from toolrm_jax.processes import Cluster, ProcessError, find_cluster, start_processes
+from toolrm_jax import cluster as module
+from toolrm_jax.cluster import Cluster, NoClusterError, ProcessError, find_cluster, start_processes
 
 # Of the second of two tasks that srun started on two nodes.
 SRUN = {
@@ -28,7 +28,7 @@ SRUN = {
 PROGRAM = """
 import jax
 from jax.experimental import multihost_utils
-from toolrm_jax.processes import start_processes
+from toolrm_jax.cluster import start_processes
 cluster = start_processes(timeout_seconds=60)
 numbers = multihost_utils.process_allgather(jax.process_index())
 print(cluster.name, jax.process_count(), sorted(map(int, numbers.flat)), jax.local_device_count())
@@ -125,6 +125,22 @@ def test_jax_platforms_cpu_on_a_tpu_vm_stays_alone(joined, monkeypatch):
     assert [call["cluster_detection_method"] for call in joined] == ["gcetpu"]
 
 
+@pytest.mark.parametrize("error", [ValueError("coordinator_address"), ConnectionError("no host")])
+def test_tpu_chips_without_googles_metadata_are_one_host(joined, monkeypatch, error):
+    def nothing_found(**_):
+        raise error
+
+    monkeypatch.setattr(jax.distributed, "initialize", nothing_found)
+    monkeypatch.setattr(module, "_has_tpu", lambda: True)
+    assert start_processes() is None
+    with pytest.raises(NoClusterError, match="TPU VM"):
+        start_processes("on")
+    # On GKE and under srun there are others, who would wait.
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
+    with pytest.raises(NoClusterError, match="GKE"):
+        start_processes()
+
+
 def test_open_mpi_counts_its_processes():
     mpi = {"OMPI_MCA_orte_hnp_uri": "1;tcp://10.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "4"}
     assert find_cluster(mpi).processes == 4
@@ -164,7 +180,7 @@ def test_processes_that_do_not_come_are_an_error_not_a_traceback(joined, monkeyp
     with pytest.raises(
         ProcessError, match=r"Slurm did not all join within 300 s: DEADLINE_EXCEEDED"
     ):
-        processes._join(Cluster("Slurm", "slurm", 2), 300)
+        module._join(Cluster("Slurm", "slurm", 2), 300)
 
 
 def test_two_tasks_of_slurm_compute_together(tmp_path):
