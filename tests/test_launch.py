@@ -48,11 +48,14 @@ def answer(kind):
 
 if name == "gcloud" and "list" in given:
     state = answer("states")
+    (folder / "state").write_text(state)
     if state == "FAILS":
         sys.exit("no network")
     if state:
         print("another\\tACTIVE")
         print("rm\\t" + state if state != "ABSENT" else "rm-2\\tACTIVE")
+elif name == "gcloud" and "delete" in given and (folder / "state").read_text() == "SUSPENDING":
+    sys.exit("a queued resource that is being suspended cannot be deleted")
 elif name == "gcloud" and "scp" in given:
     shutil.copy(given[4], folder / given[5].removeprefix("rm:"))
 elif name == "gcloud" and "ssh" in given and given[-1].endswith("state"):
@@ -104,6 +107,13 @@ class Fakes:
 @pytest.fixture
 def fakes(tmp_path) -> Fakes:
     return Fakes(tmp_path / "fakes")
+
+
+@pytest.fixture
+def checkout() -> None:
+    """Skips where this is no checkout, whose last commit could be copied."""
+    if not (tiny.ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("no git checkout: setup copies a commit")
 
 
 def shown(result: subprocess.CompletedProcess) -> list[list[str]]:
@@ -281,7 +291,7 @@ def test_delete_asks_unless_told_not_to(fakes):
     assert fakes.calls()[2:] == [LIST]
 
 
-def test_hosts_get_the_commit_and_the_token_but_no_command_shows_it(fakes):
+def test_hosts_get_the_commit_and_the_token_but_no_command_shows_it(fakes, checkout):
     done = fakes.run("tpu_pod.sh", "setup", *POD, HF_TOKEN=TOKEN)
     assert done.returncode == 0, done.stderr
     with tarfile.open(fakes.folder / "toolrm_jax.tar.gz") as archive:
@@ -299,10 +309,11 @@ def test_hosts_get_the_commit_and_the_token_but_no_command_shows_it(fakes):
     assert not any(Path(path).exists() for path in copied)
 
 
-def test_up_asks_for_another_slice_when_one_is_taken_away(fakes):
-    # Absent, created, there; taken while training; deleted, created again, there; training ends.
-    states = ["ABSENT", "ACTIVE", "ACTIVE", "SUSPENDING", "SUSPENDING", "SUSPENDED", "SUSPENDED"]
-    fakes.answers("states", *states, "ABSENT", "ACTIVE", "ACTIVE")
+def test_up_asks_for_another_slice_when_one_is_taken_away(fakes, checkout):
+    # Absent, created, there; taken away while training, which takes a while, and deleted; absent,
+    # created again, there; training ends.
+    first = ["ABSENT", "ACTIVE", "ACTIVE", *["SUSPENDING"] * 4, "SUSPENDED", "SUSPENDED"]
+    fakes.answers("states", *first, "ABSENT", "ACTIVE", "ACTIVE")
     fakes.answers("said", "running", "ended 0")
     done = fakes.run("tpu_pod.sh", "up", *POD, "--workdir", "gs://bucket/rm")
     assert done.returncode == 0, done.stderr
@@ -314,7 +325,7 @@ def test_up_asks_for_another_slice_when_one_is_taken_away(fakes):
     assert started == [on_hosts("all", START)] * 2
 
 
-def test_up_ends_with_the_status_of_a_training_that_failed(fakes):
+def test_up_ends_with_the_status_of_a_training_that_failed(fakes, checkout):
     fakes.answers("states", "ACTIVE")
     fakes.answers("said", "running", "", "ended 1")
     done = fakes.run("tpu_pod.sh", "up", *POD, "--workdir", "gs://bucket/rm")
