@@ -151,7 +151,8 @@ def test_what_the_user_sets_comes_first(joined, monkeypatch):
     given = {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
     for name, value in (SRUN | given).items():
         monkeypatch.setenv(name, value)
-    assert start_processes().name == "JAX_COORDINATOR_ADDRESS"
+    assert start_processes(lost_seconds=7).name == "JAX_COORDINATOR_ADDRESS"
+    assert joined[0]["heartbeat_timeout_seconds"] == 7
     assert (joined[0]["num_processes"], joined[0]["process_id"]) == (4, 3)
     assert joined[0]["cluster_detection_method"] is None
     assert start_processes("off") is None
@@ -180,7 +181,7 @@ def test_processes_that_do_not_come_are_an_error_not_a_traceback(joined, monkeyp
     with pytest.raises(
         ProcessError, match=r"Slurm did not all join within 300 s: DEADLINE_EXCEEDED"
     ):
-        module._join(Cluster("Slurm", "slurm", 2), 300)
+        module._join(Cluster("Slurm", "slurm", 2), 300, 100)
 
 
 def test_two_tasks_of_slurm_compute_together(tmp_path):

@@ -49,9 +49,12 @@ class Cluster:
     all_devices: bool = False  # of this machine, where JAX would take one a process
 
 
-def start_processes(mode: str = "auto", timeout_seconds: int = 300) -> Cluster | None:
+def start_processes(
+    mode: str = "auto", timeout_seconds: int = 300, lost_seconds: int = 100
+) -> Cluster | None:
     """Joins the processes of this run; what was joined, None for a process alone.
 
+    All must come within `timeout_seconds`; later, one that is silent for `lost_seconds` ends all.
     Must come before anything that starts JAX's backend. Raises ProcessError.
     """
     cluster = find_cluster(os.environ, tpu=_has_tpu()) if mode != "off" else None
@@ -59,7 +62,7 @@ def start_processes(mode: str = "auto", timeout_seconds: int = 300) -> Cluster |
         cluster = Cluster("a cluster that JAX recognises")
     if cluster is not None:
         try:
-            _join(cluster, timeout_seconds)
+            _join(cluster, timeout_seconds, lost_seconds)
         except NoClusterError:
             if mode == "on" or cluster.method != "gcetpu":
                 raise
@@ -138,19 +141,20 @@ def _has_tpu() -> bool:
     return cloud_tpu_init.running_in_cloud_tpu_vm and (not platforms or "tpu" in platforms)
 
 
-def _join(cluster: Cluster, timeout_seconds: int) -> None:
+def _join(cluster: Cluster, timeout_seconds: int, lost_seconds: int) -> None:
     try:
         jax.distributed.initialize(
             num_processes=cluster.processes,
             process_id=cluster.process,
             cluster_detection_method=cluster.method,
             initialization_timeout=timeout_seconds,
+            heartbeat_timeout_seconds=lost_seconds,
         )
     except (ValueError, OSError) as error:  # OSError: no metadata server answers
         raise NoClusterError(
-            f"Several processes cannot be joined ({cluster.name}): {error} Start them by srun, "
-            f"mpirun or on TPU hosts; or set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES "
-            f"and JAX_PROCESS_ID for each; or pass --distributed=off to run alone."
+            f"Several processes cannot be joined ({cluster.name}): {error} Start them by srun or "
+            f"mpirun, or set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and "
+            f"JAX_PROCESS_ID for each process. --distributed=off runs alone."
         ) from error
     except RuntimeError as error:
         raise ProcessError(
