@@ -8,16 +8,15 @@ command again continues from the newest checkpoint, and ends bit-equal to a run 
 interrupted. In the workdir: checkpoints/, metrics.jsonl, tensorboard/, rejects-*.jsonl,
 heldout_scores.jsonl, evaluation.json, tokenizer/, export/.
 
-Several processes are one run if each is started with JAX_COORDINATOR_ADDRESS=host:port,
-JAX_NUM_PROCESSES and JAX_PROCESS_ID in its environment, or with --distributed under a cluster that
-JAX recognises; the workdir is then on a file system that all of them share.
+Several processes are one run if a TPU pod, GKE or Slurm's srun started them, which is seen without
+a flag, or if each has JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID in
+its environment (cluster.py); the workdir is then on a file system that all of them share.
 """
 
 import contextlib
 import dataclasses
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -33,6 +32,7 @@ from toolrm_jax import evaluate
 from toolrm_jax.batch_plan import PlanConfig, Step
 from toolrm_jax.bfcl_pairs import ensure_pairs
 from toolrm_jax.checkpoint import Checkpoints, config_to_json
+from toolrm_jax.cluster import MODES, start_processes
 from toolrm_jax.errors import reported
 from toolrm_jax.files import write_text
 from toolrm_jax.huggingface import load_params, save_directory, truncate
@@ -355,11 +355,12 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, export.")
-_DISTRIBUTED = flags.DEFINE_bool(
+_DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
-    False,
-    "One of several processes, under a cluster that JAX recognises (Slurm, a TPU pod, ...). Not "
-    "needed where JAX_COORDINATOR_ADDRESS is set.",
+    "auto",
+    MODES,
+    "Whether this is one of several processes. auto: if a TPU pod, GKE, Slurm or Open MPI started "
+    "it as one, or JAX_COORDINATOR_ADDRESS is set. on: by any means that JAX knows. off: alone.",
 )
 
 
@@ -371,25 +372,8 @@ def main(argv: list[str]) -> None:
         )
     logging.set_verbosity(logging.WARNING)  # Orbax logs dozens of lines per save
     with reported():
-        _join_processes()
+        start_processes(_DISTRIBUTED.value)
         train(_CONFIG.value, str(_WORKDIR.value))
-
-
-def _join_processes() -> None:
-    """Makes this process one of several, where it was started as such."""
-    if not (_DISTRIBUTED.value or "JAX_COORDINATOR_ADDRESS" in os.environ):
-        return
-    processes, process = (
-        int(os.environ[name]) if name in os.environ else None
-        for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    )
-    try:
-        jax.distributed.initialize(num_processes=processes, process_id=process)
-    except ValueError as error:
-        raise TrainingError(
-            f"Several processes cannot be joined: {error} Set JAX_COORDINATOR_ADDRESS=host:port, "
-            f"JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process."
-        ) from error
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
