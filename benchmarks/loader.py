@@ -3,7 +3,7 @@
     python -m benchmarks.loader [--rows 6000] [--workers 0 2] [--json loader.json]
 
 Pairs of real tool-calling data from the folder that TOOLRM_DATA names, in Qwen2.5's tokens: the
-wrong side is what a model answered where that is known, and a corruption of the right one elsewhere.
+wrong side is what a model answered where that is known, elsewhere a corruption of the right one.
 Without that folder: the quickstart's BFCL pairs, in SmolLM2's.
 
   index     every row rendered and tokenised once, for its length

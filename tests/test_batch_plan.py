@@ -8,6 +8,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import loader as bench
 from toolrm_jax import batch_plan
 from toolrm_jax.batch import RowShape
 from toolrm_jax.batch_plan import (
@@ -18,6 +19,8 @@ from toolrm_jax.batch_plan import (
     process_rows,
     too_long,
 )
+from toolrm_jax.loader import RowTokenizer
+from toolrm_jax.rendering import Renderer
 
 SHAPES = (RowShape(64, 4), RowShape(16, 8), RowShape(32, 3))
 
@@ -201,6 +204,17 @@ def test_padding_of_a_row_a_chip_is_within_8_percent(shapes, rows):
         steps = plan_epoch(sizes, config, seed=0, epoch=0)
         assert {step.shape for step in steps} <= set(config.shapes)
         assert padding_share(steps, sizes, config) < most
+
+
+def test_padding_of_real_tasks_is_within_8_percent(toolrm_data, qwen_tokenizer):
+    tokenize = RowTokenizer(Renderer(qwen_tokenizer("qwen2.5")))
+    items = [tokenize(row)[0] for row in bench.real_rows(toolrm_data, every=50)]
+    sizes = Lengths(
+        np.array([item.tokens for item in items]), np.array([len(i.responses) for i in items])
+    )
+    assert len(items) > 1000
+    for plan in bench.plan_table(sizes, 5_000):
+        assert plan["padding"] < 0.08, plan
 
 
 @settings(max_examples=50, deadline=None)
