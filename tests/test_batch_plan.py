@@ -8,6 +8,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import loader as bench
 from toolrm_jax import batch_plan
 from toolrm_jax.batch import RowShape
 from toolrm_jax.batch_plan import (
@@ -18,6 +19,8 @@ from toolrm_jax.batch_plan import (
     process_rows,
     too_long,
 )
+from toolrm_jax.loader import RowTokenizer
+from toolrm_jax.rendering import Renderer
 
 SHAPES = (RowShape(64, 4), RowShape(16, 8), RowShape(32, 3))
 
@@ -164,8 +167,8 @@ def test_rows_that_do_not_divide_among_processes_are_an_error():
         process_rows(6, 0, 4)
 
 
-def test_examples_go_to_the_smallest_shape_that_holds_them():
-    config = PlanConfig(SHAPES, 64)
+def test_a_row_is_opened_in_the_smallest_shape_that_holds_the_example():
+    config = PlanConfig(SHAPES, batch_tokens=1)  # a row a step, so that no step is incomplete
     sizes = Lengths(np.array([10, 30, 60, 10, 65]), np.array([8, 3, 4, 9, 2]))
     found = {i: step.shape for step in plan_epoch(sizes, config, 0, 0) for i in step.examples()}
     assert found == {0: RowShape(16, 8), 1: RowShape(32, 3), 2: RowShape(64, 4)}
@@ -179,6 +182,51 @@ def test_packing_wastes_little_and_shapes_stay_few():
     assert {step.shape for step in steps} <= set(config.shapes)
     last_steps = 2 * 512 / sizes.tokens.sum()  # one of each shape may be all but empty
     assert padding_share(steps, sizes, config) < 0.05 + last_steps
+
+
+def like_real(n: int) -> Lengths:
+    """Pairs of about 450 tokens, with a long tail."""
+    rng = np.random.default_rng(0)
+    tokens = np.clip(rng.lognormal(np.log(450), 0.75, n).astype(int), 40, 6000)
+    return Lengths(tokens, np.full(n, 2))
+
+
+@pytest.mark.parametrize("rows", [16, 32])
+@pytest.mark.parametrize(
+    "shapes",
+    [((4096, 64),), ((2048, 32), (4096, 64)), ((1024, 16), (2048, 32), (4096, 64))],
+    ids=["one shape", "two", "three"],
+)
+def test_padding_of_a_row_a_chip_is_within_8_percent(shapes, rows):
+    """The rows of 16 and of 32 chips, on an epoch of 20,000 pairs and on one of 2,000."""
+    config = PlanConfig(tuple(RowShape(*shape) for shape in shapes), rows * 4096, row_multiple=rows)
+    for sizes, most in ((like_real(20_000), 0.03), (like_real(2_000), 0.08)):
+        steps = plan_epoch(sizes, config, seed=0, epoch=0)
+        assert {step.shape for step in steps} <= set(config.shapes)
+        assert padding_share(steps, sizes, config) < most
+
+
+def test_padding_of_real_tasks_is_within_8_percent(toolrm_data, qwen_tokenizer):
+    tokenize = RowTokenizer(Renderer(qwen_tokenizer("qwen2.5")))
+    items = [tokenize(row)[0] for row in bench.real_rows(toolrm_data, every=50)]
+    sizes = Lengths(
+        np.array([item.tokens for item in items]), np.array([len(i.responses) for i in items])
+    )
+    assert len(items) > 1000
+    for plan in bench.plan_table(sizes, 5_000):
+        assert plan["padding"] < 0.08, plan
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths(), st.integers(1, 3), st.integers(0, 3))
+def test_at_an_epochs_end_less_than_one_step_is_empty(sizes, micro_batches, seed):
+    shapes = (RowShape(80, 9), RowShape(40, 9), RowShape(20, 9))
+    config = PlanConfig(shapes, 240, micro_batches)
+    steps = plan_epoch(sizes, config, seed, epoch=0)
+    empty = [step.shape for step in steps for rows in step.micro_batches for row in rows if not row]
+    if any(step.shape == shapes[0] for step in steps):
+        assert set(empty) <= {shapes[0]}
+    assert all(empty.count(s) < config.rows(s) * config.micro_batches for s in shapes)
 
 
 def test_examples_are_dealt_to_every_micro_batch_of_a_short_step():

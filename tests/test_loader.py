@@ -236,13 +236,13 @@ def test_going_on_at_a_step_gives_the_batches_that_were_left(make):
 
 
 def test_every_epoch_has_every_row_once_in_an_order_of_its_own(make):
-    made = make(varied_rows())
+    made = make(varied_rows(60))
     orders = [[i for step in made.epoch(n) for i in step.examples()] for n in range(3)]
-    assert all(sorted(order) == list(range(20)) for order in orders)
+    assert all(sorted(order) == list(range(60)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
     sets = [[set(step.examples()) for step in made.epoch(n)] for n in range(2)]
     assert any(step not in sets[0] for step in sets[1])  # other company, not only another order
-    again = make(varied_rows(), seed=1)
+    again = make(varied_rows(60), seed=1)
     assert [i for step in again.epoch(0) for i in step.examples()] != orders[0]
 
 

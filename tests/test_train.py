@@ -39,8 +39,15 @@ RUN = {
     "train.eval_rows": 4,
     "train.checkpoint_every": CHECKPOINT_EVERY,
 }
-# Of a log line, what depends on the clock.
-RATES = ("pairs_per_second", "tokens_per_second", "eta_seconds")
+# Of a log line, what depends on the clock and the machine.
+RATES = (
+    "pairs_per_second",
+    "tokens_per_second",
+    "flops_per_second",
+    "input_wait_share",
+    "memory_bytes",
+    "eta_seconds",
+)
 
 KILLED = f"""
 import os, signal
@@ -130,6 +137,7 @@ def test_metrics_are_logged_each_step_and_each_evaluation(finished):
     assert [line["step"] for line in trained] == list(range(1, STEPS + 1))
     assert [line["step"] for line in heldout] == [EVAL_EVERY, 2 * EVAL_EVERY, STEPS]
     needed = {"loss", "accuracy", "margin", "reward_mean", "reward_std", "gradient_norm", *RATES}
+    needed |= {"padding_share"}
     assert all(needed <= line.keys() for line in trained)
     assert heldout[-1]["loss"] == report.loss
     assert heldout[-1]["accuracy/Parameter value error"] == (
@@ -152,7 +160,8 @@ def test_tensorboard_shows_the_same_numbers(finished):
             shown |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
             at += 16 + length
     for line in tiny.metrics(workdir):
-        assert shown["train/loss", line["step"]] == pytest.approx(line["loss"])
+        for name in ("loss", "padding_share", "reward_std", *RATES):
+            assert shown[f"train/{name}", line["step"]] == pytest.approx(line[name])
     for line in tiny.metrics(workdir, "heldout"):
         assert shown["heldout/accuracy", line["step"]] == pytest.approx(line["accuracy"])
         tag = "heldout/accuracy/Parameter_value_error"
@@ -164,7 +173,9 @@ def test_the_console_says_what_is_trained_and_on_how_much(finished):
     lines = console.splitlines()
     progress = [line for line in lines if line.startswith(f"step {STEPS}/{STEPS}")]
     assert len(progress) == 1
-    assert all(word in progress[0] for word in ("loss", "pairs/s", "tok/s", "ETA 0:00"))
+    words = ("loss", "accuracy", "margin", "reward", "|g|", "pairs/s", "tok/s", "GFLOP/s")
+    words += ("padding", "input wait", "memory", "ETA 0:00")
+    assert all(word in progress[0] for word in words)
     # 24 steps are eight epochs of 40 prompts with three pairs each.
     assert any(
         line.startswith(f"2 layers, {PARAMETERS:,} parameters, 960 pairs seen") for line in lines
@@ -361,3 +372,10 @@ def test_margins_and_first_layers_alone(toy, tmp_path):
     assert summary["pairs_seen"] == line["pairs"]
     exported = json.loads((tmp_path / "run" / "export" / "config.json").read_text())
     assert exported["num_hidden_layers"] == 1
+
+
+def test_a_trace_of_the_steps_asked_for(toy, tmp_path):
+    shared = {"train.steps": 3, "train.export": False, "train.checkpoint_every": 3}
+    train(tiny.run_config(toy, **shared, profile_steps=(1, 1)), tmp_path / "run")
+    (trace,) = (tmp_path / "run" / "profile").glob("plugins/profile/*/*.xplane.pb")
+    assert b"step_num" in trace.read_bytes()

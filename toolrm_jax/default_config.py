@@ -11,6 +11,8 @@ def default_config() -> ConfigDict:
     """The fields; where they are checked: `train_config.py`."""
     config = ConfigDict()
     config.seed = 0
+    # Trace: skip so many steps of this start, then trace so many into workdir/profile (0: none).
+    config.profile_steps = (0, 0)
 
     # Where to start: "embedded:smollm2", a Hugging Face directory or hub id, or a .gguf file.
     config.model = ConfigDict({"source": "embedded:smollm2"})

@@ -127,6 +127,7 @@ class Index:
 
     ids: list[str]
     lengths: Lengths
+    keys: np.ndarray  # [n] to how many keys a row's tokens attend in all: what attention costs
     kept: list[tuple[int, ...]]  # per row, the numbers of its distinct wrong responses
     usable: np.ndarray  # [n] rows that can be trained on
     rejects: list[dict[str, str]]  # {"id", "reason", "detail"}
@@ -175,7 +176,7 @@ def build_index(
     measured: list[_Measured] = list(found)
     ids, kept = [row.id for row in measured], [row.kept for row in measured]
     rejects = [problem for row in measured for problem in row.problems]
-    tokens, responses, whole = np.asarray([row.sizes for row in measured], np.int64).T
+    tokens, responses, whole, keys = np.asarray([row.sizes for row in measured], np.int64).T
     lengths = Lengths(tokens, responses)
     usable = np.array([bool(k) for k in kept])
     over_long = np.isin(np.arange(len(usable)), batch_plan.too_long(lengths, shapes))
@@ -187,7 +188,8 @@ def build_index(
     usable &= ~over_long
     if not usable.any():
         raise LoaderError(f"No row of {rows.path} can be used: {_by_reason(rejects)}.")
-    return Index(ids, lengths, kept, usable, rejects, [row.digest for row in measured])
+    digests = [row.digest for row in measured]
+    return Index(ids, lengths, keys, kept, usable, rejects, digests)
 
 
 def write_rejects(path: str | Path, index: Index) -> None:
@@ -304,7 +306,7 @@ def to_device(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
 
 class _Measured(NamedTuple):
     id: str
-    sizes: tuple[int, int, int]  # tokens; responses; tokens with tools and conversation
+    sizes: tuple[int, int, int, int]  # tokens; responses; tokens with tools and conversation; keys
     kept: tuple[int, ...]
     problems: list[dict[str, str]]
     digest: str
@@ -322,9 +324,9 @@ class _Measure(grain.transforms.Map):
                 whole, _ = dataclasses.replace(self.tokenize, blind=False)(row)
         except RenderError as error:
             problem = _reject(row, "cannot be rendered", str(error))
-            return _Measured(row["id"], (0, 0, 0), (), [problem], "")
+            return _Measured(row["id"], (0, 0, 0, 0), (), [problem], "")
         problems = [] if len(kept) == len(row["rejected"]) else self._left_out(row)
-        sizes = (item.tokens, len(item.responses), whole.tokens)
+        sizes = (item.tokens, len(item.responses), whole.tokens, _attended(item))
         return _Measured(row["id"], sizes, kept, problems, _digest(item))
 
     def _left_out(self, row: Row) -> list[dict[str, str]]:
@@ -336,6 +338,13 @@ class _Measure(grain.transforms.Map):
                 detail = f"rejected[{number}] is rejected[{twin - 1}]"
                 problems.append(_reject(row, "the same wrong response twice", detail))
         return problems
+
+
+def _attended(item: TokenizedPrompt) -> int:
+    """Keys that its tokens attend to: every one to itself and those before it, siblings apart."""
+    prompt = len(item.prompt)
+    own = [prompt, *map(len, item.responses)]
+    return sum(n * (n + 1) // 2 for n in own) + prompt * sum(own[1:])
 
 
 def _digest(item: TokenizedPrompt) -> str:

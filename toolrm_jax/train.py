@@ -18,7 +18,6 @@ import dataclasses
 import json
 import math
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 from toolrm_jax import evaluate
-from toolrm_jax.batch_plan import PlanConfig, Step
+from toolrm_jax.batch_plan import PlanConfig
 from toolrm_jax.bfcl_pairs import ensure_pairs
 from toolrm_jax.checkpoint import Checkpoints, config_to_json
 from toolrm_jax.cluster import MODES, start_processes
@@ -55,6 +54,8 @@ from toolrm_jax.orbax_folder import TOKENIZER, about_run
 from toolrm_jax.output_folder import new_folder
 from toolrm_jax.pretrained import Pretrained, open_pretrained
 from toolrm_jax.rendering import Renderer
+from toolrm_jax.step_trace import StepTrace
+from toolrm_jax.throughput import Throughput, line
 from toolrm_jax.train_config import (
     TrainingError,
     local_folder,
@@ -119,20 +120,30 @@ def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
         log = opened.enter_context(contextlib.closing(MetricsLog(folder, start, steps, lead)))
 
         # --- Steps -----------------------------------------------------------------------------
-        clock = _Clock(steps, start)
-        pending: list[tuple[int, Step, dict[str, jax.Array]]] = []
-        for number, batches in enumerate(loader.batches(start, steps), start):
-            state, metrics = train_step(state, to_device(batches, mesh))
-            pending.append((number, loader.locate(number), metrics))
+        devices = list(mesh.devices.flat)
+        meter = opened.enter_context(
+            contextlib.closing(Throughput(loader, source.config, devices, steps, start))
+        )
+        trace = opened.enter_context(
+            contextlib.closing(StepTrace(folder / "profile", start, config.profile_steps, lead))
+        )
+        pending: list[tuple[int, dict[str, jax.Array]]] = []
+        for number, batches in enumerate(meter.inputs(loader.batches(start, steps)), start):
+            with trace.step(number):
+                state, metrics = train_step(state, to_device(batches, mesh))
+            meter.dispatched(loader.locate(number), metrics["loss"])
+            pending.append((number, metrics))
+            if trace.dispatched(number, metrics):
+                say(f"trace of steps until {number + 1} in {folder / 'profile'}: docs/train.md")
             done = number + 1
             saving = done % config.train.checkpoint_every == 0 or done == steps
             evaluating = config.train.eval_every and done % config.train.eval_every == 0
             if done % config.train.log_every == 0 or saving or evaluating:
                 means = _fetch(pending, folder)
-                rates = clock.rates(done, pending, loader)
+                rates = meter.rates(done)
                 pending = []
                 log.write(done, "train", means | rates)
-                say(_line(done, steps, means, rates))
+                say(line(done, steps, means, rates))
             # Before saving: a run that goes on from this step has evaluated it.
             if evaluating and done < steps:
                 part = heldout.first(config.train.eval_rows)
@@ -140,7 +151,7 @@ def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
                 found = evaluate.report(scores, config.loss.eta)
                 log.write(done, "heldout", _scalars(found))
                 say(f"step {done}: held-out accuracy {found.accuracy} on {found.accuracy.n} pairs")
-                clock.skip()
+                meter.skip()
             if saving:
                 checkpoints.save(state, meta | {"loader": {"next_step": done}})
         checkpoints.wait()
@@ -256,7 +267,7 @@ def _steps_of(loader: Loader, epochs: float) -> int:
 
 def _fetch(pending: list, workdir: Path) -> dict[str, float]:
     """Means over the steps since the last log line; stops the run where one is not finite."""
-    fetched = [(number, jax.device_get(metrics)) for number, _, metrics in pending]
+    fetched = [(number, jax.device_get(metrics)) for number, metrics in pending]
     for number, metrics in fetched:
         if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["gradient_norm"]):
             raise TrainingError(
@@ -266,44 +277,6 @@ def _fetch(pending: list, workdir: Path) -> dict[str, float]:
                 f"--workdir."
             )
     return {name: float(np.mean([m[name] for _, m in fetched])) for name in fetched[0][1]}
-
-
-class _Clock:
-    """Rates since the last log line, and the time left; compilation counts, it is waited for."""
-
-    def __init__(self, steps: int, start: int):
-        self.steps, self.start = steps, start
-        self.began = self.last = time.perf_counter()
-        self.skipped = 0.0
-
-    def skip(self) -> None:
-        """Forgets the time since the last line (an evaluation's)."""
-        now = time.perf_counter()
-        self.skipped += now - self.last
-        self.last = now
-
-    def rates(self, done: int, pending: list, loader: Loader) -> dict[str, float]:
-        now = time.perf_counter()
-        seconds, self.last = now - self.last, now
-        examples = [i for _, step, _ in pending for i in step.examples()]
-        pairs = sum(len(loader.index.kept[i]) for i in examples)
-        tokens = int(loader.index.lengths.tokens[examples].sum())
-        per_step = (now - self.began - self.skipped) / (done - self.start)
-        return {
-            "pairs_per_second": pairs / seconds,
-            "tokens_per_second": tokens / seconds,
-            "eta_seconds": per_step * (self.steps - done),
-        }
-
-
-def _line(done: int, steps: int, m: dict[str, float], rates: dict[str, float]) -> str:
-    minutes, seconds = divmod(round(rates["eta_seconds"]), 60)
-    return (
-        f"step {done}/{steps}  loss {m['loss']:.4f}  accuracy {100 * m['accuracy']:.1f}%"
-        f"  margin {m['margin']:+.3f}  reward {m['reward_mean']:+.2f}±{m['reward_std']:.2f}"
-        f"  |g| {m['gradient_norm']:.2f}  {rates['pairs_per_second']:.1f} pairs/s"
-        f"  {rates['tokens_per_second']:.0f} tok/s  ETA {minutes}:{seconds:02d}"
-    )
 
 
 def _scalars(report: evaluate.Report) -> dict[str, float]:

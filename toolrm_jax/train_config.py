@@ -82,6 +82,12 @@ def _check_numbers(config: ConfigDict) -> None:
             )
         if not fields[name] >= low:
             raise TrainingError(f"config.{name}={fields[name]}: it must be {low} or more.")
+    profile = config.profile_steps
+    if len(profile) != 2 or not all(isinstance(n, int) and n >= 0 for n in profile):
+        raise TrainingError(
+            f"config.profile_steps={profile!r}: expected (steps to skip, steps to trace), as "
+            f"(10, 3); (0, 0) traces none."
+        )
     if not config.train.steps and not config.train.epochs > 0:
         raise TrainingError(
             f"config.train.epochs={config.train.epochs}: with train.steps=0 it says how long to "
@@ -105,6 +111,7 @@ def _plan(data: ConfigDict, shards: int) -> PlanConfig:
 
 # What may change between two parts of a run: nothing that training computes depends on it.
 _FREE = (
+    "profile_steps",
     "train.log_every",
     "train.eval_every",
     "train.eval_rows",
