@@ -6,8 +6,7 @@ with FakeGcs() as store, store.reached():
 store.objects["a/b"]      # b"c"
 store.reads               # [Read("a/b", 0, 1)]
 
-One bucket, of any name. `upload_hook(name)`, if set, is called before an object is stored: what it
-raises is answered with status 500.
+One bucket, of any name. Uploads of objects in `forbidden` are refused.
 """
 
 import base64
@@ -17,6 +16,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -41,11 +41,12 @@ class FakeGcs:
         self.generations: dict[str, int] = {}
         self.reads: list[Read] = []
         self.uploads: list[str] = []
+        self.forbidden: set[str] = set()
         self.partial: dict[str, tuple[str, bytearray]] = {}
         self.lock = threading.Lock()
         self.counter = itertools.count(1)
         handler = type("Handler", (_Handler,), {"store": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -121,6 +122,13 @@ class FakeGcs:
     def bytes_read(self, ending: str = "") -> int:
         """Bytes given away of objects whose names end so."""
         return sum(read.stop - read.start for read in self.reads if read.name.endswith(ending))
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address) -> None:
+        """A client that hangs up is no fault of the server's."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -208,9 +216,8 @@ class _Handler(BaseHTTPRequestHandler):
             name = json.loads(described)["name"]
             if not self._refused(query, name):
                 self._json(self.store.put(name, data))
-        else:
+        elif not self._refused(query, name := query.get("name") or json.loads(body)["name"]):
             number = str(next(self.store.counter))
-            name = query.get("name") or json.loads(body)["name"]
             self.store.partial[number] = name, bytearray()
             self._reply(b"", 200, {"Location": f"{self.store.url}/resumable/{number}"})
 
@@ -249,6 +256,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refused(self, query, name, reading=False) -> bool:
         """Whether a condition on the object's generation does not hold (and says so)."""
+        if not reading and name in self.store.forbidden:
+            self._json({"error": {"code": 403, "message": "Forbidden"}}, 403)
+            return True
         now = str(self.store.generations[name]) if name in self.store.objects else "0"
         if query.get("ifGenerationMatch", now) != now:
             self._json({"error": {"code": 412, "message": "conditionNotMet"}}, 412)

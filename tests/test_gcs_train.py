@@ -8,7 +8,9 @@ import pickle
 import pytest
 import tiny
 from fake_gcs import FakeGcs
+from test_multiprocess import free_port
 
+from toolrm_jax.assets import AssetError
 from toolrm_jax.evaluate import read_scores
 from toolrm_jax.loader import RowFile
 from toolrm_jax.output_folder import new_folder
@@ -99,17 +101,50 @@ def test_a_run_at_a_store_is_the_run_here(toy, store):
             assert (opened.tensors[tensor] == local.tensors[tensor]).all(), tensor
 
 
-def test_a_checkpoint_without_its_marker_is_none(toy, store):
-    run(toy, "gs://bucket/runs/1")
-    # As a run that was killed while it wrote its last checkpoint leaves it.
-    for name in ("checkpoints/6/commit_success.txt", "evaluation.json", "export/config.json"):
-        del store.objects[f"runs/1/{name}"]
+def test_what_is_without_its_marker_is_not_there(toy, store):
+    # A store that refuses the weights of the export, and a run that is killed while it saves.
+    store.forbidden.add(f"runs/1/{WEIGHTS}")
+    with pytest.raises(OSError, match="Forbidden"):
+        run(toy, "gs://bucket/runs/1")
+    assert "runs/1/export/README.md" in store.objects
+    assert "runs/1/export/config.json" not in store.objects
+    with pytest.raises(AssetError, match=r"no config\.json"):
+        open_pretrained("gs://bucket/runs/1/export")
+    del store.objects["runs/1/checkpoints/6/commit_success.txt"]
+    store.forbidden.clear()
+
     console = run(toy, "gs://bucket/runs/1")
     assert "continuing at step 4 from gs://bucket/runs/1" in console
     here = toy / "here"
     assert store.objects[f"runs/1/{WEIGHTS}"] == (here / WEIGHTS).read_bytes()
     stored = store.objects["runs/1/metrics.jsonl"].decode()
     assert lines(stored) == lines((here / "metrics.jsonl").read_text())
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_workdir_at_a_store(toy, store):
+    coordinator = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    started = [
+        tiny.start(
+            tiny.command(toy, "gs://bucket/runs/2", **AT_GCS),
+            devices=2,
+            **coordinator,
+            JAX_PROCESS_ID=str(number),
+        )
+        for number in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n\n".join(outputs)
+    stored, local = (
+        [line for line in lines(text) if line["split"] == "train"]
+        for text in (
+            store.objects["runs/2/metrics.jsonl"].decode(),
+            (toy / "here" / "metrics.jsonl").read_text(),
+        )
+    )
+    assert [a["loss"] for a in stored] == pytest.approx([a["loss"] for a in local], rel=1e-5)
+    assert "runs/2/checkpoints/6/commit_success.txt" in store.objects
+    assert "runs/2/export/config.json" in store.objects
 
 
 def test_a_folder_that_fails_on_its_way_is_not_stored(store):

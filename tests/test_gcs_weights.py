@@ -104,6 +104,7 @@ def test_processes_read_each_byte_once_between_them(model, stores, tmp_path, siz
     matrices = sum(folder.spec(n).nbytes for n in folder if len(folder.spec(n).shape) == 2)
     begin = size - sum(folder.spec(n).nbytes for n in folder)
     small = size - matrices  # the header, and vectors, which each process reads whole
+    small += 4 * 4 * WIDTH  # no number of devices divides the embedding's rows: one more for each
     for store in stores:
         assert store.bytes_read("model.safetensors") <= matrices / 2 + small
     ranges = sorted(

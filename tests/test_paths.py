@@ -94,5 +94,6 @@ def test_a_folder_is_stored_with_its_marker_last_and_nothing_else_stays(store, t
         store.put(f"out/{old}", b"before")
     store.uploads.clear()
     upload(tmp_path, as_path("gs://bucket/out"), last="config.json")
+    assert store.uploads[0] == "out/.partial"
     assert store.uploads[-1] == "out/config.json"
     assert sorted(store.objects) == ["out/a.bin", "out/config.json", "out/deep/x", "out/z.bin"]

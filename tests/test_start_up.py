@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
+from fake_gcs import FakeGcs
 
 from toolrm_jax.start_up import StartUp
 
@@ -60,3 +62,29 @@ def test_what_compiles_before_and_after_does_not_count():
         start_up.first_step_done()
         jax.monitoring.record_event_duration_secs("/jax/core/compile/x", 5)
     assert start_up.seconds()["compile"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "gs"])
+def test_a_second_run_loads_what_the_first_compiled(tmp_path, kind):
+    tiny.write_model(tmp_path / "model")
+    tiny.write_data(tmp_path)
+    cache = {"folder": str(tmp_path / "cache"), "gs": "gs://bucket/cache"}[kind]
+    changes = {"train.steps": 1, "train.export": False, "train.compilation_cache": cache}
+    compiling = []
+    with FakeGcs() as store:
+        for name in ("one", "two"):
+            process = tiny.start(
+                tiny.command(tmp_path, tmp_path / name, **changes),
+                devices=1,
+                **store.environment,
+                JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+            )
+            output, _ = process.communicate(timeout=200)
+            assert process.returncode == 0, output
+            assert "start-up" in output
+            (line,) = tiny.metrics(tmp_path / name, "start-up")
+            compiling.append(line["compile"])
+        kept = list(store.objects) or [path.name for path in (tmp_path / "cache").iterdir()]
+    assert any("train_step" in name for name in kept)
+    assert compiling[1] < 0.7 * compiling[0]

@@ -6,7 +6,8 @@ out/           complete
 
 In an object store (gs://), where nothing can be renamed, the folder is made on this machine (in
 $TMPDIR, which must have room for it) and stored when it is complete: its config.json last, which is
-what makes it a checkpoint, and an earlier one's is removed first.
+what makes it a checkpoint, and an earlier one's is removed first. A store that fails on the way
+leaves an object .partial there, by which the next run knows that it may write the folder anew.
 
 >>> with new_folder("out", is_ours=lambda folder: (folder / "config.json").exists()) as folder:
 ...     (folder / "config.json").write_text("{}")
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from etils import epath
 
-from toolrm_jax.paths import absolute, is_remote, upload
+from toolrm_jax.paths import PARTIAL, absolute, is_remote, upload
 
 
 class OutputError(OSError):
@@ -98,6 +99,8 @@ def check_output(
     found = absolute(path)
     if not found.exists() or (found.is_dir() and not any(found.iterdir())):
         return
+    if is_remote(found) and (found / PARTIAL).exists():
+        return  # what an earlier run left unfinished
     if not found.is_dir() or not is_ours(found):
         raise FileExistsError(
             f"{found} holds files but no config.json, so it is no checkpoint to be replaced: "

@@ -28,6 +28,9 @@ from etils import epath
 
 from toolrm_jax.errors import InputError
 
+# In a folder of objects that is being stored, or was when its writer ended.
+PARTIAL = ".partial"
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)")
 
 
@@ -154,14 +157,17 @@ def cache_folder(name: str) -> Path:
 def upload(folder: Path, path: epath.Path, last: str | None = None) -> None:
     """Makes `path` hold what a local folder holds, and nothing else.
 
-    The object named `last` goes first and comes last, so that it stands for a complete folder.
+    The object named `last` goes first and comes last, so that it stands for a complete folder. In
+    between there is an object PARTIAL, which says whose the rest is.
     """
     store, files = _store(), [file for file in folder.rglob("*") if file.is_file()]
+    store.pipe_file(str(path / PARTIAL), b"")
     if last is not None:
         (path / last).unlink(missing_ok=True)
     wanted = {str(path / str(file.relative_to(folder))): file for file in files}
-    for name in store.find(str(path)) if store.exists(str(path)) else ():
-        if f"gs://{name}" not in wanted:
-            store.rm_file(f"gs://{name}")
+    for name in (f"gs://{found}" for found in store.find(str(path))):
+        if name not in wanted and name != str(path / PARTIAL):
+            store.rm_file(name)
     for name, file in sorted(wanted.items(), key=lambda item: item[1].name == last):
         store.put_file(str(file), name)
+    (path / PARTIAL).unlink()
