@@ -11,6 +11,7 @@ from fake_gcs import FakeGcs
 from test_multiprocess import free_port
 
 from toolrm_jax.assets import AssetError
+from toolrm_jax.convert import from_hf, to_hf
 from toolrm_jax.evaluate import read_scores
 from toolrm_jax.loader import RowFile
 from toolrm_jax.output_folder import new_folder
@@ -159,6 +160,17 @@ def test_a_folder_that_fails_on_its_way_is_not_stored(store):
     with pytest.raises(RuntimeError, match="in the middle"):
         write()
     assert store.objects == before
+
+
+def test_a_store_holds_converted_checkpoints_of_both_kinds(toy, store):
+    ours = from_hf("gs://bucket/model", "gs://bucket/ours")
+    assert str(ours.path) == "gs://bucket/ours"
+    assert [n for n in store.uploads if n.startswith("ours/")][-1] == "ours/meta/metadata"
+    theirs = to_hf("gs://bucket/ours", "gs://bucket/theirs")
+    assert [n for n in store.uploads if n.startswith("theirs/")][-1] == "theirs/config.json"
+    assert ours.sha256 == theirs.sha256
+    with pytest.raises(FileExistsError, match="is a checkpoint already"):
+        from_hf("gs://bucket/model", "gs://bucket/ours")
 
 
 def test_rows_of_a_store_reach_other_processes(toy, store):

@@ -38,7 +38,7 @@ from toolrm_jax.paths import absolute, is_remote
 from toolrm_jax.safetensors_folder import read_json, refuse, write_durably
 from toolrm_jax.tensors import DTYPES, CheckpointError, Spec, Tensors, piece_rows, transfer
 
-_STATE, _META, TOKENIZER = "state", Path("meta") / "metadata", "tokenizer"
+_STATE, _META, TOKENIZER = "state", Path("meta/metadata"), "tokenizer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,11 @@ def find_step(path: str | os.PathLike[str]) -> epath.Path | None:
 
 
 def _is_whole(folder: epath.Path) -> bool:
-    """Whether it was written to its end: a folder has its name only then, objects have a marker."""
-    return not is_remote(folder) or (folder / ocp.path.atomicity.COMMIT_SUCCESS_FILE).exists()
+    """Whether it was written to its end: a folder has its name only then, objects have a marker. Of
+    what `convert` wrote, that is the metadata; of a step of a run, a file of Orbax's."""
+    if not is_remote(folder) or folder.parent.name != "checkpoints":
+        return True
+    return (folder / ocp.path.atomicity.COMMIT_SUCCESS_FILE).exists()
 
 
 def _newest_first(folder: epath.Path) -> list[epath.Path]:

@@ -157,8 +157,8 @@ def cache_folder(name: str) -> Path:
 def upload(folder: Path, path: epath.Path, last: str | None = None) -> None:
     """Makes `path` hold what a local folder holds, and nothing else.
 
-    The object named `last` goes first and comes last, so that it stands for a complete folder. In
-    between there is an object PARTIAL, which says whose the rest is.
+    The object `last` (its path in the folder) goes first and comes last, so that it stands for a
+    complete folder. In between there is an object PARTIAL, which says whose the rest is.
     """
     store, files = _store(), [file for file in folder.rglob("*") if file.is_file()]
     store.pipe_file(str(path / PARTIAL), b"")
@@ -168,6 +168,8 @@ def upload(folder: Path, path: epath.Path, last: str | None = None) -> None:
     for name in (f"gs://{found}" for found in store.find(str(path))):
         if name not in wanted and name != str(path / PARTIAL):
             store.rm_file(name)
-    for name, file in sorted(wanted.items(), key=lambda item: item[1].name == last):
+    for name, file in sorted(
+        wanted.items(), key=lambda item: str(item[1].relative_to(folder)) == last
+    ):
         store.put_file(str(file), name)
     (path / PARTIAL).unlink()
