@@ -14,6 +14,7 @@ from toolrm_jax.assets import AssetError
 from toolrm_jax.convert import from_hf, to_hf
 from toolrm_jax.evaluate import read_scores
 from toolrm_jax.loader import RowFile
+from toolrm_jax.metrics_log import MetricsLog
 from toolrm_jax.output_folder import new_folder
 from toolrm_jax.pretrained import open_pretrained
 from toolrm_jax.train import train
@@ -171,6 +172,17 @@ def test_a_store_holds_converted_checkpoints_of_both_kinds(toy, store):
     assert ours.sha256 == theirs.sha256
     with pytest.raises(FileExistsError, match="is a checkpoint already"):
         from_hf("gs://bucket/model", "gs://bucket/ours")
+
+
+def test_metrics_outlive_a_store_that_fails_for_a_while(store, caplog):
+    log = MetricsLog("gs://bucket/runs/3", start=0, steps=2)
+    store.forbidden.add("runs/3/metrics.jsonl")
+    log.write(1, "train", {"loss": 0.5})
+    log.share()
+    assert "metrics could not be stored now" in caplog.text
+    store.forbidden.clear()
+    log.close()
+    assert json.loads(store.objects["runs/3/metrics.jsonl"])["loss"] == 0.5
 
 
 def test_rows_of_a_store_reach_other_processes(toy, store):

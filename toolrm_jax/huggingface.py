@@ -256,7 +256,7 @@ def load_params(
     """
     refuse_misfits(source)
     expected = abstract_params(source.config, mesh)
-    spread = jax.process_count() > 1 and spans_processes(mesh) if spread is None else spread
+    spread = spans_processes(mesh) if spread is None else spread
     params: Params = {}
     with ParamReader(RewardTensors(source, seed), spread) as reader:
         # The largest first: what it takes to move one then comes on top of little else.

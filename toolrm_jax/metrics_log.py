@@ -4,10 +4,12 @@ workdir/metrics.jsonl   {"step": 5, "split": "train", "loss": 0.69, ...}
 workdir/tensorboard/    the same, by split
 
 Where the workdir is in an object store, which appends to nothing, both are written on this machine
-and stored anew when `share` is called, when they are closed, and once a minute in between.
+and stored anew when `share` is called, when they are closed, and once a minute in between. A store
+that fails meanwhile does not end the run: it is said, and tried again.
 """
 
 import json
+import logging
 import os
 import tempfile
 import time
@@ -18,6 +20,8 @@ from tensorboardX import SummaryWriter
 from toolrm_jax.paths import as_path, is_remote
 
 _SHARE_SECONDS = 60.0
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -76,17 +80,23 @@ class MetricsLog:
         """Stores what was written where the workdir is in an object store."""
         if not self.enabled or self._scratch is None:
             return
+        try:
+            self._store()
+        except Exception as error:  # clients of stores have errors of their own
+            logger.warning("%s: metrics could not be stored now: %s", self._workdir, error)
+        self._shared = time.monotonic()
+
+    def _store(self) -> None:
         self._board.flush()
         for file in (path for path in self._folder.rglob("*") if path.is_file()):
             name = str(file.relative_to(self._folder))
             (self._workdir / name).write_bytes(file.read_bytes())
-        self._shared = time.monotonic()
 
     def close(self) -> None:
         """Flushes both."""
         if self.enabled:
             self._file.close()
             self._board.close()
-            self.share()
             if self._scratch is not None:
+                self._store()
                 self._scratch.cleanup()
