@@ -29,7 +29,8 @@ jax.distributed.initialize(
 from toolrm_jax.huggingface import load_params, open_directory
 from toolrm_jax.sharding import make_mesh
 source, sizes, output = sys.argv[1], [int(n) for n in sys.argv[2].split(",")], sys.argv[3]
-params = load_params(open_directory(source), make_mesh(*sizes))
+mesh = make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes)))
+params = load_params(open_directory(source), mesh)
 held = {}
 for path, value in jax.tree_util.tree_leaves_with_path(params):
     for shard in value.addressable_shards:

@@ -46,6 +46,7 @@ GENERATORS = tuple(
         "near_values",
         "pair_report",
         "pairs",
+        "paths",
         "refusals",
         "schema",
         "splits",
