@@ -65,7 +65,7 @@ def load(model, processes: int, number: int, port: int) -> tuple[int, int, float
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [1, 2, 4])
 def test_a_process_holds_its_share_and_at_most_2_gb_more(model, processes):
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     port = free_port()

@@ -265,7 +265,9 @@ class _Exchange:
             # Waits: else the next parameter's buffers would come on top of this one's.
             done = jax.block_until_ready(jax.jit(run)(spread))
         spread.delete()
-        return done
+        # JAX writes an equal layout in its own way; under another spelling, a step is traced anew.
+        parts = [shard.data for shard in done.addressable_shards]
+        return jax.make_array_from_single_device_arrays(done.shape, self.target.sharding, parts)
 
     @property
     def _mesh(self) -> jax.sharding.Mesh:
