@@ -117,7 +117,7 @@ def test_a_gguf_file_of_another_architecture(toy, tmp_path):
 
 
 def test_a_bucket_as_workdir(toy):
-    assert "--workdir=gs://bucket/run: expected" in refusal(toy, "gs://bucket/run")
+    assert "--workdir=s3://bucket/run: expected" in refusal(toy, "s3://bucket/run")
 
 
 def test_commands_print_the_message_alone(toy, tmp_path):

@@ -117,7 +117,11 @@ def last_state(workdir) -> TrainState:
 
 def lines_without_rates(workdir) -> list[dict]:
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if k not in RATES} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in RATES}
+        for line in lines
+        if line["split"] != "start-up"  # its own for each part of a run
+    ]
 
 
 # --- To the end -----------------------------------------------------------------------------------

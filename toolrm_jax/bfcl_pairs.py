@@ -9,21 +9,25 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
+
+from etils import epath
 
 from toolrm_jax import bfcl, pairs
 from toolrm_jax.assets import WHEELS, bfcl_data_dir, fetch
 from toolrm_jax.errors import reported
 from toolrm_jax.files import write_text
+from toolrm_jax.paths import as_path
 
 
 @dataclasses.dataclass(frozen=True)
 class PairFiles:
     """Where the two sides of the split are."""
 
-    train: Path
-    heldout: Path
-    report: Path
+    train: epath.Path
+    heldout: epath.Path
+    report: epath.Path
 
 
 # What the rows depend on; a change of any makes old files stale.
@@ -42,6 +46,7 @@ GENERATORS = tuple(
         "near_values",
         "pair_report",
         "pairs",
+        "paths",
         "refusals",
         "schema",
         "splits",
@@ -59,10 +64,12 @@ def generator_digest() -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def ensure_pairs(folder: str | Path, *, seed: int = 0, wrong_per_task: int = 3) -> PairFiles:
+def ensure_pairs(
+    folder: str | os.PathLike[str], *, seed: int = 0, wrong_per_task: int = 3
+) -> PairFiles:
     """Builds the pairs in `folder` and prints the report, unless the same pairs are there."""
-    folder = Path(folder)
-    files = PairFiles(folder / "train.jsonl", folder / "heldout.jsonl", folder / "report.json")
+    root = as_path(folder)
+    files = PairFiles(root / "train.jsonl", root / "heldout.jsonl", root / "report.json")
     settings = {"seed": seed, "wrong_per_task": wrong_per_task, "generator": generator_digest()}
     # The report is written last, so it stands for a complete folder.
     if files.report.exists() and json.loads(files.report.read_text()).get("settings") == settings:

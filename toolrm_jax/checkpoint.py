@@ -4,17 +4,19 @@
                               /meta    JSON: the loader's state, the model, the run's config, ids
 
 Nothing here is pickled. Orbax writes a checkpoint under a temporary name and renames it when it is
-complete; with several processes, each writes its own shards.
+complete; with several processes, each writes its own shards. In an object store, which renames
+nothing, a file commit_success.txt is written last, and a step without it is none.
 """
 
 import dataclasses
-from pathlib import Path
+import os
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from toolrm_jax.model_config import ModelConfig, Rope
+from toolrm_jax.paths import absolute
 from toolrm_jax.train_step import TrainState
 
 _CHUNK_BYTES = 64 << 20
@@ -23,9 +25,9 @@ _CHUNK_BYTES = 64 << 20
 class Checkpoints:
     """The checkpoints of one run; saving is asynchronous, `close` waits for it."""
 
-    def __init__(self, workdir: str | Path, keep: int = 2):
+    def __init__(self, workdir: str | os.PathLike[str], keep: int = 2):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-        folder = Path(workdir).absolute() / "checkpoints"
+        folder = absolute(workdir) / "checkpoints"
         self._manager = ocp.CheckpointManager(folder, options=options)
 
     def latest(self) -> int | None:

@@ -14,6 +14,7 @@ pieces; the output appears under its name only when it is complete and has been 
 import argparse
 import dataclasses
 import json
+import os
 import re
 import signal
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
+from etils import epath
 from tqdm import tqdm
 
 from toolrm_jax.compare import PROMPTS, TensorReport, compare_tensors, rewards
@@ -38,6 +40,7 @@ from toolrm_jax.inspection import as_text, inspect
 from toolrm_jax.model_card import base_model, model_card
 from toolrm_jax.orbax_folder import find_step, write_orbax
 from toolrm_jax.output_folder import check_output, is_full_disk, new_folder
+from toolrm_jax.paths import absolute, is_remote
 from toolrm_jax.pretrained import Pretrained, open_pretrained
 from toolrm_jax.safetensors_folder import DEFAULT_SHARD_BYTES
 from toolrm_jax.tensors import BFLOAT16, DTYPES, Cast, Tensors, progress
@@ -52,7 +55,7 @@ EQUAL, DIFFERENT, FAILED = 0, 1, 2
 class Converted:
     """What a conversion wrote."""
 
-    path: Path
+    path: epath.Path
     sha256: dict[str, str]
     notes: list[str]  # what a user should know: a head that was drawn, tensors left out
 
@@ -75,12 +78,14 @@ def from_hf(
     tensors, notes = _tensors(model, seed, dtype)
     about = _about(model, seed)
     with (
-        new_folder(output, is_checkpoint, replace=overwrite, nbytes=_size(tensors)) as folder,
+        new_folder(
+            output, is_checkpoint, replace=overwrite, nbytes=_size(tensors), last="meta/metadata"
+        ) as folder,
         _progress(tensors, f"writing {Path(output).name}", show) as bar,
     ):
         meta = {"about": about}
         sha256 = write_orbax(folder, model.source.config, tensors, meta, model.tokenizer, bar)
-    return Converted(Path(output).absolute(), sha256, notes)
+    return Converted(absolute(output), sha256, notes)
 
 
 def to_hf(
@@ -117,22 +122,24 @@ def to_hf(
         sha256 = write_directory(
             folder, model.source.config, tensors, model.tokenizer, files, max_shard_bytes, bar
         )
-    return Converted(Path(output).absolute(), sha256, notes)
+    return Converted(absolute(output), sha256, notes)
 
 
-def is_checkpoint(folder: Path) -> bool:
+def is_checkpoint(folder: epath.Path) -> bool:
     """Whether a folder is a checkpoint of either kind, so that it may be replaced by another. A
     training run's workdir is not: it holds more than a checkpoint."""
-    return is_directory(folder) or find_step(folder) == folder.absolute()
+    return is_directory(folder) or find_step(folder) == absolute(folder)
 
 
-def push_to_hub(folder: Path, repo: str, *, public: bool = False) -> str:
+def push_to_hub(folder: os.PathLike[str], repo: str, *, public: bool = False) -> str:
     """Uploads a written directory to the hub (private unless `public`); returns its address."""
     from huggingface_hub import HfApi
 
     api = HfApi()
     url = api.create_repo(repo, private=not public, exist_ok=True)
-    api.upload_folder(folder_path=folder, repo_id=repo, commit_message="Upload reward model")
+    api.upload_folder(
+        folder_path=os.fspath(folder), repo_id=repo, commit_message="Upload reward model"
+    )
     return str(url)
 
 
@@ -198,6 +205,11 @@ def _run_from_hf(args: argparse.Namespace) -> int:
 
 
 def _run_to_hf(args: argparse.Namespace) -> int:
+    if args.push_to_hub and is_remote(args.output):
+        raise InputError(
+            f"--push-to-hub uploads files of this machine: choose an --output here, not "
+            f"{args.output}."
+        )
     done = to_hf(
         args.checkpoint,
         args.output,
@@ -214,7 +226,7 @@ def _run_to_hf(args: argparse.Namespace) -> int:
     return EQUAL
 
 
-def _pushed(folder: Path, repo: str, public: bool) -> str:
+def _pushed(folder: epath.Path, repo: str, public: bool) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:

@@ -54,5 +54,8 @@ def default_config() -> ConfigDict:
     config.train.eval_rows = 64  # held-out prompts of an evaluation during training
     config.train.checkpoint_every = 50
     config.train.keep_checkpoints = 2
+    # Where compiled programs are kept (a folder, or gs:// for all machines); "": where JAX is told
+    # to, or ~/.cache/toolrm_jax/compiled; "none": nowhere.
+    config.train.compilation_cache = ""
     config.train.export = True  # write a Hugging Face directory to workdir/export at the end
     return config

@@ -8,8 +8,8 @@ Loader (unshuffled) --forward--> reward of every response --> margins of every p
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,9 +18,11 @@ from jax.sharding import PartitionSpec
 from tqdm import tqdm
 
 from toolrm_jax.batch import Batch
+from toolrm_jax.files import write_text
 from toolrm_jax.loader import Loader, to_device
 from toolrm_jax.metrics import Estimate, credit, estimate
 from toolrm_jax.model import Forward, Params
+from toolrm_jax.paths import as_path
 
 RewardFunction = Callable[[Params, Batch], jax.Array]
 
@@ -128,19 +130,17 @@ def report(scores: PairScores, eta: float = 0.0) -> Report:
     )
 
 
-def write_scores(path: str | Path, scores: PairScores) -> None:
+def write_scores(path: str | os.PathLike[str], scores: PairScores) -> None:
     """Every pair as a JSON line; the file is written whole or not at all."""
     names = [field.name for field in dataclasses.fields(scores)]
     columns = [np.asarray(getattr(scores, name)).tolist() for name in names]
     lines = [json.dumps(dict(zip(names, pair, strict=True))) for pair in zip(*columns, strict=True)]
-    partial = Path(path).with_suffix(".partial")
-    partial.write_text("".join(f"{line}\n" for line in lines))
-    partial.rename(path)
+    write_text(path, (f"{line}\n" for line in lines))
 
 
-def read_scores(path: str | Path) -> PairScores:
+def read_scores(path: str | os.PathLike[str]) -> PairScores:
     """What `write_scores` wrote."""
-    pairs = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    pairs = [json.loads(line) for line in as_path(path).read_text().splitlines()]
 
     def column(name: str) -> list[Any]:
         return [pair[name] for pair in pairs]

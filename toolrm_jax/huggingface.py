@@ -15,17 +15,21 @@ classifier with one label (its head is kept). A written directory loads with
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from toolrm_jax.model import Params, abstract_params
 from toolrm_jax.model_config import ModelConfig, UnsupportedModel
 from toolrm_jax.output_folder import new_folder
+from toolrm_jax.param_reading import Form, ParamReader, spans_processes
+from toolrm_jax.paths import absolute, as_path
 from toolrm_jax.safetensors_folder import (
     DEFAULT_SHARD_BYTES,
     SafetensorsFolder,
@@ -47,7 +51,7 @@ class Entry:
     path: tuple[str, ...]
     axes: tuple[str, ...]
     # How the tensor differs from the parameter: not at all, transposed, or a matrix of one row.
-    form: Literal["same", "transposed", "one row"] = "same"
+    form: Form = "same"
 
     @property
     def stacked(self) -> bool:
@@ -163,7 +167,7 @@ class Source:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def open_directory(folder: str | Path) -> Source:
+def open_directory(folder: str | os.PathLike[str]) -> Source:
     """Opens a Hugging Face directory.
 
     Raises:
@@ -171,13 +175,13 @@ def open_directory(folder: str | Path) -> Source:
       UnsupportedModel: the config asks for what is not computed here, or has several labels.
       CheckpointError: weights missing or unreadable (and the config's faults too, if any).
     """
-    folder = Path(folder)
-    path = folder / "config.json"
+    root = as_path(folder)
+    path = root / "config.json"
     if not path.exists():
-        raise FileNotFoundError(f"{folder} has no config.json: not a Hugging Face checkpoint.")
+        raise FileNotFoundError(f"{root} has no config.json: not a Hugging Face checkpoint.")
     hf = read_json(path)
     try:
-        tensors = SafetensorsFolder(folder)
+        tensors = SafetensorsFolder(root)
     except CheckpointError as error:
         try:
             read_config(hf, {})
@@ -188,11 +192,11 @@ def open_directory(folder: str | Path) -> Source:
     architecture = (hf.get("architectures") or [""])[0]
     if architecture.endswith("ForSequenceClassification") and "score.weight" not in tensors:
         raise CheckpointError(
-            f"{folder} is a {architecture} without score.weight: its reward head was lost when it "
+            f"{root} is a {architecture} without score.weight: its reward head was lost when it "
             f"was saved. Save it again with the head, or start a new one from the *ForCausalLM "
             f"model."
         )
-    return Source(config, tensors, str(folder))
+    return Source(config, tensors, str(root))
 
 
 def read_config(hf: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelConfig:
@@ -235,26 +239,32 @@ def truncate(source: Source, num_layers: int) -> Source:
 
 
 def load_params(
-    source: Source, mesh: jax.sharding.Mesh, seed: int = 0, dtype: str = "float32"
+    source: Source,
+    mesh: jax.sharding.Mesh,
+    seed: int = 0,
+    dtype: str = "float32",
+    spread: bool | None = None,
 ) -> Params:
     """Parameters on the mesh: float32, or the matrices in `dtype` and the rest in float32. A source
     without a reward head gets a fresh one, Normal(0, 1/(D + 1)) from `seed`.
+
+    spread: read every byte on one process alone and exchange (see `param_reading`; default: where
+      the mesh has several processes, who must all take part).
 
     Raises:
       CheckpointError: naming every missing, unexpected or misshapen tensor.
     """
     refuse_misfits(source)
     expected = abstract_params(source.config, mesh)
-    tensors = RewardTensors(source, seed)
+    spread = spans_processes(mesh) if spread is None else spread
     params: Params = {}
-    for entry, count in entries(source.config):
-        target = _lookup(expected, entry.path)
-        kept = dtype if entry.is_matrix else "float32"
-        value = np.empty(target.shape, kept)
-        for layer in range(count):
-            tensor = tensors[entry.name.format(layer)]
-            value[layer if entry.stacked else ...] = entry.to_ours(tensor)
-        _assign(params, entry.path, jax.device_put(value, target.sharding))
+    with ParamReader(RewardTensors(source, seed), spread) as reader:
+        # The largest first: what it takes to move one then comes on top of little else.
+        rows = [(entry, _lookup(expected, entry.path)) for entry, _ in entries(source.config)]
+        for entry, target in sorted(rows, key=lambda row: -row[1].size):
+            kept = dtype if entry.is_matrix else "float32"
+            target = jax.ShapeDtypeStruct(target.shape, kept, sharding=target.sharding)
+            _assign(params, entry.path, reader.read(entry.name, entry.form, target))
     return params
 
 
@@ -366,12 +376,12 @@ def vocabulary_misfits(config: ModelConfig, tokenizer: Any) -> list[str]:
 
 
 def save_directory(
-    folder: str | Path,
+    folder: str | os.PathLike[str],
     config: ModelConfig,
     params: Params,
     tokenizer: Any,
     extra_files: Mapping[str, str] | None = None,
-) -> Path:
+) -> epath.Path:
     """Writes a Hugging Face directory in the type of the parameters: weights, config, tokenizer,
     template, and `extra_files` (name -> text).
 
@@ -382,7 +392,7 @@ def save_directory(
       FileExistsError: `folder` holds something that is no checkpoint.
       OutputError: there is no room for it.
     """
-    folder = Path(folder).absolute()
+    folder = absolute(folder)
     tensors = ParamTensors(config, params)
     size = sum(tensors.spec(name).nbytes for name in tensors)
     with new_folder(folder, is_directory, nbytes=size) as partial:
@@ -412,7 +422,7 @@ def write_directory(
     return sha256
 
 
-def is_directory(folder: Path) -> bool:
+def is_directory(folder: epath.Path) -> bool:
     """Whether this is a Hugging Face directory."""
     return (folder / "config.json").exists()
 

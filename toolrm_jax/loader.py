@@ -18,8 +18,8 @@ import functools
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
@@ -33,6 +33,7 @@ from toolrm_jax.batch_plan import Lengths, PlanConfig, Step
 from toolrm_jax.errors import InputError
 from toolrm_jax.files import write_text
 from toolrm_jax.pairs import parse_row
+from toolrm_jax.paths import as_path, local_file
 from toolrm_jax.rendering import Rendered, Renderer, RenderError
 from toolrm_jax.sharding import logical_to_spec, row_shards
 
@@ -46,16 +47,19 @@ class LoaderError(InputError, ValueError):
 class RowFile:
     """A preference file read by row number; only the rows' offsets are held in memory.
 
-    Blank lines are no rows. Every error names the file and the line.
+    One in an object store is read from a copy on this machine: rows are asked for one by one, in an
+    order of their own, and a request takes as long as a thousand of them from a disk. Blank lines
+    are no rows. Every error names the file and the line.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = as_path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{path} not found: expected a preference file (JSON lines).")
+        self._file = local_file(self.path)
         starts, lines, at = [], [], 0
         digest = hashlib.sha256()
-        with self.path.open("rb") as file:
+        with self._file.open("rb") as file:
             for number, line in enumerate(file, 1):
                 digest.update(line)
                 if line.strip():
@@ -72,7 +76,7 @@ class RowFile:
 
     def __getitem__(self, index: int) -> Row:
         at = f"{self.path}, line {self._lines[index]}"
-        with self.path.open("rb") as file:
+        with self._file.open("rb") as file:
             file.seek(self._starts[index])
             line = file.readline()
         try:
@@ -192,7 +196,7 @@ def build_index(
     return Index(ids, lengths, keys, kept, usable, rejects, digests)
 
 
-def write_rejects(path: str | Path, index: Index) -> None:
+def write_rejects(path: str | os.PathLike[str], index: Index) -> None:
     """Every reject as a JSON line; the file is written whole or not at all."""
     write_text(path, "".join(json.dumps(reject) + "\n" for reject in index.rejects))
 

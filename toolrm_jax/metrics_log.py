@@ -2,26 +2,50 @@
 
 workdir/metrics.jsonl   {"step": 5, "split": "train", "loss": 0.69, ...}
 workdir/tensorboard/    the same, by split
+
+Where the workdir is in an object store, which appends to nothing, both are written on this machine
+and stored anew when `share` is called, when they are closed, and once a minute in between. A store
+that fails meanwhile does not end the run: it is said, and tried again.
 """
 
 import json
+import logging
+import os
+import tempfile
+import time
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
+
+from toolrm_jax.paths import as_path, is_remote
+
+_SHARE_SECONDS = 60.0
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
     """One writer per run; a continued run first drops the lines that it will write again."""
 
-    def __init__(self, workdir: str | Path, start: int, steps: int, enabled: bool = True):
+    def __init__(
+        self, workdir: str | os.PathLike[str], start: int, steps: int, enabled: bool = True
+    ):
         """Goes on after step `start` of `steps`; `enabled` on one process of a run."""
         self.enabled = enabled
         if not enabled:
             return
-        self._path = Path(workdir) / "metrics.jsonl"
+        self._workdir, self._shared = as_path(workdir), time.monotonic()
+        self._scratch: tempfile.TemporaryDirectory | None = None
+        folder = Path(workdir)
+        if is_remote(self._workdir):
+            self._scratch = tempfile.TemporaryDirectory(prefix="toolrm-metrics-")
+            folder = Path(self._scratch.name)
+            if (earlier := self._workdir / "metrics.jsonl").exists():
+                (folder / "metrics.jsonl").write_text(earlier.read_text())
+        self._folder, self._path = folder, folder / "metrics.jsonl"
         self._forget_after(start, steps)
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start + 1)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def _forget_after(self, start: int, steps: int) -> None:
         if not self._path.exists():
@@ -49,9 +73,30 @@ class MetricsLog:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(f"{split}/{name.replace(' ', '_')}", value, step)
+        if time.monotonic() - self._shared > _SHARE_SECONDS:
+            self.share()
+
+    def share(self) -> None:
+        """Stores what was written where the workdir is in an object store."""
+        if not self.enabled or self._scratch is None:
+            return
+        try:
+            self._store()
+        except Exception as error:  # clients of stores have errors of their own
+            logger.warning("%s: metrics could not be stored now: %s", self._workdir, error)
+        self._shared = time.monotonic()
+
+    def _store(self) -> None:
+        self._board.flush()
+        for file in (path for path in self._folder.rglob("*") if path.is_file()):
+            name = str(file.relative_to(self._folder))
+            (self._workdir / name).write_bytes(file.read_bytes())
 
     def close(self) -> None:
         """Flushes both."""
         if self.enabled:
             self._file.close()
             self._board.close()
+            if self._scratch is not None:
+                self._store()
+                self._scratch.cleanup()

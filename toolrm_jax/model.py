@@ -256,8 +256,8 @@ def _attention(q_BSNH: Array, k_BSKH: Array, v_BSKH: Array, batch: Batch, name: 
     segments_BS, branches_BS = (
         jax.sharding.reshard(x, rows) for x in (batch.segments, batch.branches)
     )
-    # Pallas kernels do not say over which axes their results vary (check_vma). Gradients of keys and
-    # values are summed over the devices that hold the row's other queries, as their specs say.
+    # Pallas kernels do not say over which axes their results vary (check_vma). Gradients of keys
+    # and values are summed over the devices that hold a row's other queries: their specs say so.
     sharded = jax.shard_map(
         local, in_specs=(heads, whole, whole, rows, rows), out_specs=heads, check_vma=False
     )

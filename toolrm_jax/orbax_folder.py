@@ -20,6 +20,7 @@ the way. `orbax.checkpoint` restores it like any other.
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,33 +28,35 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from etils import epath
 from tqdm import tqdm
 
 from toolrm_jax.checkpoint import config_from_json, config_to_json
 from toolrm_jax.huggingface import Entry, RewardTensors, Source, entries, placed, refuse_misfits
 from toolrm_jax.model_config import ModelConfig
+from toolrm_jax.paths import absolute, is_remote
 from toolrm_jax.safetensors_folder import read_json, refuse, write_durably
 from toolrm_jax.tensors import DTYPES, CheckpointError, Spec, Tensors, piece_rows, transfer
 
-_STATE, _META, TOKENIZER = "state", Path("meta") / "metadata", "tokenizer"
+_STATE, _META, TOKENIZER = "state", Path("meta/metadata"), "tokenizer"
 
 
 @dataclasses.dataclass(frozen=True)
 class OrbaxFolder:
     """One of our checkpoints: its tensors, what is said about it, and its tokenizer's folder."""
 
-    step_folder: Path
+    step_folder: epath.Path
     source: Source
     meta: dict[str, Any]
 
     @property
-    def workdir(self) -> Path | None:
+    def workdir(self) -> epath.Path | None:
         """The folder of the run that wrote it, or None where it was converted."""
         checkpoints = self.step_folder.parent
         return checkpoints.parent if checkpoints.name == "checkpoints" else None
 
     @property
-    def tokenizer(self) -> Path | None:
+    def tokenizer(self) -> epath.Path | None:
         """The folder of its tokenizer, or None where there is none."""
         folder = (self.workdir or self.step_folder) / TOKENIZER
         return folder if folder.is_dir() else None
@@ -82,21 +85,29 @@ def about_run(meta: dict[str, Any], step: int, heldout: dict[str, Any] | None) -
     return about | {"step": step, "heldout": heldout}
 
 
-def find_step(path: str | Path) -> Path | None:
+def find_step(path: str | os.PathLike[str]) -> epath.Path | None:
     """The folder that holds `state` and `meta`: `path` itself, or the newest step below it."""
-    path = Path(path)
-    for folder in (path, *_newest_first(path), *_newest_first(path / "checkpoints")):
-        if (folder / _STATE).is_dir() and (folder / _META).is_file():
-            return folder.absolute()
+    root = absolute(path)
+    for folder in (root, *_newest_first(root), *_newest_first(root / "checkpoints")):
+        if (folder / _STATE).is_dir() and (folder / _META).is_file() and _is_whole(folder):
+            return folder
     return None
 
 
-def _newest_first(folder: Path) -> list[Path]:
+def _is_whole(folder: epath.Path) -> bool:
+    """Whether it was written to its end: a folder has its name only then, objects have a marker. Of
+    what `convert` wrote, that is the metadata; of a step of a run, a file of Orbax's."""
+    if not is_remote(folder) or folder.parent.name != "checkpoints":
+        return True
+    return (folder / ocp.path.atomicity.COMMIT_SUCCESS_FILE).exists()
+
+
+def _newest_first(folder: epath.Path) -> list[epath.Path]:
     steps = folder.iterdir() if folder.is_dir() else ()
     return sorted((p for p in steps if p.name.isdigit()), key=lambda p: -int(p.name))
 
 
-def open_orbax(path: str | Path) -> OrbaxFolder:
+def open_orbax(path: str | os.PathLike[str]) -> OrbaxFolder:
     """Opens one of our checkpoints.
 
     Raises:
@@ -126,7 +137,7 @@ def open_orbax(path: str | Path) -> OrbaxFolder:
 class OrbaxTensors(Tensors):
     """The parameters of an Orbax checkpoint under their Hugging Face names and in their shapes."""
 
-    def __init__(self, state: Path, config: ModelConfig, stated: dict[str, str]):
+    def __init__(self, state: epath.Path, config: ModelConfig, stated: dict[str, str]):
         self._placed, self._stated, self._state = placed(config), stated, state
         self._arrays: dict[tuple[str, ...], ts.TensorStore] = {}
         ocdbt = ocp.type_handlers.is_ocdbt_checkpoint(state)
@@ -182,10 +193,14 @@ class OrbaxTensors(Tensors):
         return len(self._placed)
 
 
-def _open_array(state: Path, name: str, ocdbt: bool) -> ts.TensorStore:
-    store: dict[str, Any] = {"driver": "file", "path": f"{state}/{name}/"}
+def _open_array(state: epath.Path, name: str, ocdbt: bool) -> ts.TensorStore:
+    store: str | dict[str, Any] = {"driver": "file", "path": f"{state}/{name}/"}
+    base = f"file://{state}/"
+    if is_remote(state):
+        base = f"{state}/"
+        store = f"{base}{name}/"
     if ocdbt:
-        store = {"driver": "ocdbt", "base": f"file://{state}/", "path": f"{name}/"}
+        store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
     spec = {"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False}
     return ts.open(spec, read=True, open=True).result()
 

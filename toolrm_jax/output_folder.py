@@ -4,6 +4,11 @@ out.partial/   while it is being written; locked, so that two runs cannot write 
 out.replaced/  for a moment, what was there before
 out/           complete
 
+In an object store (gs://), where nothing can be renamed, the folder is made on this machine (in
+$TMPDIR, which must have room for it) and stored when it is complete: its config.json last, which is
+what makes it a checkpoint, and an earlier one's is removed first. A store that fails on the way
+leaves an object .partial there, by which the next run knows that it may write the folder anew.
+
 >>> with new_folder("out", is_ours=lambda folder: (folder / "config.json").exists()) as folder:
 ...     (folder / "config.json").write_text("{}")
 """
@@ -13,8 +18,13 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from etils import epath
+
+from toolrm_jax.paths import PARTIAL, absolute, is_remote, upload
 
 
 class OutputError(OSError):
@@ -23,19 +33,29 @@ class OutputError(OSError):
 
 @contextlib.contextmanager
 def new_folder(
-    path: str | Path, is_ours: Callable[[Path], bool], *, replace: bool = True, nbytes: int = 0
+    path: str | os.PathLike[str],
+    is_ours: Callable[[epath.Path], bool],
+    *,
+    replace: bool = True,
+    nbytes: int = 0,
+    last: str = "config.json",
 ) -> Iterator[Path]:
     """Yields an empty folder, which gets its name where the block ends without an error.
 
     A folder of that name is replaced whole if `replace` is set and `is_ours` says that it is one.
-    What an earlier run left unfinished is removed; so is what this one leaves, if it can.
+    What an earlier run left unfinished is removed; so is what this one leaves, if it can. In an
+    object store, the file `last` is what makes it complete.
 
     Raises:
       FileExistsError: something of that name is there, and not to be replaced.
       OutputError: another run writes it, or the disk has less room than `nbytes`, or gets full.
     """
-    path = Path(path).absolute()
     check_output(path, is_ours, replace=replace)
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="toolrm-") as scratch:
+            yield from _made_here(Path(scratch), absolute(path), nbytes, last)
+        return
+    path = Path(path).absolute()
     partial, replaced = (path.with_name(path.name + end) for end in (".partial", ".replaced"))
     partial.mkdir(parents=True, exist_ok=True)
     with _locked(partial, path):
@@ -57,19 +77,38 @@ def new_folder(
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def check_output(path: str | Path, is_ours: Callable[[Path], bool], *, replace: bool) -> None:
+def _made_here(scratch: Path, path: epath.Path, nbytes: int, last: str) -> Iterator[Path]:
+    """A local folder, stored under `path` where its use ends without an error."""
+    if nbytes > shutil.disk_usage(scratch).free:
+        raise _no_room(scratch / path.name, nbytes)
+    folder = scratch / path.name
+    folder.mkdir()
+    try:
+        yield folder
+    except OSError as error:
+        if is_full_disk(error):
+            raise _no_room(folder, nbytes) from error
+        raise
+    upload(folder, path, last)
+
+
+def check_output(
+    path: str | os.PathLike[str], is_ours: Callable[[epath.Path], bool], *, replace: bool
+) -> None:
     """Raises FileExistsError where `new_folder` would; to be called before long work."""
-    path = Path(path).absolute()
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    found = absolute(path)
+    if not found.exists() or (found.is_dir() and not any(found.iterdir())):
         return
-    if not path.is_dir() or not is_ours(path):
+    if is_remote(found) and (found / PARTIAL).exists():
+        return  # what an earlier run left unfinished
+    if not found.is_dir() or not is_ours(found):
         raise FileExistsError(
-            f"{path} holds files but no config.json, so it is no checkpoint to be replaced: "
+            f"{found} holds files but no config.json, so it is no checkpoint to be replaced: "
             f"choose another directory, or empty this one."
         )
     if not replace:
         raise FileExistsError(
-            f"{path} is a checkpoint already: choose another output, or replace it with "
+            f"{found} is a checkpoint already: choose another output, or replace it with "
             f"--overwrite."
         )
 

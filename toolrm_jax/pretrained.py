@@ -5,6 +5,8 @@
     path/to/directory     a Hugging Face checkpoint: causal LM, or reward model with one label
     path/to/workdir       a training run (its newest checkpoint), one of its checkpoints, or what
                           `convert from-hf` wrote
+    gs://bucket/...       any of the above in an object store: weights are read from there by
+                          byte ranges (a GGUF file is copied here first)
     "org/name"            a Hugging Face checkpoint from the hub
 
 Example:
@@ -15,7 +17,6 @@ Example:
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -32,7 +33,11 @@ from toolrm_jax.huggingface import (
     vocabulary_misfits,
 )
 from toolrm_jax.orbax_folder import TOKENIZER, OrbaxFolder, find_step, open_orbax
+from toolrm_jax.paths import as_path, local_file, local_folder
 from toolrm_jax.rendering import prepare_tokenizer
+
+# All files that a tokenizer may consist of.
+_TOKENIZER_FILES = (".json", ".jinja", ".txt", ".model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +50,8 @@ class Pretrained:
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
     # "Hugging Face", "GGUF" or "Orbax".
     kind: str = "Hugging Face"
-    # Where it lies on this machine.
-    path: Path | None = None
+    # Where it lies.
+    path: epath.Path | None = None
 
 
 def open_pretrained(name: str) -> Pretrained:
@@ -65,22 +70,22 @@ def open_pretrained(name: str) -> Pretrained:
 def local_path(name: str) -> epath.Path:
     """Where the model's files lie: a directory, a GGUF file, or the newest step of a run of ours. A
     hub's model is fetched to the hub's cache."""
-    local = Path(name).expanduser()
-    if local.is_dir() and not (local / "config.json").exists() and (step := find_step(local)):
-        return epath.Path(step)
+    path = as_path(name)
+    if path.is_dir() and not (path / "config.json").exists() and (step := find_step(path)):
+        return step
     return resolve_model(name)
 
 
 def _open(name: str) -> Pretrained:
     path = local_path(name)
-    if find_step(path) == Path(path):
-        return _from_orbax(name, open_orbax(Path(name).expanduser()))
+    if find_step(path) == path:
+        return _from_orbax(name, open_orbax(as_path(name)))
     if path.suffix == ".gguf":
-        model = read_gguf(path)
+        model = read_gguf(local_file(path))
         source = Source(read_config(model.config, model.tensors), model.tensors, name)
-        return Pretrained(source, prepare_tokenizer(model.tokenizer), {}, "GGUF", Path(path))
+        return Pretrained(source, prepare_tokenizer(model.tokenizer), {}, "GGUF", path)
     source = dataclasses.replace(open_directory(path), origin=name)
-    return Pretrained(source, _tokenizer(path, name), _about(Path(path)), path=Path(path))
+    return Pretrained(source, _tokenizer(path, name), _about(path), path=path)
 
 
 def _from_orbax(name: str, folder: OrbaxFolder) -> Pretrained:
@@ -95,7 +100,7 @@ def _from_orbax(name: str, folder: OrbaxFolder) -> Pretrained:
 def _tokenizer(path: Any, name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
+            local_folder(path, _TOKENIZER_FILES), local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise AssetError(
@@ -121,7 +126,7 @@ def _tokenizer_of_base(name: str, folder: OrbaxFolder) -> PreTrainedTokenizerBas
     )
 
 
-def _about(folder: Path) -> dict[str, Any]:
+def _about(folder: epath.Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / "toolrm.json").read_text())
     except (OSError, ValueError):  # a note, not a part of the model

@@ -7,31 +7,38 @@
 
 The header comes first and says where each tensor lies, so tensors can be written in any order, by
 several threads, a piece at a time; the `safetensors` package itself wants whole files in memory.
-Reading leaves the check of a header to that package. Format:
-https://huggingface.co/docs/safetensors
+Reading leaves the check of a header to that package, and takes byte ranges alone, of files or of
+objects (gs://). Format: https://huggingface.co/docs/safetensors
 
     >>> folder = SafetensorsFolder("path/to/checkpoint")
     >>> folder.rows("model.embed_tokens.weight", 0, 10).shape
     (10, 576)
 """
 
+import contextlib
 import dataclasses
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
+from toolrm_jax.paths import ShortFile, as_path, is_remote, read_range
 from toolrm_jax.tensors import DTYPES, CheckpointError, Spec, Tensors, transfer
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 CHECKSUMS = "tensor_sha256.json"
 DEFAULT_SHARD_BYTES = 5 * 10**9
+
+# No header is longer, by the format's own limit.
+_HEADER_BYTES = 100_000_000
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -40,12 +47,12 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 class _Place:
     """Where a tensor lies."""
 
-    file: Path
+    file: epath.Path
     offset: int
     spec: Spec
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path | epath.Path) -> dict[str, Any]:
     """A JSON object from a file."""
     try:
         content = json.loads(path.read_text())
@@ -67,8 +74,8 @@ class SafetensorsFolder(Tensors):
         where the index says, and every type that is not supported.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = as_path(folder)
         problems: list[str] = []
         self._places: dict[str, _Place] = {}
         for file, names in self._files(problems).items():
@@ -78,7 +85,7 @@ class SafetensorsFolder(Tensors):
         stated = self.folder / CHECKSUMS
         self._stated = read_json(stated) if stated.exists() else {}
 
-    def _files(self, problems: list[str]) -> dict[Path, set[str] | None]:
+    def _files(self, problems: list[str]) -> dict[epath.Path, set[str] | None]:
         """Every file, and the tensors that it holds by the index (None: there is no index)."""
         index = self.folder / INDEX
         if not index.exists():
@@ -98,7 +105,7 @@ class SafetensorsFolder(Tensors):
             for file in files
         }
 
-    def _single(self) -> Path:
+    def _single(self) -> epath.Path:
         single = self.folder / SINGLE
         if not single.exists():
             pickles = sorted(
@@ -118,11 +125,10 @@ class SafetensorsFolder(Tensors):
             )
         return single
 
-    def _add(self, file: Path, names: set[str] | None, problems: list[str]) -> None:
+    def _add(self, file: epath.Path, names: set[str] | None, problems: list[str]) -> None:
         try:
-            with safe_open(file, framework="numpy"):
-                header, start = _read_header(file)
-        except (SafetensorError, OSError, ValueError) as error:
+            header, start = _read_header(file)
+        except (SafetensorError, ShortFile, OSError, ValueError) as error:
             problems.append(
                 f"{file.name} is not a readable safetensors file ({error}): truncated or damaged"
             )
@@ -144,10 +150,11 @@ class SafetensorsFolder(Tensors):
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         place = self._places[name]
-        size = place.spec.row_bytes
-        data = np.empty((stop - start) * size, np.uint8)
-        with place.file.open("rb", buffering=0) as file:
-            _read_into(file.fileno(), data, place.offset + start * size, place.file)
+        first = place.offset + start * place.spec.row_bytes
+        try:
+            data = read_range(place.file, first, first + (stop - start) * place.spec.row_bytes)
+        except ShortFile as error:
+            raise CheckpointError(f"{place.file} has become shorter while it was read.") from error
         return data.view(place.spec.dtype).reshape(stop - start, *place.spec.shape[1:])
 
     def stated_sha256(self, name: str) -> str | None:
@@ -165,22 +172,32 @@ def _is_file_name(name: Any) -> bool:
     return isinstance(name, str) and name == os.path.basename(name) and name not in ("", ".", "..")
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file that is known to be sound, and where the data begin."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+def _read_header(path: epath.Path) -> tuple[dict[str, Any], int]:
+    """The header of a file, which the safetensors package finds sound, and where its data begin."""
+    size = path.stat().length
+    if size < 8:
+        raise ValueError("no header")
+    length = int.from_bytes(read_range(path, 0, 8).tobytes(), "little")
+    if length > min(size - 8, _HEADER_BYTES):
+        raise ValueError(f"a header of {length} bytes in a file of {size}")
+    text = read_range(path, 8, 8 + length).tobytes()
+    with _as_file(path, text, size) as file, safe_open(file, framework="numpy"):
+        header = json.loads(text)
     header.pop("__metadata__", None)
     return header, 8 + length
 
 
-def _read_into(descriptor: int, data: np.ndarray, offset: int, path: Path) -> None:
-    done = 0
-    while done < len(data):
-        count = os.preadv(descriptor, [data[done:].data], offset + done)
-        if not count:
-            raise CheckpointError(f"{path} has become shorter while it was read.")
-        done += count
+@contextlib.contextmanager
+def _as_file(path: epath.Path, header: bytes, size: int) -> Iterator[str]:
+    """The file itself; for an object, a file of its header and size that takes no more room."""
+    if not is_remote(path):
+        yield str(path)
+        return
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(size)
+        file.flush()
+        yield file.name
 
 
 # --- writing --------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ one; hosts never communicate. Matrices are in the compute type, norms and head i
 
 import collections
 import dataclasses
-import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolrm_jax.ahead import Ahead, OrderedPool
 from toolrm_jax.batch import Batch, RowShape, empty_batch
+from toolrm_jax.compilation_cache import use_compilation_cache
 from toolrm_jax.errors import InputError
 from toolrm_jax.model import Compute, Forward, Params
 from toolrm_jax.model_config import ModelConfig
@@ -391,16 +391,6 @@ def _regrouped(
             found.append(Scored(rewards, np.array(lengths, np.int32), item.dropped_messages))
         at += len(lengths)
     return found
-
-
-def use_compilation_cache(folder: str | Path | None = None) -> None:
-    """Keeps compiled programs on disk: in `folder`, or where JAX is already told to, or in
-    $TOOLRM_CACHE_DIR, or in ~/.cache/toolrm_jax/compiled. The first run compiles, later ones load.
-    """
-    if folder is None and jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        return
-    default = os.environ.get("TOOLRM_CACHE_DIR") or Path.home() / ".cache/toolrm_jax/compiled"
-    jax.config.update("jax_compilation_cache_dir", str(folder or default))
 
 
 def _checked_max_tokens(max_tokens: int | None, config: ModelConfig) -> int:

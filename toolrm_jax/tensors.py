@@ -74,6 +74,10 @@ class Tensors(Mapping[str, np.ndarray]):
         """The SHA-256 of the tensor's bytes that the checkpoint itself states, if it does."""
         return None
 
+    def __contains__(self, name: object) -> bool:
+        # A Mapping's own reads the whole tensor to find out.
+        return any(name == known for known in self)
+
     def __getitem__(self, name: str) -> np.ndarray:
         return self.rows(name, 0, self.spec(name).shape[0])
 

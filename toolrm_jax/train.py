@@ -10,20 +10,21 @@ heldout_scores.jsonl, evaluation.json, tokenizer/, export/.
 
 Several processes are one run if a TPU pod, GKE or Slurm's srun started them, which is seen without
 a flag, or if each has JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID in
-its environment (cluster.py); the workdir is then on a file system that all of them share.
+its environment (cluster.py); the workdir is then on a file system that all of them share, or gs://.
 """
 
 import contextlib
 import dataclasses
 import json
 import math
+import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import app, flags, logging
+from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
@@ -32,6 +33,7 @@ from toolrm_jax.batch_plan import PlanConfig
 from toolrm_jax.bfcl_pairs import ensure_pairs
 from toolrm_jax.checkpoint import Checkpoints, config_to_json
 from toolrm_jax.cluster import MODES, start_processes
+from toolrm_jax.compilation_cache import use_compilation_cache
 from toolrm_jax.errors import reported
 from toolrm_jax.files import write_text
 from toolrm_jax.huggingface import load_params, save_directory, truncate
@@ -54,12 +56,13 @@ from toolrm_jax.orbax_folder import TOKENIZER, about_run
 from toolrm_jax.output_folder import new_folder
 from toolrm_jax.pretrained import Pretrained, open_pretrained
 from toolrm_jax.rendering import Renderer
+from toolrm_jax.start_up import StartUp
 from toolrm_jax.step_trace import StepTrace
 from toolrm_jax.throughput import Throughput, line
 from toolrm_jax.train_config import (
     TrainingError,
-    local_folder,
     refuse_other_run,
+    run_folder,
     section,
     unpack,
 )
@@ -68,25 +71,30 @@ from toolrm_jax.train_step import abstract_state, make_train_step, new_state
 EMBEDDED_PAIRS = "embedded:bfcl"
 
 
-def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
+def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> evaluate.Report:
     """Runs a training config to its end; see the module's docstring."""
     lead = jax.process_index() == 0
     say = _say if lead else lambda *_: None
     mesh, plan, optimizer_config, compute = unpack(config)
-    folder = local_folder(workdir)
+    folder = run_folder(workdir)
     folder.mkdir(parents=True, exist_ok=True)
+    use_compilation_cache(config.train.compilation_cache)
+    start_up = StartUp()
 
     # --- Model and data ------------------------------------------------------------------------
-    pretrained = open_pretrained(config.model.source)
+    with start_up.phase("model"):
+        pretrained = open_pretrained(config.model.source)
     with section("model"):
         source = truncate(pretrained.source, config.model.num_layers)
     tokenize = RowTokenizer(Renderer(pretrained.tokenizer), config.data.blind)
-    train_rows, heldout_rows = _row_files(config, folder, lead)
-    loader = _loader(config, train_rows, tokenize, plan, "train", mesh, folder, say)
-    heldout = _loader(config, heldout_rows, tokenize, plan, "held-out", mesh, folder, say)
+    with start_up.phase("index"):
+        train_rows, heldout_rows = _row_files(config, folder, lead)
+        loader = _loader(config, train_rows, tokenize, plan, "train", mesh, folder, say)
+        heldout = _loader(config, heldout_rows, tokenize, plan, "held-out", mesh, folder, say)
     meta = _meta(config, source.config, loader, heldout.index)
     if lead:  # with the checkpoints, so that they can be exported wherever they are taken
-        with new_folder(folder / TOKENIZER, is_ours=lambda _: True) as partial:
+        last = "tokenizer_config.json"
+        with new_folder(folder / TOKENIZER, is_ours=lambda _: True, last=last) as partial:
             pretrained.tokenizer.save_pretrained(partial)
     steps = config.train.steps or _steps_of(loader, config.train.epochs)
     step_tokens = plan.micro_batches * max(plan.rows(shape) * shape.tokens for shape in plan.shapes)
@@ -110,11 +118,13 @@ def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
         if checkpoints.latest() is None:
             if not source.has_head:
                 say(f"a fresh reward head, drawn with seed {config.seed}")
-            state = new_state(load_params(source, mesh, config.seed), optimizer)
+            with start_up.phase("weights"):
+                state = new_state(load_params(source, mesh, config.seed), optimizer)
         else:
             refuse_other_run(checkpoints.meta(), meta, folder)
             like = abstract_state(abstract_params(source.config, mesh), optimizer, mesh)
-            state, _ = checkpoints.restore(like)
+            with start_up.phase("restore"):
+                state, _ = checkpoints.restore(like)
             say(f"continuing at step {int(state.step)} from {folder / 'checkpoints'}")
         start = int(state.step)
         log = opened.enter_context(contextlib.closing(MetricsLog(folder, start, steps, lead)))
@@ -127,11 +137,18 @@ def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
         trace = opened.enter_context(
             contextlib.closing(StepTrace(folder / "profile", start, config.profile_steps, lead))
         )
+        opened.enter_context(start_up)
+        start_up.steps_begin()
         pending: list[tuple[int, dict[str, jax.Array]]] = []
         for number, batches in enumerate(meter.inputs(loader.batches(start, steps)), start):
             with trace.step(number):
                 state, metrics = train_step(state, to_device(batches, mesh))
             meter.dispatched(loader.locate(number), metrics["loss"])
+            if number == start:
+                jax.block_until_ready(metrics)
+                start_up.first_step_done()
+                say(start_up.line())
+                log.write(start, "start-up", start_up.seconds())
             pending.append((number, metrics))
             if trace.dispatched(number, metrics):
                 say(f"trace of steps until {number + 1} in {folder / 'profile'}: docs/train.md")
@@ -153,6 +170,7 @@ def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
                 say(f"step {done}: held-out accuracy {found.accuracy} on {found.accuracy.n} pairs")
                 meter.skip()
             if saving:
+                log.share()
                 checkpoints.save(state, meta | {"loader": {"next_step": done}})
         checkpoints.wait()
 
@@ -177,7 +195,7 @@ def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
     return found
 
 
-def _row_files(config: ConfigDict, workdir: Path, lead: bool) -> tuple[RowFile, RowFile]:
+def _row_files(config: ConfigDict, workdir: epath.Path, lead: bool) -> tuple[RowFile, RowFile]:
     paths = {"train": config.data.train, "heldout": config.data.heldout}
     if EMBEDDED_PAIRS in paths.values():
         if not lead:  # one process builds them, the others find them built
@@ -201,7 +219,7 @@ def _loader(
     plan: PlanConfig,
     side: str,
     mesh: jax.sharding.Mesh,
-    workdir: Path,
+    workdir: epath.Path,
     say,
 ) -> Loader:
     """Indexes one side of the data; says, and writes down, what had to be left out."""
@@ -265,7 +283,7 @@ def _steps_of(loader: Loader, epochs: float) -> int:
     return max(1, round(epochs * len(loader.epoch(0))))
 
 
-def _fetch(pending: list, workdir: Path) -> dict[str, float]:
+def _fetch(pending: list, workdir: epath.Path) -> dict[str, float]:
     """Means over the steps since the last log line; stops the run where one is not finite."""
     fetched = [(number, jax.device_get(metrics)) for number, metrics in pending]
     for number, metrics in fetched:
@@ -299,14 +317,14 @@ def _on_host(params: Params) -> Params:
 
 
 def _export(
-    workdir: Path,
+    workdir: epath.Path,
     pretrained: Pretrained,
     model: ModelConfig,
     params: Params,
     steps: int,
     meta: dict[str, Any],
     found: evaluate.Report,
-) -> Path:
+) -> epath.Path:
     """The Hugging Face directory, with what a later evaluation needs to know about its origin."""
     about = about_run(meta, steps, found.to_json())
     files = {
@@ -327,7 +345,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "as --config.train.steps=50, or --config.data.row_shapes='((2048, 64),)'.",
     lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, export.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, or gs://bucket/folder: checkpoints, metrics, export."
+)
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
     "auto",

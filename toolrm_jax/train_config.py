@@ -6,11 +6,12 @@ Every error names the field, its value and what it may be, before a model is ope
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from toolrm_jax.batch import RowShape
@@ -18,6 +19,7 @@ from toolrm_jax.batch_plan import PlanConfig
 from toolrm_jax.errors import InputError
 from toolrm_jax.model import Compute
 from toolrm_jax.optimizer import OptimizerConfig
+from toolrm_jax.paths import PathError, absolute
 from toolrm_jax.sharding import make_mesh, row_shards
 
 
@@ -25,14 +27,12 @@ class TrainingError(InputError, RuntimeError):
     """A run that cannot start or go on; the message says why."""
 
 
-def local_folder(path: str | Path) -> Path:
-    """The folder of a run. (A Path of "gs://b/r" would be a folder named "gs:" in this one.)"""
-    if "://" in str(path):
-        raise TrainingError(
-            f"--workdir={path}: expected a folder on a file system of this machine; mount the "
-            f"bucket, or copy the run there when it has ended."
-        )
-    return Path(path)
+def run_folder(path: str | os.PathLike[str]) -> epath.Path:
+    """The folder of a run: of a file system that all of its processes share, or gs://."""
+    try:
+        return absolute(path)
+    except PathError as error:
+        raise TrainingError(f"--workdir={error}") from error
 
 
 @contextlib.contextmanager
@@ -118,6 +118,7 @@ _FREE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.export",
+    "train.compilation_cache",
     "data.workers",
     # Their content counts, which the fingerprints of data tell, not how the paths are spelled.
     "data.train",
@@ -129,7 +130,7 @@ _FREE = (
 )
 
 
-def refuse_other_run(saved: dict[str, Any], meta: dict[str, Any], workdir: Path) -> None:
+def refuse_other_run(saved: dict[str, Any], meta: dict[str, Any], workdir: epath.Path) -> None:
     """A workdir belongs to one config: continued under another, it would be a run of neither."""
     old, new = _flat(saved["config"]), _flat(meta["config"])
     changes = [

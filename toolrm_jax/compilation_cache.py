@@ -1,0 +1,24 @@
+"""Compiled programs kept on disk: the first run compiles, later ones load what it compiled.
+
+use_compilation_cache()                 # where JAX is told to, or the default folder
+use_compilation_cache("gs://b/cache")   # for all machines of a pod together
+"""
+
+import os
+from pathlib import Path
+
+import jax
+
+NONE = "none"
+
+
+def use_compilation_cache(folder: str | os.PathLike[str] | None = None) -> None:
+    """Keeps compiled programs in `folder` ("none": not at all), or where JAX is already told to
+    (JAX_COMPILATION_CACHE_DIR), or in $TOOLRM_CACHE_DIR, or in ~/.cache/toolrm_jax/compiled."""
+    if folder == NONE:
+        jax.config.update("jax_compilation_cache_dir", None)
+        return
+    if not folder and jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        return
+    default = os.environ.get("TOOLRM_CACHE_DIR") or Path.home() / ".cache/toolrm_jax/compiled"
+    jax.config.update("jax_compilation_cache_dir", os.fspath(folder or default))
