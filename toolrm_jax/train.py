@@ -189,6 +189,13 @@ def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
             if stopping:
                 raise Stopped(_stopping(checkpoints, done))
 
+        best = checkpoints.best()
+        if best is not None:
+            say(
+                f"best evaluation during training: accuracy {100 * best[1][0]:.1f} at step "
+                f"{best[0]}, in {checkpoints.folder / str(best[0])}"
+            )
+
         # --- Evaluation and export -------------------------------------------------------------
         steps_on = itertools.count(steps + 1)
 
@@ -325,8 +332,10 @@ class _SaveTimes:
 
     def __init__(self, every: int, minutes: float, steps: int):
         self._every, self._seconds, self._steps = every, 60 * minutes, steps
-        self._last = time.monotonic()
+        self._last = self.now()
         self._clock = Exchange("clock")
+
+    now = staticmethod(time.monotonic)
 
     def __call__(self, done: int, ask: bool) -> bool:
         """All processes go by the clock of process 0, which they `ask` together."""
@@ -334,11 +343,12 @@ class _SaveTimes:
             return True
         if not self._seconds or not (ask or jax.process_count() == 1):
             return False
-        late = time.monotonic() - self._last >= self._seconds
+        late = self.now() - self._last >= self._seconds
         return self._clock.from_first(str(late)) == str(True)
 
     def saved(self) -> None:
-        self._last = time.monotonic()
+        """Counts the minutes from now."""
+        self._last = self.now()
 
 
 def _save_for_certain(
