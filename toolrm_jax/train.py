@@ -113,7 +113,6 @@ def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
         with section("mesh"):
             forward = Forward(source.config, compute)
         train_step = make_train_step(forward, optimizer, config.loss.eta)
-        opened.push(_unless_broken_off)
         watchdog = opened.enter_context(
             contextlib.closing(Watchdog(config.train.hang_minutes, config.train.patient_minutes))
         )
@@ -148,6 +147,7 @@ def train(config: ConfigDict, workdir: str | Path) -> evaluate.Report:
         clock = _Clock(steps, start)
         due = _SaveTimes(config.train.checkpoint_every, config.train.checkpoint_minutes, steps)
         stop = opened.enter_context(StopRequest())
+        opened.push(_unless_broken_off)  # before anything is closed
         pending: list[tuple[int, Step, dict[str, jax.Array]]] = []
         compiled = set()
         for number, batches in enumerate(loader.batches(start, steps), start):
