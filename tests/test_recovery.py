@@ -540,6 +540,21 @@ ocp.StandardCheckpointHandler.async_save = fails
 """
 
 
+@pytest.mark.slow
+def test_a_process_that_holds_copies_alone_takes_part_in_saves(toy, whole):
+    """mesh.data across processes: each holds everything."""
+    workdir, mesh = toy / "copies", {"mesh.data": 2, "mesh.fsdp": 1}
+    os.environ["AT"] = "7"
+    try:
+        both = start_two(toy, workdir, TOLD_TO_STOP + TOLD, **mesh)
+        steps = {stopped_at(finish(process, STOPPED)) for process in both}
+    finally:
+        del os.environ["AT"]
+    assert len(steps) == 1
+    assert f"continuing at step {steps.pop()} from" in finish(start(toy, workdir))
+    assert_same_losses(workdir, whole[0])
+
+
 def test_a_full_disk_of_one_process_is_a_failed_save_of_both(toy):
     workdir, changes = toy / "full-of-one", {"train.steps": 7, "train.keep_checkpoints": 9}
     lead, other = start_two(toy, workdir, FULL + TOLD, **changes, **{"train.checkpoint_every": 2})

@@ -21,6 +21,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -209,8 +210,9 @@ class Checkpoints:
         def finish() -> None:
             for future in futures:
                 future.result()
-            part = files_below(partial / "state" / f"ocdbt.process_{jax.process_index()}")
-            mine.update(describe(part, partial, self._checksums))
+            part = partial / "state" / f"ocdbt.process_{jax.process_index()}"
+            if part.exists():  # a process that holds copies alone writes nothing
+                mine.update(describe(files_below(part), partial, self._checksums))
 
         problem = problem or _attempt(finish)
         told = [json.loads(x) for x in self._background.gather(json.dumps([problem, mine]))]
@@ -228,10 +230,10 @@ class Checkpoints:
         """Process 0: joins the parts, writes what describes them, and gives the folder its name."""
         partial, final = self._partial(step), self.folder / str(step)
         self._handler.finalize(partial / "state")
-        (partial / _META).write_text(json.dumps(meta))
+        _write_durably(partial / _META, json.dumps(meta))
         rest = [p for p in files_below(partial) if p.relative_to(partial).as_posix() not in files]
         files |= describe(rest, partial, self._checksums)
-        (partial / LISTING).write_text(listing(files, step=step, score=score))
+        _write_durably(partial / LISTING, listing(files, step=step, score=score))
         if partial != final:
             self._discard(step)  # a damaged one that this one replaces
             partial.rename(final)
@@ -416,6 +418,15 @@ def _is_lead() -> bool:
 
 def _is_bucket(path: epath.Path) -> bool:
     return "://" in str(path)
+
+
+def _write_durably(path: epath.Path, text: str) -> None:
+    """On the disk before the folder gets its name, as the arrays are."""
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        if not _is_bucket(path):
+            os.fsync(file.fileno())
 
 
 def _remove(folder: epath.Path) -> None:
