@@ -2,6 +2,7 @@
 
 import copy
 import os
+import subprocess
 from pathlib import Path
 
 import jax
@@ -87,3 +88,19 @@ def qwen_tokenizer(toolrm_data):
         return kept[name]
 
     return load
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 4 MB, where one can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("no mount command")
+    if done.returncode:
+        pytest.skip(f"no small file system can be mounted: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -1,14 +1,26 @@
 """Checkpoints: bit-equal, laid out as asked for, plain data."""
 
+import contextlib
 import dataclasses
+import errno
 import json
+import os
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from toolrm_jax.checkpoint import Checkpoints, config_from_json, config_to_json
+from toolrm_jax.checkpoint import (
+    Checkpoints,
+    CheckpointsError,
+    config_from_json,
+    config_to_json,
+)
+from toolrm_jax.checkpoint_files import LISTING
 from toolrm_jax.model import abstract_params
 from toolrm_jax.model_config import ModelConfig, Rope
 from toolrm_jax.optimizer import OptimizerConfig, make_optimizer
@@ -104,6 +116,228 @@ def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path, meshes):
     for path in files:
         assert path.suffix not in (".pkl", ".pickle", ".pt", ".bin")
         assert not path.read_bytes().startswith((b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+
+
+@pytest.mark.parametrize("sizes", [(4, 2), (2, 4), (1, 8), (8, 1)])
+def test_a_state_goes_to_another_mesh_shape(tmp_path, sizes):
+    state = random_state(make_mesh(data=4, fsdp=2), step=3)
+    with contextlib.closing(Checkpoints(tmp_path)) as saved:
+        saved.save(state, {})
+        like = random_state(make_mesh(data=sizes[0], fsdp=sizes[1]), step=0, seed=1)
+        restored, _ = saved.restore(like)
+        assert_same(restored, state)
+        wanted = [x.sharding for x in jax.tree.leaves(like)]
+        assert [x.sharding for x in jax.tree.leaves(restored)] == wanted
+
+
+# --- The best one ---------------------------------------------------------------------------------
+
+
+def steps_in(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
+def test_the_best_is_kept_besides_the_newest(tmp_path, meshes):
+    scores = {1: (0.5, -0.7), 2: (0.8, -0.6), 3: (0.8, -0.5), 4: (0.8, -0.5), 5: None, 6: None}
+    saved = Checkpoints(tmp_path, keep=2)
+    for step, score in scores.items():
+        if score:
+            assert saved.improves(score) == (step <= 3)  # a tie is no improvement
+        saved.save(random_state(meshes[1], step), {}, score)
+    saved.close()
+    assert steps_in(tmp_path) == [3, 5, 6]
+
+    again = Checkpoints(tmp_path, keep=2)  # another process, later
+    assert again.best() == (3, (0.8, -0.5))
+    assert not again.improves((0.8, -0.5))
+    assert again.improves((0.8, -0.4))
+    again.save(random_state(meshes[1], 7), {}, (0.9, -0.9))
+    again.save(random_state(meshes[1], 8), {}, None)
+    again.save(random_state(meshes[1], 9), {}, None)
+    again.close()
+    assert steps_in(tmp_path) == [7, 8, 9]
+
+
+def test_the_best_is_not_kept_where_that_is_not_wanted(tmp_path, meshes):
+    saved = Checkpoints(tmp_path, keep=1, keep_best=False)
+    assert not saved.improves((1.0, 0.0))
+    for step, score in ((1, (0.9, 0.0)), (2, (0.1, 0.0))):
+        saved.save(random_state(meshes[1], step), {}, score)
+    saved.close()
+    assert steps_in(tmp_path) == [2]
+
+
+# --- Damage ---------------------------------------------------------------------------------------
+
+
+def largest_file(folder: Path) -> Path:
+    """The arrays' own bytes, which are most of a checkpoint."""
+    files = (folder / "state" / "ocdbt.process_0" / "d").iterdir()
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def flip(path: Path, at: int | None = None) -> None:
+    """Changes one bit."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if at is None else at] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "arrays cut off": lambda f: os.truncate(largest_file(f), largest_file(f).stat().st_size // 2),
+    "arrays gone": lambda f: largest_file(f).unlink(),
+    "a bit of the arrays": lambda f: flip(largest_file(f)),
+    "a bit of the index of arrays": lambda f: flip(f / "state" / "manifest.ocdbt"),
+    "a bit of the tree": lambda f: flip(f / "state" / "_METADATA"),
+    "a bit of the metadata": lambda f: flip(f / "meta" / "metadata"),
+    "metadata cut off": lambda f: os.truncate(f / "meta" / "metadata", 5),
+    "metadata gone": lambda f: shutil.rmtree(f / "meta"),
+    "state gone": lambda f: shutil.rmtree(f / "state"),
+    "a bit of the list of files": lambda f: flip(f / LISTING),
+    "a bit of a checksum": lambda f: flip(f / LISTING, (f / LISTING).read_bytes().rindex(b" ") + 2),
+    "list of files gone": lambda f: (f / LISTING).unlink(),
+    "everything gone": lambda f: [shutil.rmtree(f), f.mkdir()],
+}
+
+
+@pytest.fixture(scope="module")
+def two_saved(tmp_path_factory, meshes):
+    """Two checkpoints, and the state of the first; to be copied."""
+    folder = tmp_path_factory.mktemp("two")
+    states = {step: random_state(meshes[1], step, seed=step) for step in (1, 2)}
+    with contextlib.closing(Checkpoints(folder)) as saved:
+        for step, state in states.items():
+            saved.save(state, {"at": step})
+    return folder, states
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_and_said_to_be(tmp_path, two_saved, meshes, damage):
+    folder, states = two_saved
+    shutil.copytree(folder, tmp_path / "run")
+    DAMAGE[damage](tmp_path / "run" / "checkpoints" / "2")
+    said: list[str] = []
+    opened = Checkpoints(tmp_path / "run", say=said.append)
+    restored, meta = opened.restore(states[2])
+    assert_same(restored, states[1])
+    assert meta == {"at": 1}
+    (message,) = said
+    assert message.startswith("checkpoint 2 is damaged and is passed over: ")
+    names = ("state", "meta/metadata", LISTING)
+    assert any(name in message.partition("over: ")[2] for name in names), message
+
+    # It is written again when the run gets there.
+    opened.save(states[2], {"at": "again"})
+    opened.close()
+    with contextlib.closing(Checkpoints(tmp_path / "run")) as again:
+        restored, meta = again.restore(states[1])
+        assert_same(restored, states[2])
+        assert meta == {"at": "again"}
+    assert steps_in(tmp_path / "run") == [1, 2]
+
+
+# Where one array fails, Orbax closes the loop to which the others still report.
+orbax_leaves_loops = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+SHOWS = ["arrays cut off", "arrays gone", "a bit of the index of arrays"]
+
+
+@orbax_leaves_loops
+@pytest.mark.parametrize("damage", SHOWS)
+def test_damage_is_noticed_without_checksums_where_it_shows(tmp_path, meshes, damage):
+    states = {step: random_state(meshes[1], step, seed=step) for step in (1, 2)}
+    with contextlib.closing(Checkpoints(tmp_path, checksums=False)) as saved:
+        for state in states.values():
+            saved.save(state, {})
+    DAMAGE[damage](tmp_path / "checkpoints" / "2")
+    with contextlib.closing(Checkpoints(tmp_path, say=lambda _: None)) as opened:
+        assert_same(opened.restore(states[2])[0], states[1])
+
+
+def test_without_a_sound_checkpoint_nothing_is_started_anew(tmp_path, two_saved):
+    folder, states = two_saved
+    shutil.copytree(folder, tmp_path / "run")
+    for step in (1, 2):
+        flip(largest_file(tmp_path / "run" / "checkpoints" / str(step)))
+    opened = Checkpoints(tmp_path / "run", say=lambda _: None)
+    with pytest.raises(CheckpointsError, match=r"no sound checkpoint.*2: .*; 1: .*workdir"):
+        opened.restore(states[1])
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path, two_saved):
+    folder, states = two_saved
+    shutil.copytree(folder, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(checkpoints / "2", checkpoints / "3.partial")
+    said: list[str] = []
+    with contextlib.closing(Checkpoints(tmp_path / "run", say=said.append)) as opened:
+        assert opened.latest() == 2
+        assert_same(opened.restore(states[1])[0], states[2])
+    assert steps_in(tmp_path / "run") == [1, 2]
+    assert len(said) == 1
+    assert "3.partial" in said[0]
+
+
+# --- A full disk ----------------------------------------------------------------------------------
+
+
+@orbax_leaves_loops
+def test_a_full_disk_costs_a_save_and_nothing_else(small_disk, meshes):
+    states = {step: random_state(meshes[1], step, seed=step) for step in (1, 2, 3)}
+    saved = Checkpoints(small_disk)
+    saved.save(states[1], {"at": 1})
+    saved.wait()
+    room = shutil.disk_usage(small_disk).free
+    size = shutil.disk_usage(small_disk).used
+    (small_disk / "filler").write_bytes(bytes(room - size // 2))
+    saved.save(states[2], {"at": 2})
+    saved.wait()
+    first, second = saved.ended()
+    assert (first.step, first.error, second.step) == (1, "", 2)
+    assert "No space left on device" in second.error
+    assert (saved.latest(), saved.failures) == (1, 1)
+    assert steps_in(small_disk) == [1]  # nor does the half-written one take up room
+    assert_same(saved.restore(states[3])[0], states[1])
+
+    (small_disk / "filler").unlink()
+    saved.save(states[3], {"at": 3})
+    saved.close()
+    assert [end.error for end in saved.ended()] == [""]
+    assert steps_in(small_disk) == [1, 3]
+    with contextlib.closing(Checkpoints(small_disk)) as again:
+        assert_same(again.restore(states[1])[0], states[3])
+
+
+@pytest.mark.parametrize("where", ["writing", "folder", "joining"])
+def test_an_error_while_saving_is_reported_not_raised(tmp_path, meshes, monkeypatch, where):
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    class Full:
+        def result(self):
+            raise full
+
+    async def writes(*args, **kwargs):
+        return [Full()]
+
+    def raises(*args, **kwargs):
+        raise full
+
+    saved = Checkpoints(tmp_path)
+    saved.save(random_state(meshes[1], 1), {})
+    saved.wait()
+    with monkeypatch.context() as patched:
+        if where == "writing":
+            patched.setattr(ocp.StandardCheckpointHandler, "async_save", writes)
+        elif where == "folder":
+            patched.setattr(Checkpoints, "_prepare", raises)
+        else:
+            patched.setattr(ocp.StandardCheckpointHandler, "finalize", raises)
+        saved.save(random_state(meshes[1], 2), {})
+        saved.wait()
+    assert "No space left on device" in saved.ended()[-1].error
+    assert steps_in(tmp_path) == [1]
+    saved.save(random_state(meshes[1], 2), {})
+    saved.close()
+    assert steps_in(tmp_path) == [1, 2]
 
 
 YARN = Rope(5e5, "yarn", (("factor", 4.0), ("truncate", True)))

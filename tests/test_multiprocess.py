@@ -1,12 +1,12 @@
 """Two processes, as on two hosts: one run, each with its own part of every batch."""
 
 import json
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+from processes import free_port
 from safetensors.numpy import load_file
 
 from toolrm_jax.train import train
@@ -35,12 +35,6 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 train.run()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def run_together(

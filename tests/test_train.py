@@ -1,6 +1,7 @@
 """Whole training runs of a tiny model: what they leave behind, interruption, refusal, variants."""
 
 import contextlib
+import copy
 import io
 import json
 import re
@@ -18,6 +19,7 @@ from toolrm_jax import evaluate
 from toolrm_jax.batch import RowShape
 from toolrm_jax.batch_plan import PlanConfig
 from toolrm_jax.checkpoint import Checkpoints
+from toolrm_jax.default_config import default_config
 from toolrm_jax.huggingface import load_params
 from toolrm_jax.loader import Loader, RowFile, RowTokenizer, build_index
 from toolrm_jax.model import Compute, Forward
@@ -274,6 +276,44 @@ def test_a_run_is_not_continued_under_another_config(toy, finished):
     assert "loss.eta: 0.01 -> 0.5; optimizer.learning_rate: 0.003 -> 0.001" in message
     assert "log_every" not in message
     assert "another --workdir" in message
+
+
+# Whatever is not named here changes what training computes.
+MAY_CHANGE = {
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_rows",
+    "train.checkpoint_every",
+    "train.checkpoint_minutes",
+    "train.keep_checkpoints",
+    "train.keep_best",
+    "train.checksums",
+    "train.hang_minutes",
+    "train.patient_minutes",
+    "train.lost_seconds",
+    "train.export",
+    "data.workers",
+    "data.train",
+    "data.heldout",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+}
+
+
+@pytest.mark.parametrize("part", ["", "model", "mesh", "data", "loss", "optimizer", "train"])
+def test_each_field_may_change_between_parts_of_a_run_or_is_refused_by_name(tmp_path, part):
+    saved = {"config": default_config().to_dict(), "rows": {}, "model": {}, "data": {}}
+    fields = saved["config"][part] if part else {"seed": 0}
+    for name in fields:
+        field = f"{part}.{name}" if part else name
+        config = copy.deepcopy(saved["config"])
+        (config[part] if part else config)[name] = "other"
+        if field in MAY_CHANGE:
+            refuse_other_run(saved, saved | {"config": config}, tmp_path)
+        else:
+            with pytest.raises(TrainingError, match=rf"\({re.escape(field)}: .* -> 'other'\)"):
+                refuse_other_run(saved, saved | {"config": config}, tmp_path)
 
 
 def test_a_run_is_not_continued_on_other_rows(toy, finished):

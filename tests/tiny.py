@@ -232,7 +232,11 @@ def command(folder: Path, workdir: Path, **changes) -> list[str]:
 
 
 def start(
-    arguments: list[str], devices: int, program: str = "", **environment: str
+    arguments: list[str],
+    devices: int,
+    program: str = "",
+    start_new_session: bool = False,
+    **environment: str,
 ) -> subprocess.Popen:
     """Starts `python -m toolrm_jax.train` (or a program that calls it) as a process of its own."""
     call = ["-c", program] if program else ["-m", "toolrm_jax.train"]
@@ -244,6 +248,7 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=start_new_session,
     )
 
 

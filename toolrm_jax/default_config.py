@@ -52,8 +52,17 @@ def default_config() -> ConfigDict:
     config.train.log_every = 5
     config.train.eval_every = 0  # steps; 0: only at the end
     config.train.eval_rows = 64  # held-out prompts of an evaluation during training
+    # Saves: every so many steps, every so many minutes (0: not so), and at the end; see
+    # docs/train.md.
     config.train.checkpoint_every = 50
-    config.train.keep_checkpoints = 2
+    config.train.checkpoint_minutes = 30.0
+    config.train.keep_checkpoints = 2  # the newest
+    config.train.keep_best = True  # and the one with the best evaluation during training
+    config.train.checksums = True  # of checkpoints' files: notice any damage
+    # A run in which nothing moves for so long ends (exit code 76); 0: never.
+    config.train.hang_minutes = 10.0  # a step, a batch of an evaluation
+    config.train.patient_minutes = 60.0  # with a compilation; loading, saving
+    config.train.lost_seconds = 60  # a process of several, silent for so long, is lost
     # Where compiled programs are kept (a folder, or gs:// for all machines); "": where JAX is told
     # to, or ~/.cache/toolrm_jax/compiled; "none": nowhere.
     config.train.compilation_cache = ""

@@ -18,7 +18,10 @@ import functools
 import hashlib
 import json
 import math
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -386,9 +389,25 @@ def _stream(source: Any, transform: grain.transforms.Map, workers: int):
     data = grain.MapDataset.source(source).map(transform).to_iter_dataset(threads)
     if workers:
         data = data.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4),
+            worker_init_fn=_as_worker,
         )
     return data
+
+
+def _as_worker(number: int, count: int) -> None:
+    """A worker ends with its process, and not before: schedulers and Ctrl-C signal the whole group,
+    and the run needs its workers until it has reached the step at which it stops."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(
+        target=_end_with, args=(multiprocessing.parent_process(),), daemon=True
+    ).start()
+
+
+def _end_with(process: Any) -> None:
+    process.join()
+    os._exit(0)
 
 
 def _renumbered(step: Step, ids: np.ndarray) -> Step:

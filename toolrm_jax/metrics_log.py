@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from toolrm_jax.output_folder import is_full_disk
 from toolrm_jax.paths import as_path, is_remote
 
 _SHARE_SECONDS = 60.0
@@ -70,7 +71,12 @@ class MetricsLog:
         if not self.enabled:
             return
         self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.flush()
+        except OSError as error:
+            if not is_full_disk(error):
+                raise
+            # The line waits in memory for the next flush: a checkpoint may hold the room just now.
         for name, value in values.items():
             self._board.add_scalar(f"{split}/{name.replace(' ', '_')}", value, step)
         if time.monotonic() - self._shared > _SHARE_SECONDS:

@@ -4,9 +4,14 @@
         -> evaluate -> export
 
 Any field of the config can be set on the command line: `--config.train.steps=50`. Running the same
-command again continues from the newest checkpoint, and ends bit-equal to a run that was never
+command again continues from the newest sound checkpoint, and ends bit-equal to a run that was never
 interrupted. In the workdir: checkpoints/, metrics.jsonl, tensorboard/, rejects-*.jsonl,
 heldout_scores.jsonl, evaluation.json, tokenizer/, export/.
+
+Exit codes: 0, finished; 1, an error that the message explains; 75, asked to stop (SIGTERM, a
+preemption notice, Ctrl-C), and saved; 76, broken off (a process was lost, or a step hung); 134
+(SIGABRT), broken off by JAX for the same reasons. After 75, 76 and 134 the same command continues:
+docs/train.md.
 
 Several processes are one run if a TPU pod, GKE or Slurm's srun started them, which is seen without
 a flag, or if each has JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID in
@@ -15,10 +20,14 @@ its environment (cluster.py); the workdir is then on a file system that all of t
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
 import sys
+import time
+import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -29,14 +38,16 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 from toolrm_jax import evaluate
+from toolrm_jax.batch import Batch
 from toolrm_jax.batch_plan import PlanConfig
 from toolrm_jax.bfcl_pairs import ensure_pairs
-from toolrm_jax.checkpoint import Checkpoints, config_to_json
+from toolrm_jax.checkpoint import Checkpoints, Score, config_to_json
 from toolrm_jax.cluster import MODES, start_processes
 from toolrm_jax.compilation_cache import use_compilation_cache
 from toolrm_jax.errors import reported
 from toolrm_jax.files import write_text
 from toolrm_jax.huggingface import load_params, save_directory, truncate
+from toolrm_jax.interruption import Stopped, StopRequest, break_off
 from toolrm_jax.loader import (
     Index,
     Loader,
@@ -55,6 +66,7 @@ from toolrm_jax.optimizer import make_optimizer
 from toolrm_jax.orbax_folder import TOKENIZER, about_run
 from toolrm_jax.output_folder import new_folder
 from toolrm_jax.pretrained import Pretrained, open_pretrained
+from toolrm_jax.processes import Exchange, LostProcessError
 from toolrm_jax.rendering import Renderer
 from toolrm_jax.start_up import StartUp
 from toolrm_jax.step_trace import StepTrace
@@ -66,7 +78,8 @@ from toolrm_jax.train_config import (
     section,
     unpack,
 )
-from toolrm_jax.train_step import abstract_state, make_train_step, new_state
+from toolrm_jax.train_step import TrainState, abstract_state, make_train_step, new_state
+from toolrm_jax.watchdog import Watchdog
 
 EMBEDDED_PAIRS = "embedded:bfcl"
 
@@ -110,21 +123,34 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> evaluate.Repor
         with section("mesh"):
             forward = Forward(source.config, compute)
         train_step = make_train_step(forward, optimizer, config.loss.eta)
-        rewards_of = evaluate.make_reward_function(forward)
+        watchdog = opened.enter_context(
+            contextlib.closing(Watchdog(config.train.hang_minutes, config.train.patient_minutes))
+        )
+        rewards_of = _watched(evaluate.make_reward_function(forward), watchdog)
         # Closed whatever happens, so that a checkpoint that is being written gets complete.
         checkpoints = opened.enter_context(
-            contextlib.closing(Checkpoints(folder, config.train.keep_checkpoints))
+            contextlib.closing(
+                Checkpoints(
+                    folder,
+                    config.train.keep_checkpoints,
+                    keep_best=config.train.keep_best,
+                    checksums=config.train.checksums,
+                    say=say,
+                )
+            )
         )
+        watchdog.feed("loading", patient=True)
         if checkpoints.latest() is None:
             if not source.has_head:
                 say(f"a fresh reward head, drawn with seed {config.seed}")
             with start_up.phase("weights"):
                 state = new_state(load_params(source, mesh, config.seed), optimizer)
         else:
-            refuse_other_run(checkpoints.meta(), meta, folder)
             like = abstract_state(abstract_params(source.config, mesh), optimizer, mesh)
             with start_up.phase("restore"):
-                state, _ = checkpoints.restore(like)
+                state, _ = checkpoints.restore(
+                    like, accept=lambda saved: refuse_other_run(saved, meta, folder)
+                )
             say(f"continuing at step {int(state.step)} from {folder / 'checkpoints'}")
         start = int(state.step)
         log = opened.enter_context(contextlib.closing(MetricsLog(folder, start, steps, lead)))
@@ -139,29 +165,40 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> evaluate.Repor
         )
         opened.enter_context(start_up)
         start_up.steps_begin()
+        due = _SaveTimes(config.train.checkpoint_every, config.train.checkpoint_minutes, steps)
+        stop = opened.enter_context(StopRequest())
+        opened.push(_unless_broken_off)  # before anything is closed
         pending: list[tuple[int, dict[str, jax.Array]]] = []
+        compiled = set()
         for number, batches in enumerate(meter.inputs(loader.batches(start, steps)), start):
+            step, done = loader.locate(number), number + 1
+            watchdog.feed(f"step {done}", patient=step.shape not in compiled)
+            compiled.add(step.shape)
             with trace.step(number):
                 state, metrics = train_step(state, to_device(batches, mesh))
-            meter.dispatched(loader.locate(number), metrics["loss"])
+            meter.dispatched(step, metrics["loss"])
             if number == start:
                 jax.block_until_ready(metrics)
                 start_up.first_step_done()
                 say(start_up.line())
                 log.write(start, "start-up", start_up.seconds())
+            if pending:  # one step computes while the next is prepared, and no more are queued
+                jax.block_until_ready(pending[-1][1])
             pending.append((number, metrics))
             if trace.dispatched(number, metrics):
-                say(f"trace of steps until {number + 1} in {folder / 'profile'}: docs/train.md")
-            done = number + 1
-            saving = done % config.train.checkpoint_every == 0 or done == steps
+                say(f"trace of steps until {done} in {folder / 'profile'}: docs/train.md")
+            stopping = stop.reached(done)
+            logging_now = done % config.train.log_every == 0
             evaluating = config.train.eval_every and done % config.train.eval_every == 0
-            if done % config.train.log_every == 0 or saving or evaluating:
+            saving = due(done, ask=logging_now) or stopping
+            if logging_now or saving or evaluating:
                 means = _fetch(pending, folder)
                 rates = meter.rates(done)
                 pending = []
                 log.write(done, "train", means | rates)
                 say(line(done, steps, means, rates))
             # Before saving: a run that goes on from this step has evaluated it.
+            score: Score | None = None
             if evaluating and done < steps:
                 part = heldout.first(config.train.eval_rows)
                 scores = evaluate.score(rewards_of, state.params, part, mesh)
@@ -169,14 +206,37 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> evaluate.Repor
                 log.write(done, "heldout", _scalars(found))
                 say(f"step {done}: held-out accuracy {found.accuracy} on {found.accuracy.n} pairs")
                 meter.skip()
-            if saving:
+                score = (found.accuracy.mean, -found.loss)
+            if saving or (score and checkpoints.improves(score)):
+                watchdog.feed(f"saving step {done}", patient=True)
                 log.share()
-                checkpoints.save(state, meta | {"loader": {"next_step": done}})
-        checkpoints.wait()
+                about = meta | {"loader": {"next_step": done}, "heldout": score and list(score)}
+                checkpoints.save(state, about, score)
+                due.saved()
+                if stopping or done == steps:
+                    _save_for_certain(checkpoints, state, about, score)
+            _tell_failures(checkpoints, log, say)
+            if stopping:
+                raise Stopped(_stopping(checkpoints, done))
+
+        best = checkpoints.best()
+        if best is not None:
+            say(
+                f"best evaluation during training: accuracy {100 * best[1][0]:.1f} at step "
+                f"{best[0]}, in {checkpoints.folder / str(best[0])}"
+            )
 
         # --- Evaluation and export -------------------------------------------------------------
-        scores = evaluate.score(rewards_of, state.params, heldout, mesh)
+        steps_on = itertools.count(steps + 1)
+
+        def rewards_unless_stopped(params: Params, batch: Batch) -> jax.Array:
+            if stop.reached(next(steps_on)):
+                raise Stopped(_stopping(checkpoints, steps))
+            return rewards_of(params, batch)
+
+        scores = evaluate.score(rewards_unless_stopped, state.params, heldout, mesh)
         found = evaluate.report(scores, config.loss.eta)
+        watchdog.feed("export", patient=True)
         log.write(steps, "heldout", _scalars(found))
         summary = _summary(loader, heldout, steps, source.config, meta, found)
         say(
@@ -297,6 +357,90 @@ def _fetch(pending: list, workdir: epath.Path) -> dict[str, float]:
     return {name: float(np.mean([m[name] for _, m in fetched])) for name in fetched[0][1]}
 
 
+class _SaveTimes:
+    """Says at which steps to save: every so many, every so many minutes, and the last."""
+
+    def __init__(self, every: int, minutes: float, steps: int):
+        self._every, self._seconds, self._steps = every, 60 * minutes, steps
+        self._last = self.now()
+        self._clock = Exchange("clock")
+
+    now = staticmethod(time.monotonic)
+
+    def __call__(self, done: int, ask: bool) -> bool:
+        """All processes go by the clock of process 0, which they `ask` together."""
+        if done == self._steps or (self._every and done % self._every == 0):
+            return True
+        if not self._seconds or not (ask or jax.process_count() == 1):
+            return False
+        late = self.now() - self._last >= self._seconds
+        return self._clock.from_first(str(late)) == str(True)
+
+    def saved(self) -> None:
+        """Counts the minutes from now."""
+        self._last = self.now()
+
+
+def _save_for_certain(
+    checkpoints: Checkpoints, state: TrainState, about: dict[str, Any], score: Score | None
+) -> None:
+    """Waits for a save, and tries again if it failed: there will be no other."""
+    checkpoints.wait()
+    checkpoints.save(state, about, score)  # does nothing if it is there
+    checkpoints.wait()
+
+
+def _tell_failures(checkpoints: Checkpoints, log: MetricsLog, say) -> None:
+    for saved in checkpoints.ended():
+        if saved.error:
+            log.write(saved.step, "checkpoint", {"failures": checkpoints.failures})
+            say(
+                f"error: step {saved.step} could not be saved ({saved.error}). Training goes on; "
+                f"{_last_saved(checkpoints)}. The next save will be tried as usual."
+            )
+
+
+def _stopping(checkpoints: Checkpoints, done: int) -> str:
+    return (
+        f"stopped after step {done}, as asked; {_last_saved(checkpoints)}. The same command "
+        f"continues from there."
+    )
+
+
+def _last_saved(checkpoints: Checkpoints) -> str:
+    latest = checkpoints.latest()
+    return "nothing is saved yet" if latest is None else f"saved until step {latest}"
+
+
+def _watched(rewards_of: evaluate.RewardFunction, watchdog: Watchdog) -> evaluate.RewardFunction:
+    """Feeds the watchdog with each batch; the first of a shape is compiled."""
+    compiled = set()
+
+    def rewards(params: Params, batch: Batch) -> jax.Array:
+        watchdog.feed("evaluation", patient=batch.tokens.shape not in compiled)
+        compiled.add(batch.tokens.shape)
+        return rewards_of(params, batch)
+
+    return rewards
+
+
+def _unless_broken_off(kind: Any, error: BaseException | None, trace: Any) -> None:
+    """Ends a process whose fellow is gone: what is left to be closed would wait for that one."""
+    if error is not None and jax.process_count() > 1 and _is_loss(error):
+        traceback.print_exception(error)
+        break_off(
+            f"error: process {jax.process_index()} of {jax.process_count()} was broken off in a "
+            f"step: another process was lost, or the network between them. Nothing was saved just "
+            f"now; the same command, started on all of them, continues from the newest checkpoint."
+        )
+
+
+def _is_loss(error: BaseException) -> bool:
+    ours = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")  # would be so next time
+    foreign = isinstance(error, jax.errors.JaxRuntimeError)
+    return isinstance(error, LostProcessError) or (foreign and not str(error).startswith(ours))
+
+
 def _scalars(report: evaluate.Report) -> dict[str, float]:
     named = {f"accuracy/{name}": found.mean for name, found in report.by_error_type.items()}
     accuracy = {
@@ -364,9 +508,28 @@ def main(argv: list[str]) -> None:
             f"Unexpected arguments {argv[1:]}; fields are set as --config.train.steps=50."
         )
     logging.set_verbosity(logging.WARNING)  # Orbax logs dozens of lines per save
-    with reported():
-        start_processes(_DISTRIBUTED.value)
+    with _ended_alone(), reported():
+        start_processes(_DISTRIBUTED.value, lost_seconds=_CONFIG.value.train.lost_seconds)
         train(_CONFIG.value, str(_WORKDIR.value))
+
+
+@contextlib.contextmanager
+def _ended_alone() -> Iterator[None]:
+    """Where one of several processes fails, it ends at once: Python's own exit would wait for the
+    others, which wait for it in a step. They then notice that it is gone."""
+    try:
+        yield
+    except Stopped as stopped:  # all of them do
+        _say(stopped.message)
+        raise
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
+        if isinstance(error, SystemExit) and isinstance(error.code, str):
+            print(error.code, file=sys.stderr, flush=True)
+        else:
+            traceback.print_exception(error)
+        os._exit(1)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

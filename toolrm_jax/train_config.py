@@ -70,8 +70,12 @@ def _check_numbers(config: ConfigDict) -> None:
         "train.log_every": 1,
         "train.eval_every": 0,
         "train.eval_rows": 1,
-        "train.checkpoint_every": 1,
+        "train.checkpoint_every": 0,
+        "train.checkpoint_minutes": 0,
         "train.keep_checkpoints": 1,
+        "train.hang_minutes": 0,
+        "train.patient_minutes": 0,
+        "train.lost_seconds": 5,
     }
     fields = _flat(config.to_dict())
     for name, low in least.items():
@@ -116,7 +120,13 @@ _FREE = (
     "train.eval_every",
     "train.eval_rows",
     "train.checkpoint_every",
+    "train.checkpoint_minutes",
     "train.keep_checkpoints",
+    "train.keep_best",
+    "train.checksums",
+    "train.hang_minutes",
+    "train.patient_minutes",
+    "train.lost_seconds",
     "train.export",
     "train.compilation_cache",
     "data.workers",
