@@ -256,7 +256,7 @@ def test_parameters_are_made_where_the_table_puts_them():
     )
     assert all(jax.tree.leaves(same))
     q = made["blocks"]["q"]
-    assert q.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    assert q.sharding.spec == PartitionSpec(None, ("fsdp", "sequence"), "tensor")
     assert q.addressable_shards[0].data.size == q.size // 4
 
 
@@ -265,7 +265,7 @@ def test_parameters_are_made_where_the_table_puts_them():
     [
         ({"tensor": 8}, r"num_heads=4 cannot be split over tensor=8 devices: choose"),
         ({"data": 2, "tensor": 4}, r"num_kv_heads=2 cannot be split over tensor=4"),
-        ({"fsdp": 8}, r"width=20 cannot be split over fsdp=8"),
+        ({"fsdp": 8}, r"width=20 cannot be split over fsdp \* sequence=8"),
     ],
 )
 def test_a_mesh_that_cannot_split_the_model_is_an_error(sizes, message):

@@ -132,6 +132,8 @@ def test_packing_and_padding_rows_change_nothing(examples, one_batch, single_dev
         {"fsdp": 8},
         {"data": 4, "tensor": 2},
         {"data": 2, "fsdp": 2, "tensor": 2},
+        {"fsdp": 2, "sequence": 4},
+        {"fsdp": 2, "sequence": 2, "tensor": 2},
     ],
     ids=str,
 )

@@ -9,7 +9,11 @@
 
 So every response's reward is what it would be if prompt + response were run alone, and a prompt's
 keys are computed once for all its responses. Axes: see the legend in `model.py`. The functions here
-see one device's rows and heads (`model.py` calls them inside `jax.shard_map`).
+see one device's rows and heads, and where rows are split over a mesh's `sequence` axis its Q queries
+of a row's S tokens (`model.py` calls them inside `jax.shard_map`).
+
+This is attention in plain JAX, for CPUs; `flash_attention.py` has the same function for TPUs and
+GPUs.
 """
 
 import jax
@@ -42,57 +46,80 @@ def windows(S: int) -> list[int]:
 
 
 def row_attention(
-    q_BSNH: Array, k_BSKH: Array, v_BSKH: Array, segments_BS: Array, branches_BS: Array
+    q_BQNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    segments_BS: Array,
+    branches_BS: Array,
+    offset: Array | int = 0,
 ) -> Array:
-    """Attention within each prompt and branch -> [B, S, N, H], in q's type; softmax in float32.
+    """Attention within each prompt and branch -> [B, Q, N, H], in q's type; softmax in float32.
 
-    Segments are as `batch.place` writes them: each in one piece, padding (0) at the row's end.
+    Queries are those of the row's tokens offset .. offset + Q - 1. Segments are as `batch.place`
+    writes them: each in one piece, padding (0) at the row's end.
     """
-    B, S, N, H = q_BSNH.shape
+    B, Q, N, H = q_BQNH.shape
     K = k_BSKH.shape[2]
     # Whole blocks: what is added is padding, and taken off again.
-    end = -S % min(QUERY_BLOCK, S)
-    q_BSNH, k_BSKH, v_BSKH, segments_BS, branches_BS = (
-        jnp.pad(x, [(0, 0), (0, end)] + [(0, 0)] * (x.ndim - 2)) if end else x
-        for x in (q_BSNH, k_BSKH, v_BSKH, segments_BS, branches_BS)
+    q_BQNH, k_BSKH, v_BSKH, segments_BS, branches_BS = (
+        padded(x, -Q % min(QUERY_BLOCK, Q))
+        for x in (q_BQNH, k_BSKH, v_BSKH, segments_BS, branches_BS)
     )
     # The G query heads that share a key head lie side by side.
-    q_BKGSH = q_BSNH.reshape(B, S + end, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    q_BKGQH = q_BQNH.reshape(B, -1, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-    out_BKGSH = _attention(q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS)
-    return out_BKGSH.transpose(0, 3, 1, 2, 4)[:, :S].reshape(B, S, N, H)
+    offsets_B = jnp.full(B, offset, jnp.int32)
+    out_BKGQH = _attention(q_BKGQH, k_BKSH, v_BKSH, segments_BS, branches_BS, offsets_B)
+    return out_BKGQH.transpose(0, 3, 1, 2, 4)[:, :Q].reshape(B, Q, N, H)
+
+
+def padded(x_BSX: Array, end: int) -> Array:
+    """The array with `end` zeros (of segments: padding) more along its second axis."""
+    if not end:
+        return x_BSX
+    return jnp.pad(x_BSX, [(0, 0), (0, end)] + [(0, 0)] * (x_BSX.ndim - 2))
+
+
+def visible(segments_S, branches_S, start: Array, Q: int, first: Array | int, W: int) -> Array:
+    """Which of W keys from `first` on Q queries from `start` on see, bool [Q, W]."""
+    causal = (start + jnp.arange(Q))[:, None] >= (first + jnp.arange(W))[None, :]
+    queries, keys = _cut(segments_S, start, Q, 0), _cut(segments_S, first, W, 0)
+    same_prompt = queries[:, None] == keys[None, :]
+    queries, keys = _cut(branches_S, start, Q, 0), _cut(branches_S, first, W, 0)
+    own_branch = (keys == 0)[None, :] | (keys[None, :] == queries[:, None])
+    return causal & same_prompt & own_branch
 
 
 @jax.custom_vjp
-def _attention(q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS) -> Array:
-    return _forward(q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS)[0]
+def _attention(q_BKGQH, k_BKSH, v_BKSH, segments_BS, branches_BS, offsets_B) -> Array:
+    return _forward(q_BKGQH, k_BKSH, v_BKSH, segments_BS, branches_BS, offsets_B)[0]
 
 
 @jax.named_scope("attention")  # for profiles
-def _forward(q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS):
+def _forward(q_BKGQH, k_BKSH, v_BKSH, segments_BS, branches_BS, offsets_B):
     """The output, and what the backward pass needs: it computes the probabilities again, block by
     block, from the logarithm of each query's normaliser (FlashAttention, arXiv:2205.14135)."""
-    arrays = (q_BKGSH, k_BKSH, v_BKSH, segments_BS, branches_BS)
+    arrays = (q_BKGQH, k_BKSH, v_BKSH, segments_BS, branches_BS, offsets_B)
     # The barrier ties the masks to the queries. Otherwise differentiating the scan over layers
     # takes them out of it, and stores one for every block, window and head: over half a gigabyte
     # for two rows of 2,048 tokens.
     tied = jax.lax.optimization_barrier(arrays)
-    out_BKGSH, normaliser_BKGS1 = _map(lambda row: _row_forward(*row), tied)
+    out_BKGQH, normaliser_BKGQ1 = _map(lambda row: _row_forward(*row), tied)
     # Named, so that rematerialisation may keep them: then the forward pass is not run twice.
-    out_BKGSH = kept(out_BKGSH, "attention")
-    normaliser_BKGS1 = kept(normaliser_BKGS1, "attention")
-    return out_BKGSH, (*arrays, out_BKGSH, normaliser_BKGS1)
+    out_BKGQH = kept(out_BKGQH, "attention")
+    normaliser_BKGQ1 = kept(normaliser_BKGQ1, "attention")
+    return out_BKGQH, (*arrays, out_BKGQH, normaliser_BKGQ1)
 
 
-def _row_forward(q_KGSH, k_KSH, v_KSH, segments_S, branches_S) -> tuple[Array, Array]:
+def _row_forward(q_KGQH, k_KSH, v_KSH, segments_S, branches_S, offset) -> tuple[Array, Array]:
     k_KHS = k_KSH.swapaxes(1, 2)
-    dtype, Q = q_KGSH.dtype, min(QUERY_BLOCK, q_KGSH.shape[2])
+    dtype, block_size = q_KGQH.dtype, min(QUERY_BLOCK, q_KGQH.shape[2])
 
-    def block(start):
-        q_KGQH = _cut(q_KGSH, start, Q, 2)
+    def block(begin):
+        q_KGbH, start = _cut(q_KGQH, begin, block_size, 2), offset + begin
 
         def attend(first, W):
-            logits = _logits(q_KGQH, _cut(k_KHS, first, W, 2), segments_S, branches_S, start, first)
+            logits = _logits(q_KGbH, _cut(k_KHS, first, W, 2), segments_S, branches_S, start, first)
             largest = jnp.max(logits, axis=-1, keepdims=True)
             weights = jnp.exp(logits - largest)
             total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -100,32 +127,33 @@ def _row_forward(q_KGSH, k_KSH, v_KSH, segments_S, branches_S) -> tuple[Array, A
             out = _product(weights.astype(dtype), _cut(v_KSH, first, W, 1)) / total
             return out.astype(dtype), largest + jnp.log(total)
 
-        return _in_window(attend, start, Q, segments_S)
+        return _in_window(attend, start, block_size, segments_S)
 
-    outs, normalisers = _map(block, _starts(q_KGSH.shape[2], Q))
+    outs, normalisers = _map(block, jnp.arange(0, q_KGQH.shape[2], block_size))
     return _joined(outs), _joined(normalisers)
 
 
 @jax.named_scope("attention")
-def _backward(residuals, dout_BKGSH: Array):
-    dq, dk, dv = _map(lambda row: _row_backward(*row), (*residuals, dout_BKGSH))
-    return dq, dk, dv, None, None
+def _backward(residuals, dout_BKGQH: Array):
+    dq, dk, dv = _map(lambda row: _row_backward(*row), (*residuals, dout_BKGQH))
+    return dq, dk, dv, None, None, None
 
 
 def _row_backward(
-    q_KGSH, k_KSH, v_KSH, segments_S, branches_S, out_KGSH, normaliser_KGS1, dout_KGSH
+    q_KGQH, k_KSH, v_KSH, segments_S, branches_S, offset, out_KGQH, normaliser_KGQ1, dout_KGQH
 ) -> tuple[Array, Array, Array]:
     k_KHS, v_KHS = k_KSH.swapaxes(1, 2), v_KSH.swapaxes(1, 2)
-    dtype, S, H = q_KGSH.dtype, q_KGSH.shape[2], q_KGSH.shape[3]
-    Q = min(QUERY_BLOCK, S)
-    share_KGS1 = jnp.sum(
-        dout_KGSH.astype(jnp.float32) * out_KGSH.astype(jnp.float32), axis=-1, keepdims=True
+    dtype, Q, H = q_KGQH.dtype, q_KGQH.shape[2], q_KGQH.shape[3]
+    block_size = min(QUERY_BLOCK, Q)
+    share_KGQ1 = jnp.sum(
+        dout_KGQH.astype(jnp.float32) * out_KGQH.astype(jnp.float32), axis=-1, keepdims=True
     )
 
-    def block(sums, start):
+    def block(sums, begin):
         q, dout, normaliser, share = (
-            _cut(x, start, Q, 2) for x in (q_KGSH, dout_KGSH, normaliser_KGS1, share_KGS1)
+            _cut(x, begin, block_size, 2) for x in (q_KGQH, dout_KGQH, normaliser_KGQ1, share_KGQ1)
         )
+        start = offset + begin
 
         def attend(first, W):
             k_KHW, v_KHW = _cut(k_KHS, first, W, 2), _cut(v_KHS, first, W, 2)
@@ -136,21 +164,17 @@ def _row_backward(
             dk, dv = _transposed_product(q, dlogits), _transposed_product(dout, probs.astype(dtype))
             return dq, _added(sums[0], dk, first), _added(sums[1], dv, first)
 
-        dq, dk_KHS, dv_KHS = _in_window(attend, start, Q, segments_S)
+        dq, dk_KHS, dv_KHS = _in_window(attend, start, block_size, segments_S)
         return (dk_KHS, dv_KHS), as_bits(dq)
 
     # Sums over query blocks, in float32. Transposed, since then only the small q and dout are.
     zeros = tuple(jnp.zeros_like(x, jnp.float32) for x in (k_KHS, v_KHS))
-    sums, dq_blocks = jax.lax.scan(block, zeros, _starts(S, Q))
+    sums, dq_blocks = jax.lax.scan(block, zeros, jnp.arange(0, Q, block_size))
     dk_KSH, dv_KSH = (x.swapaxes(1, 2).astype(dtype) for x in sums)
     return _joined(from_bits(dq_blocks)), dk_KSH, dv_KSH
 
 
 _attention.defvjp(_forward, _backward)
-
-
-def _starts(S: int, Q: int) -> Array:
-    return jnp.arange(0, S, Q)
 
 
 def _joined(blocks_nKGQX: Array) -> Array:
@@ -190,18 +214,8 @@ def _in_window(attend, start: Array, Q: int, segments_S: Array):
 def _logits(q_KGQH, k_KHW, segments_S, branches_S, start: Array, first: Array) -> Array:
     """Scaled and masked float32 logits of a block of queries, [K, G, Q, W]."""
     logits = _product(q_KGQH, k_KHW) * q_KGQH.shape[-1] ** -0.5
-    mask_QW = _mask(segments_S, branches_S, start, q_KGQH.shape[2], first, k_KHW.shape[2])
+    mask_QW = visible(segments_S, branches_S, start, q_KGQH.shape[2], first, k_KHW.shape[2])
     return jnp.where(mask_QW[None, None], logits, _MASKED)
-
-
-def _mask(segments_S, branches_S, start: Array, Q: int, first: Array, W: int) -> Array:
-    """Which of W keys from `first` on Q queries from `start` on see, bool [Q, W]."""
-    causal = (start + jnp.arange(Q))[:, None] >= (first + jnp.arange(W))[None, :]
-    queries, keys = _cut(segments_S, start, Q, 0), _cut(segments_S, first, W, 0)
-    same_prompt = queries[:, None] == keys[None, :]
-    queries, keys = _cut(branches_S, start, Q, 0), _cut(branches_S, first, W, 0)
-    own_branch = (keys == 0)[None, :] | (keys[None, :] == queries[:, None])
-    return causal & same_prompt & own_branch
 
 
 def _product(a_KGQX: Array, b_KXY: Array) -> Array:

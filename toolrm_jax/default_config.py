@@ -17,9 +17,10 @@ def default_config() -> ConfigDict:
     config.model.num_layers = 0  # the first k layers alone; 0: all
     config.model.dtype = "bfloat16"  # of the products; weights and rewards are float32
     config.model.remat = "projections"  # "none", "projections" or "full": see model.REMAT
+    config.model.attention = "auto"  # by device; "plain", "splash" or "cudnn": flash_attention.py
 
     # Sizes of the mesh; one may be -1 and takes the devices left over.
-    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "sequence": 1, "tensor": 1})
 
     config.data = ConfigDict()
     # Preference files (JSON lines). "embedded:bfcl": built from the BFCL wheel, in workdir/pairs.

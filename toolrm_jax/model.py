@@ -27,13 +27,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from toolrm_jax.attention import row_attention
 from toolrm_jax.batch import Batch
 from toolrm_jax.bits import as_bits, from_bits, kept
+from toolrm_jax.flash_attention import KERNELS, kernel
 from toolrm_jax.matmul import project
 from toolrm_jax.model_config import ModelConfig
 from toolrm_jax.rope import rotate, rotation
-from toolrm_jax.sharding import MeshError, logical_to_spec, on_mesh
+from toolrm_jax.sharding import AXES, MeshError, logical_to_spec, on_mesh, width_shards
 
 Array = jax.Array
 
@@ -55,12 +55,17 @@ class Compute:
     dtype: str = "bfloat16"
     # What the backward pass finds kept; the rest it computes again. See REMAT.
     remat: str = "projections"
+    # Which attention: "auto" goes by the devices. See `flash_attention.py`.
+    attention: str = "auto"
 
     def __post_init__(self):
         if self.dtype not in ("bfloat16", "float32"):
             raise ValueError(f"compute dtype {self.dtype!r}: use 'bfloat16' or 'float32'.")
         if self.remat not in REMAT:
             raise ValueError(f"remat {self.remat!r}: use one of {', '.join(map(repr, REMAT))}.")
+        if self.attention not in ("auto", *KERNELS):
+            names = ", ".join(map(repr, ("auto", *KERNELS)))
+            raise ValueError(f"attention {self.attention!r}: use one of {names}.")
 
 
 class Parameter(nnx.Param):
@@ -132,7 +137,8 @@ class Blocks(nnx.Module):
         if c.qk_norm:
             q_BSNH = rms_norm(q_BSNH, self.q_norm[...], c.norm_eps)
             k_BSKH = rms_norm(k_BSKH, self.k_norm[...], c.norm_eps)
-        out_BSNH = _attention(rotate(q_BSNH, cos_sin), rotate(k_BSKH, cos_sin), v_BSKH, batch)
+        q_BSNH, k_BSKH = rotate(q_BSNH, cos_sin), rotate(k_BSKH, cos_sin)
+        out_BSNH = _attention(q_BSNH, k_BSKH, v_BSKH, batch, self.compute.attention)
         B, S, N, H = out_BSNH.shape
         layout = logical_to_spec(("rows", "tokens", "heads"))
         out_BSX = jnp.reshape(out_BSNH, (B, S, N * H), out_sharding=layout)
@@ -175,13 +181,15 @@ class RewardModel(nnx.Module):
     def __call__(self, batch: Batch) -> Array:
         """The reward of every response, float32 [B, M]; any number where there is none."""
         hidden_BSD = self.hidden_states(batch)
+        # The rows' tokens brought together, where they are split: a reward is read anywhere.
+        hidden_BSD = jax.sharding.reshard(hidden_BSD, logical_to_spec(("rows", None, None)))
         last_BMD = jnp.take_along_axis(hidden_BSD, batch.ends[..., None], axis=1)
         return self.reward(last_BMD)
 
     def hidden_states(self, batch: Batch) -> Array:
         """The last layer's output before the final norm, [B, S, D] in the compute type."""
-        cos_sin = rotation(self.config.rope, self.config.head_dim, batch.positions)
-
+        positions_BS = jax.sharding.reshard(batch.positions, logical_to_spec(("rows", "tokens")))
+        cos_sin = rotation(self.config.rope, self.config.head_dim, positions_BS)
         x_BSD = self._embed(batch.tokens)
 
         def layer(x_BSD, block):
@@ -202,8 +210,8 @@ class RewardModel(nnx.Module):
         x_BSD = (
             self.embedding[...].at[tokens_BS].get(out_sharding=PartitionSpec("data", None, columns))
         )
-        rows = logical_to_spec(("rows", "tokens", None))
-        return jax.sharding.reshard(x_BSD.astype(self.compute.dtype), rows)
+        layout = logical_to_spec(("rows", "tokens", None))
+        return jax.sharding.reshard(x_BSD.astype(self.compute.dtype), layout)
 
     def reward(self, last_BMD: Array) -> Array:
         """Final norm and head, in float32: bf16 has 8 bits, and rewards that differ would tie."""
@@ -221,24 +229,37 @@ def _check_mesh(config: ModelConfig) -> None:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         raise MeshError("No mesh is set: do this inside `with jax.set_mesh(make_mesh()):`.")
-    splits = {"num_heads": "tensor", "num_kv_heads": "tensor", "mlp_width": "tensor"}
-    for field, axis in (splits | {"width": "fsdp"}).items():
-        size, parts = getattr(config, field), mesh.shape[axis]
+    tensor = mesh.shape["tensor"]
+    splits = {"num_heads": tensor, "num_kv_heads": tensor, "mlp_width": tensor}
+    for field, parts in (splits | {"width": width_shards(mesh)}).items():
+        size, axes = getattr(config, field), "fsdp * sequence" if field == "width" else "tensor"
         if size % parts:
             raise MeshError(
-                f"{field}={size} cannot be split over {axis}={parts} devices: choose a mesh whose "
-                f"{axis} size divides it."
+                f"{field}={size} cannot be split over {axes}={parts} devices: choose a mesh whose "
+                f"{axes} divides it."
             )
 
 
-def _attention(q_BSNH: Array, k_BSKH: Array, v_BSKH: Array, batch: Batch) -> Array:
-    """Attention -> [B, S, N, H]; each device its own rows and heads, without communication."""
+def _attention(q_BSNH: Array, k_BSKH: Array, v_BSKH: Array, batch: Batch, name: str) -> Array:
+    """Attention -> [B, S, N, H]; each device its own rows, tokens and heads. Only keys and values
+    travel, and only where a row's tokens are split over devices."""
     heads = logical_to_spec(("rows", "tokens", "heads", None))
-    rows = logical_to_spec(("rows", "tokens"))
-    attend = jax.shard_map(
-        row_attention, in_specs=(heads, heads, heads, rows, rows), out_specs=heads
+    whole = logical_to_spec(("rows", None, "heads", None))
+    rows = logical_to_spec(("rows", None))
+    attend, tokens = kernel(name), AXES["tokens"]
+
+    def local(q_BQNH, k_BSKH, v_BSKH, segments_BS, branches_BS):
+        offset = jax.lax.axis_index(tokens) * q_BQNH.shape[1]
+        # Their gradients are summed over the devices that hold the row's other queries.
+        k_BSKH, v_BSKH = (jax.lax.pcast(x, tokens, to="varying") for x in (k_BSKH, v_BSKH))
+        return attend(q_BQNH, k_BSKH, v_BSKH, segments_BS, branches_BS, offset)
+
+    k_BSKH, v_BSKH = (jax.sharding.reshard(x, whole) for x in (k_BSKH, v_BSKH))
+    segments_BS, branches_BS = (
+        jax.sharding.reshard(x, rows) for x in (batch.segments, batch.branches)
     )
-    return attend(q_BSNH, k_BSKH, v_BSKH, batch.segments, batch.branches)
+    sharded = jax.shard_map(local, in_specs=(heads, whole, whole, rows, rows), out_specs=heads)
+    return sharded(q_BSNH, k_BSKH, v_BSKH, segments_BS, branches_BS)
 
 
 Params = dict[str, Any]

@@ -1,24 +1,28 @@
 """The mesh, and the one table that lays arrays out on it.
 
 Every parameter and activation names its axes logically ("width", "mlp", "rows"); `AXES` says which
-mesh axis each one is split over. The mesh has three axes, of any sizes, (1, 1, 1) on a laptop:
+mesh axis each one is split over. The mesh has four axes, of any sizes, (1, 1, 1, 1) on a laptop:
 
-    data    copies of the model, each with its own rows
-    fsdp    rows, too; and the weights, which are gathered where they are used
-    tensor  heads and MLP columns within a layer
+    data      copies of the model, each with its own rows; across slices or nodes
+    fsdp      rows, too; and the weights, which are gathered where they are used
+    sequence  the tokens of a row, for rows that are too long for one device; and the weights
+    tensor    heads and MLP columns within a layer
 
 Mesh axes are explicit: an array's layout is part of its type, and a mismatch is an error at trace
 time.
 
     >>> logical_to_spec(("width", "mlp"))
-    PartitionSpec('fsdp', 'tensor')
+    PartitionSpec(('fsdp', 'sequence'), 'tensor')
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from toolrm_jax.errors import InputError
@@ -28,13 +32,13 @@ class MeshError(InputError, ValueError):
     """A mesh that these devices, or this model, cannot be laid out on."""
 
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 
 AXES: dict[str, str | tuple[str, ...] | None] = {
     # parameters
     "layers": None,
     "vocab": None,
-    "width": "fsdp",
+    "width": ("fsdp", "sequence"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
@@ -42,7 +46,7 @@ AXES: dict[str, str | tuple[str, ...] | None] = {
     # activations
     "rows": ("data", "fsdp"),
     "micro": None,
-    "tokens": None,
+    "tokens": "sequence",
 }
 
 
@@ -59,23 +63,59 @@ def logical_to_spec(axes: Sequence[str | None]) -> PartitionSpec:
 
 
 def make_mesh(
-    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+    data: int = 1,
+    fsdp: int = 1,
+    sequence: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """A mesh with the given axis sizes; at most one may be -1, and takes the devices left over."""
+    """A mesh with the given axis sizes; at most one may be -1, and takes the devices left over.
+
+    Neighbours on the mesh are neighbours in the wiring. Between slices of a pod (or nodes of GPUs)
+    only `data` communicates, where its size is a multiple of their number; a warning says so where
+    it is not.
+
+    Raises:
+      MeshError: the sizes do not cover the devices exactly.
+    """
     devices = list(devices if devices is not None else jax.devices())
-    sizes = [data, fsdp, tensor]
+    sizes = _filled((data, fsdp, sequence, tensor), len(devices))
+    axis_types = (AxisType.Explicit,) * len(MESH_AXES)
+    return Mesh(_arranged(sizes, devices), MESH_AXES, axis_types=axis_types)
+
+
+def _filled(sizes: tuple[int, ...], devices: int) -> tuple[int, ...]:
+    """The sizes with -1 replaced; their product is the number of devices."""
+    wanted = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise MeshError(f"Mesh sizes {dict(zip(MESH_AXES, sizes, strict=True))}: at most one -1.")
+        raise MeshError(f"The mesh ({wanted}): expected positive sizes, and at most one -1.")
     known = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and len(devices) % known == 0:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if math.prod(sizes) != len(devices):
-        wanted = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    sizes = tuple(devices // known if size == -1 else size for size in sizes)
+    if math.prod(sizes) != devices:
         raise MeshError(
-            f"The mesh ({wanted}) does not cover the {len(devices)} devices exactly: choose sizes "
-            f"whose product is {len(devices)}, or set one of them to -1."
+            f"The mesh ({wanted}) does not cover the {devices} devices exactly: choose sizes "
+            f"whose product is {devices}, or set one of them to -1."
         )
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
+    return sizes
+
+
+def _arranged(sizes: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
+    """The devices as an array of these sizes, by their wiring."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and sizes[0] % slices == 0:
+        within, across = (sizes[0] // slices, *sizes[1:]), (slices, *(1 for _ in sizes[1:]))
+        return mesh_utils.create_hybrid_device_mesh(
+            within, across, devices, allow_split_physical_axes=True
+        )
+    if slices > 1:
+        logging.warning(
+            "mesh.data=%d is not a multiple of the %d slices: the weights will be gathered across "
+            "them, which is slow.",
+            sizes[0],
+            slices,
+        )
+        return np.asarray(devices).reshape(sizes)
+    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 def make_inference_mesh(
@@ -101,17 +141,21 @@ def make_inference_mesh(
     )
 
 
+def width_shards(mesh: Any) -> int:
+    """Over how many devices the weights' width is split."""
+    return mesh.shape["fsdp"] * mesh.shape["sequence"]
+
+
 def row_shards(mesh: Mesh) -> int:
     """Over how many shards a batch's rows are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def gather_weight(w: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """The weight as it is used: cast first, so that the gather over `fsdp` moves fewer bytes."""
+    """The weight as it is used: cast first, so that gathering its width moves fewer bytes."""
     spec = jax.typeof(w).sharding.spec
-    return jax.sharding.reshard(
-        w.astype(dtype), PartitionSpec(*(None if axis == "fsdp" else axis for axis in spec))
-    )
+    whole = PartitionSpec(*(None if axis == AXES["width"] else axis for axis in spec))
+    return jax.sharding.reshard(w.astype(dtype), whole)
 
 
 def on_mesh(tree: Any, mesh: Mesh) -> Any:

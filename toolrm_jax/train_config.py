@@ -54,7 +54,7 @@ def unpack(config: ConfigDict) -> tuple[jax.sharding.Mesh, PlanConfig, Optimizer
     with section("optimizer"):
         optimizer = OptimizerConfig(steps=max(config.train.steps, 1), **config.optimizer)
     with section("model"):
-        compute = Compute(config.model.dtype, config.model.remat)
+        compute = Compute(config.model.dtype, config.model.remat, config.model.attention)
     return mesh, plan, optimizer, compute
 
 
@@ -117,6 +117,7 @@ _FREE = (
     "data.heldout",
     "mesh.data",
     "mesh.fsdp",
+    "mesh.sequence",
     "mesh.tensor",
 )
 

@@ -1,0 +1,126 @@
+"""Row attention by the kernels of TPUs and GPUs; `kernel()` picks the one for the devices in use.
+
+    TPU    splash: a Pallas kernel of JAX that skips the blocks of the mask in which nothing is seen
+    GPU    cuDNN's flash attention, with the mask as a bias
+    else   `attention.row_attention`, plain JAX
+
+All have its signature and meaning; `tests/test_flash_attention.py` holds splash, interpreted, to
+it. "Prompt or own branch" cannot be said by segment ids, which both kernels know, nor by two calls
+merged by their normalisers, whose gradients JAX drops. So the mask is written out, once a row and
+step: Q * S bytes for splash, twice (34 MB for a row of 4,096 tokens), 2 * Q * S for cuDNN. The
+logits stay on the chip. Splash: `jax.experimental.pallas.ops.tpu.splash_attention`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+from toolrm_jax.attention import padded, row_attention, visible
+
+Array = jax.Array
+
+# The kernel's blocks of queries and keys at most: larger ones are faster, and skip less. Their
+# logits and mask take 3 MB of a TPU's VMEM.
+_BLOCK = 512
+_LANES = 128  # sizes that a TPU's kernel takes are multiples of it
+
+
+def _platform() -> str:
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
+def kernel(name: str = "auto") -> Callable[..., Array]:
+    """Row attention by name: "plain", "splash" (interpreted where there is no TPU), "cudnn", or
+    "auto", which goes by the devices of the current mesh."""
+    platform = _platform()
+    if name == "auto":
+        name = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(platform, "plain")
+    return KERNELS[name]
+
+
+def splash_attention(
+    q_BQNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    segments_BS: Array,
+    branches_BS: Array,
+    offset: Array | int = 0,
+) -> Array:
+    """See `attention.row_attention`."""
+    Q, H = q_BQNH.shape[1], q_BQNH.shape[3]
+    end = -Q % _LANES
+    q_BQNH = padded(q_BQNH * H**-0.5, end)
+    k_BSKH, v_BSKH, segments_BS, branches_BS = (
+        padded(x, end + -(x.shape[1] + end) % _LANES)
+        for x in (k_BSKH, v_BSKH, segments_BS, branches_BS)
+    )
+
+    def row(arrays):
+        q_QNH, k_SKH, v_SKH, segments_S, branches_S = arrays
+        mask_QS = visible(
+            segments_S, branches_S, jnp.asarray(offset), len(q_QNH), 0, len(segments_S)
+        )
+        attend = _splash_kernel(mask_QS)
+        out_NQH = attend(*(x.swapaxes(0, 1) for x in (q_QNH, k_SKH, v_SKH)))
+        return out_NQH.swapaxes(0, 1)
+
+    rows = (q_BQNH, k_BSKH, v_BSKH, segments_BS, branches_BS)
+    # One after the other: the mask is an argument of the kernel, which takes one at a time.
+    return jnp.stack([row(jax.tree.map(lambda x: x[b], rows)) for b in range(len(q_BQNH))])[:, :Q]
+
+
+def _splash_kernel(mask_QS: Array) -> Callable[..., Array]:
+    Q, S = mask_QS.shape
+    q, k = _block(Q), _block(S)
+    sizes = splash.BlockSizes(
+        block_q=q,
+        block_kv=k,
+        block_kv_compute=k,
+        block_q_dkv=q,
+        block_kv_dkv=k,
+        block_kv_dkv_compute=k,
+        use_fused_bwd_kernel=True,
+    )
+    made = splash.make_splash_mha(
+        mask_QS[None],  # the same for all heads
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name="attention",
+        interpret=_platform() != "tpu",
+    )
+    # Inside of jit, jax 0.10 makes a traced array of this flag, and then asks for its value.
+    made.fwd_mask_info = made.fwd_mask_info._replace(is_dynamic_mask=True)
+    return made
+
+
+def _block(size: int) -> int:
+    return max(b for b in range(_LANES, _BLOCK + 1, _LANES) if size % b == 0)
+
+
+def cudnn_attention(
+    q_BQNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    segments_BS: Array,
+    branches_BS: Array,
+    offset: Array | int = 0,
+) -> Array:
+    """See `attention.row_attention`. Float32, which cuDNN does not take, goes the plain way."""
+    if q_BQNH.dtype == jnp.float32:
+        return row_attention(q_BQNH, k_BSKH, v_BSKH, segments_BS, branches_BS, offset)
+    Q, S = q_BQNH.shape[1], segments_BS.shape[1]
+
+    def mask(segments_S, branches_S):
+        return visible(segments_S, branches_S, jnp.asarray(offset), Q, 0, S)
+
+    mask_BQS = jax.vmap(mask)(segments_BS, branches_BS)
+    return jax.nn.dot_product_attention(
+        q_BQNH, k_BSKH, v_BSKH, mask=mask_BQS[:, None], implementation="cudnn"
+    )
+
+
+KERNELS = {"plain": row_attention, "splash": splash_attention, "cudnn": cudnn_attention}
