@@ -119,16 +119,22 @@ def _arranged(sizes: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
 
 
 def make_inference_mesh(
-    width: int, bytes_per_model: int, devices: Sequence[jax.Device] | None = None
+    width: int,
+    bytes_per_model: int,
+    devices: Sequence[jax.Device] | None = None,
+    limit: float | None = None,
 ) -> Mesh:
     """A mesh of this host's own devices: a copy of the weights on each where one fits, else on the
     fewest devices that hold one together. Hosts do not depend on each other.
+
+    `limit` is a device's memory in bytes; by default what it says itself.
 
     Raises:
       MeshError: the weights do not fit all of the devices together.
     """
     devices = list(devices if devices is not None else jax.local_devices())
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit")  # a CPU does not say
+    if limit is None:
+        limit = (devices[0].memory_stats() or {}).get("bytes_limit")  # a CPU does not say
     for fsdp in range(1, len(devices) + 1):
         # Half of the memory is left for activations, and for the layer that is being gathered.
         fits = limit is None or bytes_per_model / fsdp <= limit / 2
