@@ -125,9 +125,11 @@ def _blocks(text: str) -> Iterator[tuple[bool, str, list[str]]]:
             header = _COMPUTATION.match(line)
             if header and not line.startswith("HloModule"):
                 is_entry, name, lines = bool(header[1]), header[2], []
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":
             yield is_entry, name, lines
             lines = None
+        elif lines and not _INSTRUCTION.match(line):
+            lines[-1] += line  # a Pallas kernel's metadata hold line breaks
         else:
             lines.append(line)
 

@@ -223,32 +223,38 @@ def pareto(plans: Sequence[Plan]) -> list[Plan]:
 
 def table(plans: Sequence[Plan]) -> str:
     """Plans as a Markdown table."""
-    lines = [
-        "| config | topology | mesh | remat | peak GiB | free | step s | tokens/s | MFU | "
-        "hours per epoch | bound by |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+    return "\n".join([table_head(), *(table_row(plan.to_json()) for plan in plans)])
+
+
+def table_head() -> str:
+    """Its first two lines."""
+    names = ("config", "topology", "mesh", "remat", "peak GiB", "free", "step s", "tokens/s")
+    names += ("MFU", "hours per epoch", "bound by")
+    return f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
+
+
+def table_row(plan: dict[str, Any]) -> str:
+    """One line, from `Plan.to_json()`; of two figures the first is of the overlapped bound."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
+    name = plan["config"].rsplit("/", 1)[-1].removesuffix(".py")
+    memory, low, high = plan["memory"], plan["overlapped"], plan["serial"]
+    cells = [
+        name if plan["what"] == "training step" else f"{name}, {plan['what']}",
+        plan["topology"],
+        mesh or "1",
+        plan["remat"] if plan["what"] == "training step" else "-",
+        f"{memory['peak'] / GIB:.1f} of {memory['usable'] / GIB:.1f}",
+        f"{100 * memory['free_share']:.0f}%" if memory["fits"] else "does not fit",
     ]
-    return "\n".join(lines + [_row(plan) for plan in plans])
-
-
-def _row(plan: Plan) -> str:
-    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "1"
-    name = plan.config.rsplit("/", 1)[-1].removesuffix(".py")
-    memory = f"{plan.memory.peak / GIB:.1f} of {plan.memory.usable / GIB:.1f}"
-    cells = [name, plan.topology, mesh, plan.remat, memory]
-    if plan.overlapped is None or plan.serial is None or not plan.memory.fits:
-        cells += ["does not fit", "", "", "", "", ""]
-    else:
-        low, high = plan.overlapped, plan.serial
+    if low and memory["fits"]:
         cells += [
-            f"{100 * plan.memory.free_share:.0f}%",
-            f"{low.step_seconds:.2f}-{high.step_seconds:.2f}",
-            f"{high.tokens_per_second:,.0f}-{low.tokens_per_second:,.0f}",
-            f"{100 * high.mfu:.0f}-{100 * low.mfu:.0f}%",
-            f"{low.hours_per_epoch:.2f}-{high.hours_per_epoch:.2f}",
-            plan.binding,
+            f"{low['step_seconds']:.2f} / {high['step_seconds']:.2f}",
+            f"{low['tokens_per_second']:,.0f} / {high['tokens_per_second']:,.0f}",
+            f"{100 * low['mfu']:.0f}% / {100 * high['mfu']:.0f}%",
+            f"{low['hours_per_epoch']:.2f} / {high['hours_per_epoch']:.2f}",
+            plan["binding"],
         ]
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(cells + [''] * (11 - len(cells)))} |"
 
 
 def _amounts(name: str, parts: dict[str, float], unit: float, total: bool = True) -> str:
