@@ -9,8 +9,8 @@
 
 So every response's reward is what it would be if prompt + response were run alone, and a prompt's
 keys are computed once for all its responses. Axes: see the legend in `model.py`. The functions here
-see one device's rows and heads, and where rows are split over a mesh's `sequence` axis its Q queries
-of a row's S tokens (`model.py` calls them inside `jax.shard_map`).
+see one device's rows and heads, and where a mesh's `sequence` axis splits rows, its Q queries of a
+row's S tokens (`model.py` calls them inside `jax.shard_map`).
 
 This is attention in plain JAX, for CPUs; `flash_attention.py` has the same function for TPUs and
 GPUs.
@@ -188,7 +188,7 @@ def _map(function, arrays):
     return from_bits(jax.lax.map(lambda one: as_bits(function(from_bits(one))), as_bits(arrays)))
 
 
-def _cut(x: Array, start: Array, size: int, axis: int) -> Array:
+def _cut(x: Array, start: Array | int, size: int, axis: int) -> Array:
     return from_bits(jax.lax.dynamic_slice_in_dim(as_bits(x), start, size, axis))
 
 

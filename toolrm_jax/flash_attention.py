@@ -69,7 +69,7 @@ def splash_attention(
 
     rows = (q_BQNH, k_BSKH, v_BSKH, segments_BS, branches_BS)
     # One after the other: the mask is an argument of the kernel, which takes one at a time.
-    return jnp.stack([row(jax.tree.map(lambda x: x[b], rows)) for b in range(len(q_BQNH))])[:, :Q]
+    return jnp.stack([row(arrays) for arrays in zip(*rows, strict=True)])[:, :Q]
 
 
 def _splash_kernel(mask_QS: Array) -> Callable[..., Array]:

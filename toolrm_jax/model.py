@@ -246,19 +246,21 @@ def _attention(q_BSNH: Array, k_BSKH: Array, v_BSKH: Array, batch: Batch, name: 
     heads = logical_to_spec(("rows", "tokens", "heads", None))
     whole = logical_to_spec(("rows", None, "heads", None))
     rows = logical_to_spec(("rows", None))
-    attend, tokens = kernel(name), AXES["tokens"]
+    attend = kernel(name)
 
     def local(q_BQNH, k_BSKH, v_BSKH, segments_BS, branches_BS):
-        offset = jax.lax.axis_index(tokens) * q_BQNH.shape[1]
-        # Their gradients are summed over the devices that hold the row's other queries.
-        k_BSKH, v_BSKH = (jax.lax.pcast(x, tokens, to="varying") for x in (k_BSKH, v_BSKH))
+        offset = jax.lax.axis_index(AXES["tokens"]) * q_BQNH.shape[1]
         return attend(q_BQNH, k_BSKH, v_BSKH, segments_BS, branches_BS, offset)
 
     k_BSKH, v_BSKH = (jax.sharding.reshard(x, whole) for x in (k_BSKH, v_BSKH))
     segments_BS, branches_BS = (
         jax.sharding.reshard(x, rows) for x in (batch.segments, batch.branches)
     )
-    sharded = jax.shard_map(local, in_specs=(heads, whole, whole, rows, rows), out_specs=heads)
+    # Pallas kernels do not say over which axes their results vary (check_vma). Gradients of keys and
+    # values are summed over the devices that hold the row's other queries, as their specs say.
+    sharded = jax.shard_map(
+        local, in_specs=(heads, whole, whole, rows, rows), out_specs=heads, check_vma=False
+    )
     return sharded(q_BSNH, k_BSKH, v_BSKH, segments_BS, branches_BS)
 
 
