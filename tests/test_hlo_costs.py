@@ -71,27 +71,29 @@ def test_products_count_in_whatever_form_the_compiler_writes_them(formula, shape
     assert work.phase == "other"
 
 
-def test_products_of_other_backends_count_too(single_device):
+def test_products_of_other_backends_count_too():
     """XLA:CPU keeps dots, and states the trips of a loop."""
 
     def chain(x, w):
         return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=4)[0]
 
-    costs = compiled(chain, (64, 32), (32, 32), devices=single_device.devices.flatten()[:1])
+    costs = compiled(chain, (64, 32), (32, 32), devices=jax.devices()[:1])
     assert sum(costs.flops.values()) == 4 * 2 * 64 * 32 * 32
 
 
 def test_gradients_and_recomputation_are_told_apart(tpus):
+    N = 4096  # more than fits a chip's VMEM
+
     def loss(x, w):
         def layer(x, w):
             return jnp.tanh(x @ w), None
 
         return jnp.sum(jax.lax.scan(jax.checkpoint(layer, prevent_cse=False), x, w)[0])
 
-    costs = compiled(jax.grad(loss, argnums=1), (256, 256), (3, 256, 256), devices=tpus[:1])
-    one = 3 * 2 * 256**3
+    costs = compiled(jax.grad(loss, argnums=1), (N, N), (3, N, N), devices=tpus[:1])
+    one = 3 * 2 * N**3
     assert costs.flops == {"forward": one, "recomputed": one, "backward": 2 * one}
-    assert costs.kept_bytes == 3 * 256 * 256 * F32  # the input of each layer
+    assert costs.kept_bytes == 3 * N * N * 2  # the input of each layer, in the products' bfloat16
 
 
 def test_traffic_of_a_stack_that_is_sliced_is_that_of_the_slices(tpus):
@@ -121,7 +123,7 @@ def test_collectives_have_a_payload_and_groups(tpus):
 
 def test_a_gathered_weight_is_an_all_gather_of_the_whole(tpus):
     costs = compiled(
-        lambda x, w: x @ w,
+        lambda x, w: jnp.matmul(x, w, precision="highest"),
         (4096, 1024),
         (1024, 512),
         devices=tpus,
@@ -130,6 +132,8 @@ def test_a_gathered_weight_is_an_all_gather_of_the_whole(tpus):
     (exchange,) = costs.collectives
     assert (exchange.kind, exchange.payload) == ("all-gather", 1024 * 512 * F32)
     assert sum(costs.flops.values()) == 2 * 1024 * 1024 * 512  # of one chip
+    # Float32 products at full precision are made of six bfloat16 ones.
+    assert {work.slowdown for work in costs.work if work.flops} == {6.0}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from toolrm_jax.sharding import make_mesh
 from toolrm_jax.topology import TopologyError, open_topology, parse_topology
 
 
@@ -51,6 +52,17 @@ def test_a_device_is_a_chip(name):
     assert {device.device_kind for device in topology.devices} <= set(topology.chip.device_kinds)
 
 
+@pytest.mark.parametrize("name", ["v5p:2x2x4", "v5e:4x8", "v6e:2x2"])
+def test_on_a_mesh_of_one_axis_each_chip_is_wired_to_the_next(name):
+    """Rings of exchanges then use each link once."""
+    pytest.importorskip("libtpu", reason="libtpu, the TPU's compiler (extra: plan)")
+    topology = open_topology(name)
+    ring = list(make_mesh(fsdp=-1, devices=topology.devices).devices.flat)
+    assert len({device.id for device in ring}) == topology.chips
+    for device, after in zip(ring, [*ring[1:], ring[0]], strict=True):
+        assert len(topology.route(device, after)) == 1
+
+
 def torus(*sides):
     """Chips at all places of a torus."""
     places = [()]
@@ -82,6 +94,20 @@ def test_a_dimension_that_closes_to_a_ring_has_two_links():
 def test_between_nodes_the_network_is_the_bottleneck():
     nodes = parse_topology("h100:2x8")
     gpus = [SimpleNamespace(id=n) for n in range(16)]
-    # Each GPU of a node takes in an eighth of the other node's half, at 50 GB/s.
-    assert nodes.seconds("all-gather", gpus, 16e9) == pytest.approx(8e9 / 8 / 50e9)
+    pair = [gpus[0], gpus[8]]
+    assert nodes.seconds("all-gather", pair, 16e9) == pytest.approx(8e9 / 50e9)
     assert nodes.seconds("all-gather", gpus[:8], 16e9) == pytest.approx(14e9 / 450e9)
+    # A GPU takes in an eighth of the other node's half at 50 GB/s: the rest comes by its switch.
+    assert nodes.seconds("all-gather", gpus, 16e9) == pytest.approx(14e9 / 450e9)
+
+
+def test_a_message_goes_from_neighbour_to_neighbour_the_shorter_way():
+    v5e = parse_topology("v5e:4x16")
+    chips = {chip.coords: chip for chip in torus(4, 16)}
+    assert len(v5e.route(chips[0, 0], chips[3, 2])) == 3 + 2
+    assert len(v5e.route(chips[0, 1], chips[0, 15])) == 2  # 16 close to a ring
+    (link,) = v5e.route(chips[0, 0], chips[1, 0])
+    assert v5e.link_speed(link) == 45e9
+    nodes = parse_topology("h100:2x8")
+    far = nodes.route(SimpleNamespace(id=0), SimpleNamespace(id=8))
+    assert {nodes.link_speed(link) for link in far} == {50e9}

@@ -25,8 +25,7 @@ _FREE = frozenset(
     (
         *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"),
         *("partition-id", "replica-id", "opt-barrier", "domain", "add-dependency"),
-        *("async-update", "async-done", "copy-done", "send-done", "recv-done"),
-        *("all-gather-done", "all-reduce-done", "collective-permute-done"),
+        "async-update",
     )
 )
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
@@ -48,12 +47,13 @@ class Collective:
 class Work:
     """One operation of the program, as often as it runs."""
 
-    kind: str  # "products", "kernels", "copies", "elementwise"
+    kind: str  # "products", "kernels", "copies", "elementwise", "collectives"
     phase: str  # "forward", "backward", "recomputed", "other" (optimizer, embedding, metrics)
     flops: float
     bytes: float
     times: float
     slowdown: float = 1.0  # float32 products at full precision take six bfloat16 ones
+    beside: bool = False  # copies and exchanges that run beside other operations
 
 
 @dataclasses.dataclass
@@ -107,7 +107,7 @@ class _Counter:
             elif instruction.opcode in ("call", "async-start"):
                 for name in instruction.called("to_apply") + instruction.called("calls"):
                     self.run(self.program.computations[name], times)
-            elif instruction.opcode not in _FREE:
+            elif instruction.opcode not in _FREE and not instruction.opcode.endswith("-done"):
                 self._operation(computation, instruction, times)
 
     def _loop(self, computation: Computation, loop: Instruction, times: float) -> None:
@@ -139,18 +139,22 @@ class _Counter:
         for collective in self._exchanges(inside):
             self.costs.collectives[collective] += times
         flops, slowdown, kind = 0.0, 1.0, "elementwise"
-        if one.opcode.startswith("copy"):
+        if one.opcode.startswith("copy") or one.opcode.endswith("slice-start"):
             kind = "copies"
         for holder, instruction in inside:
             found = self._flops(holder, instruction)
             if found:
-                kind = "kernels" if instruction.opcode == "custom-call" else "products"
+                library = (
+                    instruction.opcode == "custom-call" and "cublas" not in instruction.attributes
+                )
+                kind = "kernels" if library else "products"
                 slowdown = 6.0 if _is_exact_float32(holder, instruction) else slowdown
             flops += found
         if _collective_kind(one):
             kind = "collectives"
         phase = _phase(one, inside)
-        work = Work(kind, phase, flops, self._bytes(computation, one), times, slowdown)
+        beside = kind == "collectives" or one.opcode.endswith("-start")
+        work = Work(kind, phase, flops, self._bytes(computation, one), times, slowdown, beside)
         self.costs.work.append(work)
 
     def _inside(
@@ -183,7 +187,7 @@ class _Counter:
         for pattern, formula in KERNELS.items():
             if re.search(pattern, f"{name} {one.name} {one.op_name}"):
                 return formula(one, operands)
-        if name in ("tpu_custom_call", "__cublas$lt$matmul$f8") or "cudnn" in name:
+        if name == "tpu_custom_call" or "cudnn" in name or "triton" in name:
             self.costs.warnings.append(
                 f"kernel {one.name} ({one.op_name}): no formula, counted as 0"
             )
@@ -204,6 +208,8 @@ class _Counter:
         operands = [_operand(computation, one, i) for i in range(len(one.operands))]
         if one.opcode in ("dynamic-slice", "slice", "gather"):
             operands = list(one.shapes)
+        if one.opcode in ("slice-start", "dynamic-slice-start"):
+            return one.shapes[1].bytes + _traffic(one.shapes[1])  # (the whole, the slice, ...)
         if one.opcode == "dynamic-update-slice":
             return 2 * _traffic(operands[1])
         written = one.shapes[:1] if one.opcode.endswith("-start") else one.shapes
@@ -244,6 +250,8 @@ class _Counter:
         one = computation.instructions[name]
         if one.opcode == "bitcast":
             return self._update(computation, one.operands[0])
+        if one.opcode in ("slice-start", "dynamic-slice-start"):
+            return one.shapes[1].bytes + _traffic(one.shapes[1])  # (the whole, the slice, ...)
         if one.opcode == "dynamic-update-slice":
             return computation.instructions[one.operands[1]].shapes[0].bytes
         if one.opcode == "fusion" and len(one.shapes) == 1:
@@ -460,6 +468,23 @@ def _cut(numbers: list[int], size: int) -> tuple[tuple[int, ...], ...]:
 # --- kernels --------------------------------------------------------------------------------------
 
 
+def _library_product(one: Instruction, operands: list[Shape]) -> float:
+    """2 x output x what is summed over, of a product that cuBLAS computes."""
+    summed = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', one.attributes)
+    numbers = tuple(int(n) for n in re.findall(r"\d+", summed[1])) if summed else ()
+    return 2.0 * one.shapes[0].size * _dims(operands[0], numbers)
+
+
+def _square_attention(products: float) -> Callable[[Instruction, list[Shape]], float]:
+    """The same of the whole square: cuDNN takes the mask as a bias, and skips nothing."""
+
+    def formula(one: Instruction, operands: list[Shape]) -> float:
+        queries, keys = operands[0], operands[1]  # [B, S, N, H]
+        return 2.0 * products * queries.size * max(keys.dims[1:3])
+
+    return formula
+
+
 def _attention_products(products: float) -> Callable[[Instruction, list[Shape]], float]:
     """2 x products x heads x queries x keys x head size, of the causal half of a whole row."""
 
@@ -479,4 +504,7 @@ KERNELS: dict[str, Callable[[Instruction, list[Shape]], float]] = {
     r"splash.*fwd": _attention_products(2),
     r"splash.*dkv": _attention_products(5),
     r"splash.*dq": _attention_products(3),
+    r"cudnn\$fmha\w*Backward": _square_attention(5),
+    r"cudnn\$fmha": _square_attention(2),
+    r"cublas": _library_product,
 }

@@ -1,7 +1,9 @@
 """How fast a compiled step can be: operations against the chip, exchanges against the links.
 
-    chip         sum over operations of max(FLOPs / peak, bytes / memory bandwidth)
-    collectives  sum over exchanges of what a chip must take in / its links' bandwidth
+    chip         sum over operations of max(FLOPs / peak, bytes / memory bandwidth); at least all
+                 bytes / memory bandwidth, those of copies that run beside operations included
+    collectives  sum over exchanges of what a chip must take in / its links' bandwidth; ring steps
+                 (collective-permute): the bytes on the busiest link / its bandwidth
     overlapped = max(chip, collectives)        serial = chip + collectives
 
 The truth lies between the two bounds where operations run at the roofline; they run below it, so
@@ -14,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from toolrm_jax.hlo_costs import Collective, Costs
-from toolrm_jax.topology import Topology
+from toolrm_jax.topology import Link, Topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +61,24 @@ def roofline(costs: Costs, topology: Topology, devices: Sequence[Any]) -> Roofli
         traffic = work.bytes / chip.hbm_bandwidth
         compute += products * work.times
         memory += traffic * work.times
-        both += max(products, traffic) * work.times
-        bound += products * work.times if products >= traffic else 0.0
+        if not work.beside:
+            both += max(products, traffic) * work.times
+            bound += products * work.times if products >= traffic else 0.0
     seconds: dict[str, float] = collections.defaultdict(float)
+    loads: collections.Counter[Link] = collections.Counter()
     for exchange, times in costs.collectives.items():
-        seconds[_label(exchange, len(devices))] += times * _seconds(exchange, topology, devices)
-    return Roofline(compute, memory, both, dict(seconds), bound)
+        if exchange.kind == "collective-permute":
+            for source, target in exchange.groups:
+                for link in topology.route(devices[source], devices[target]):
+                    loads[link] += times * exchange.payload  # type: ignore[assignment]
+        else:
+            seconds[_label(exchange, len(devices))] += times * _seconds(exchange, topology, devices)
+    if loads:
+        # Steps of rings in both directions run at once: each link has its own load.
+        seconds["collective-permute"] = max(
+            load / topology.link_speed(link) for link, load in loads.items()
+        )
+    return Roofline(compute, memory, max(both, memory), dict(seconds), bound)
 
 
 def collective_bytes(costs: Costs, devices: int) -> dict[str, float]:
@@ -86,6 +100,8 @@ def _size(exchange: Collective, devices: int) -> int:
 
 
 def _label(exchange: Collective, devices: int) -> str:
+    if exchange.kind == "collective-permute":
+        return exchange.kind
     return f"{exchange.kind} of {_size(exchange, devices)}"
 
 

@@ -40,6 +40,10 @@ _WITHOUT_A_TPU = {
 _WRAPS_FROM = {2: 16, 3: 4}
 
 
+Link = tuple[Any, Any]
+"""From one end to another, in that direction: places on a torus, or a GPU and its switch."""
+
+
 class TopologyError(InputError, ValueError):
     """A topology that cannot be compiled for; the message lists what is known."""
 
@@ -70,19 +74,38 @@ class Topology:
         links = 0
         for axis, side in enumerate(self.sides):
             spanned = len({member.coords[axis] for member in members})
-            rings = side >= _WRAPS_FROM[self.chip.torus_axes] and self._closes() and spanned == side
+            rings = self._is_ring(axis) and spanned == side
             links += 0 if spanned == 1 else 2 if rings else 1
         return max(links, 1) * self.chip.link_bandwidth
 
-    def _closes(self) -> bool:
+    def _is_ring(self, axis: int) -> bool:
         # A v4 or v5p slice has rings only from a whole cube of 4 x 4 x 4 on.
-        return self.chip.torus_axes == 2 or min(self.sides) >= _WRAPS_FROM[3]
+        shortest = min(self.sides) if self.chip.torus_axes == 3 else self.sides[axis]
+        return shortest >= _WRAPS_FROM[self.chip.torus_axes]
+
+    def route(self, source: Any, target: Any) -> list[Link]:
+        """The links that a message takes: on a torus dimension by dimension, the shorter way."""
+        here, there = self._part(source), self._part(target)
+        if here != there or not self.chip.torus_axes:
+            network = "network" if here != there else "switch"
+            return [((source.id, network), network), (network, (target.id, network))]
+        links, place = [], tuple(source.coords)
+        for axis, side in enumerate(self.sides):
+            for step in _steps(place[axis], target.coords[axis], side, self._is_ring(axis)):
+                moved = (*place[:axis], (place[axis] + step) % side, *place[axis + 1 :])
+                links.append(((here, place), (here, moved)))
+                place = moved
+        return links
+
+    def link_speed(self, link: Link) -> float:
+        """Bytes/s of a link of `route`."""
+        return self.chip.network_bandwidth if "network" in link else self.chip.link_bandwidth
 
     def seconds(self, kind: str, members: Sequence[Any], payload: float) -> float:
         """How long an exchange takes at least, by what a chip must take in; latency left out.
 
         Args:
-          kind: one of `hlo_costs.COLLECTIVES`.
+          kind: one of `hlo_costs.COLLECTIVES` but for collective-permute, which `route` is for.
           members: the devices of one group.
           payload: bytes of the whole array: the gathered, reduced or exchanged one.
         """
@@ -97,8 +120,6 @@ class Topology:
         inside = (within - 1) / within * payload / self.bandwidth(members) if within > 1 else 0.0
         if kind == "all-to-all":  # each chip sends only its own part of the array, on average
             inside, across = inside / within * _hops(members, self), across / size * within
-        if kind == "collective-permute":
-            inside, across = payload / self.chip.link_bandwidth, across
         return times * max(inside, across)
 
     def _part(self, device: Any) -> int:
@@ -115,6 +136,14 @@ def _hops(members: Sequence[Any], topology: Topology) -> float:
         len({member.coords[axis] for member in members}) for axis in range(len(topology.sides))
     ]
     return sum(span / 3 for span in spans if span > 1) or 1.0
+
+
+def _steps(start: int, end: int, side: int, ring: bool) -> list[int]:
+    """The way from start to end along one dimension, in steps of 1 or -1."""
+    forward = (end - start) % side
+    if ring:
+        return [1] * forward if forward <= side - forward else [-1] * (side - forward)
+    return [1 if end > start else -1] * abs(end - start)
 
 
 def open_topology(name: str) -> Topology:
@@ -180,5 +209,57 @@ def _tpu_devices(topology: Topology) -> Sequence[jax.Device]:
         ) from error
 
 
+# What XLA asks of a GPU's device, as its GpuTargetConfigProto in text form. SM counts, caches and
+# limits: NVIDIA's architecture white papers of A100 and H100 and the tables of compute capabilities
+# in the CUDA C++ Programming Guide.
+_SM = {
+    "a100": {"core_count": 108, "fpus_per_core": 64, "l2_cache_size": 40 * 2**20},
+    "h100": {"core_count": 132, "fpus_per_core": 128, "l2_cache_size": 50 * 2**20},
+    "h200": {"core_count": 132, "fpus_per_core": 128, "l2_cache_size": 50 * 2**20},
+}
+_CAPABILITY = {"a100": (8, 0), "h100": (9, 0), "h200": (9, 0)}
+_SHARED_KIB = {(8, 0): 164, (9, 0): 228}
+_CLOCK_GHZ = {"a100": 1.41, "h100": 1.98, "h200": 1.98}
+
+
+def target_config(chip: Chip) -> str:
+    """The facts of a GPU, in the text that XLA's compiler reads them from."""
+    major, minor = _CAPABILITY[chip.name]
+    shared = _SHARED_KIB[major, minor] * 1024
+    fields = _SM[chip.name] | {
+        "threads_per_block_limit": 1024,
+        "threads_per_warp": 32,
+        "threads_per_core_limit": 2048,
+        "shared_memory_per_block": 48 * 1024,
+        "shared_memory_per_block_optin": shared - 1024,
+        "shared_memory_per_core": shared,
+        "registers_per_core_limit": 65_536,
+        "registers_per_block_limit": 65_536,
+        "block_dim_limit_x": 2**31 - 1,
+        "block_dim_limit_y": 65_535,
+        "block_dim_limit_z": 65_535,
+        "clock_rate_ghz": _CLOCK_GHZ[chip.name],
+        "device_memory_size": int(chip.hbm_bytes),
+        "memory_bandwidth": int(chip.hbm_bandwidth),
+    }
+    device = "\n".join(f"  {name}: {value}" for name, value in fields.items())
+    return (
+        f"gpu_device_info {{\n{device}\n"
+        f"  cuda_compute_capability {{ major: {major} minor: {minor} }}\n}}\n"
+        f'platform_name: "CUDA"\n'
+        f"dnn_version_info {{ major: 9 minor: 8 patch: 0 }}\n"
+        f'device_description_str: "{chip.device_kinds[0]}"\n'
+    )
+
+
 def _gpu_devices(topology: Topology) -> Sequence[jax.Device]:
-    raise TopologyError(f"--topology={topology.name!r}: planning for GPUs is not built yet.")
+    if importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
+        raise TopologyError(
+            "The CUDA plugin, the GPUs' compiler, is not installed: pip install 'toolrm_jax[cuda]' "
+            "(5 GB; no GPU is needed)."
+        )
+    shape = f"{topology.parts}x{topology.sides[0]}x1"
+    found = topologies.get_topology_desc(
+        "", "cuda", target_config=target_config(topology.chip), topology=shape
+    )
+    return found.devices

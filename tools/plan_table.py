@@ -75,6 +75,9 @@ ENTRIES = (
     Entry("qwen3_8b", "v5p:2x2x2"),
     Entry("qwen3_14b", "v5p:2x2x4"),
     Entry("14b", "v5p:2x2x1", scorer=True),
+    # These need the CUDA plugin.
+    Entry("7b", "h100:8"),
+    Entry("14b", "h100:2x8"),
 )
 
 
