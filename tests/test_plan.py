@@ -86,17 +86,18 @@ def test_flops_are_those_of_the_model(plan):
     assert plan.flops["recomputed"] < 0.25 * forward
 
 
-def test_weights_are_gathered_twice_and_gradients_reduced_once(plan):
-    """In bfloat16 and in float32; a chip takes in three quarters of each."""
+def test_weights_are_gathered_and_gradients_reduced(plan):
+    """A chip takes in three quarters of each: of weights for both passes, in bfloat16 at least (this
+    compiler gathers some again, and in float32), of gradients once, in float32."""
     layers = 2 * (2 * 2048 * 128 * 24 + 3 * 2048 * 6144)
     gathered = sum(size for name, size in plan.collective_bytes.items() if "all-gather" in name)
-    assert gathered == pytest.approx(2 * 2 * layers * 3 / 4, rel=0.05)
+    assert gathered >= 2 * 2 * layers * 3 / 4 * 0.99
     reduced = sum(
         size
         for name, size in plan.collective_bytes.items()
         if "reduce-scatter" in name or "permute" in name
     )
-    assert reduced >= 4 * layers * 3 / 4 * 0.99
+    assert reduced == pytest.approx(4 * layers * 3 / 4, rel=0.01)
 
 
 def test_the_bounds_are_in_order_and_what_they_say_belongs_together(plan):
@@ -209,6 +210,15 @@ def test_every_config_of_the_paper_has_a_plan_that_fits():
     for name in ("1_5b", "7b", "14b", "qwen3_1_7b", "qwen3_4b", "qwen3_8b", "qwen3_14b"):
         plans = [p for key, p in COMMITTED.items() if key.split()[0] == name]
         assert any(p["memory"]["fits"] and p["rows"]["tokens"] == 4096 for p in plans), name
+
+
+def test_the_docstrings_of_configs_say_what_is_planned():
+    from plan_table import line
+
+    for key, plan in COMMITTED.items():
+        if plan["rows"]["tokens"] == 4096 and plan["what"] == "training step":
+            module = importlib.import_module(f"configs.{key.split()[0]}")
+            assert line(plan) in module.__doc__, key
 
 
 @pytest.mark.slow

@@ -86,10 +86,23 @@ def write(plans: dict[str, Any]) -> None:
     order = {entry.key: number for number, entry in enumerate(ENTRIES)}
     plans = dict(sorted(plans.items(), key=lambda item: order.get(item[0], len(order))))
     write_text(PLANS, json.dumps(plans, indent=1) + "\n")
-    table = "\n".join([table_head(), *(table_row(plan) for plan in plans.values())])
+    shown = [plan for key, plan in plans.items() if "num_layers" not in key]  # not a whole model
+    table = "\n".join([table_head(), *map(table_row, shown)])
     text = DOCS.read_text()
     before, after = text.split(START)[0], text.split(END)[1]
     write_text(DOCS, f"{before}{START}\n{table}\n{END}{after}")
+
+
+def line(plan: dict[str, Any]) -> str:
+    """What the docstring of a config says about a topology."""
+    low, high, memory = plan["overlapped"], plan["serial"], plan["memory"]
+    remat = f", model.remat={plan['remat']}" if plan["remat"] != "projections" else ""
+    return (
+        f"{plan['topology'] + remat:<28} {memory['peak'] / 2**30:.1f} of "
+        f"{memory['usable'] / 2**30:.1f} GiB, {high['tokens_per_second'] / 1000:.0f}-"
+        f"{low['tokens_per_second'] / 1000:.0f}k tokens/s, {low['hours_per_epoch']:.1f}-"
+        f"{high['hours_per_epoch']:.1f} h"
+    )
 
 
 def main(words: list[str]) -> None:
