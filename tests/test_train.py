@@ -292,11 +292,14 @@ MAY_CHANGE = {
     "train.patient_minutes",
     "train.lost_seconds",
     "train.export",
+    "train.compilation_cache",
+    "profile_steps",
     "data.workers",
     "data.train",
     "data.heldout",
     "mesh.data",
     "mesh.fsdp",
+    "mesh.sequence",
     "mesh.tensor",
 }
 

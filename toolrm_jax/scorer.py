@@ -120,18 +120,13 @@ class Scorer:
         self.about = about or {}
         self.config, self.mesh, self.tokenizer = config, mesh, tokenizer
         self.max_tokens = _checked_max_tokens(max_tokens, config)
-        self.plan = _plan_for(config, mesh, self.max_tokens, batch_tokens, min_row)
+        self.plan = plan_for(config, mesh, self.max_tokens, batch_tokens, min_row)
         self.tokenize = RequestTokenizer(Renderer(tokenizer, raw=raw), self.max_tokens, over_long)
         self.work = Work()
         self._workers = OrderedPool(self.tokenize, workers)
         self.params = params
         with jax.set_mesh(mesh):
-            forward = Forward(config, Compute(dtype, remat="none"))
-
-        def score_batch(params: Params, batch: Batch) -> jax.Array:  # named, for profiles
-            return forward(params, batch)
-
-        self._forward = jax.jit(score_batch)
+            self._forward = make_score_batch(config, dtype)
         self._layout = NamedSharding(mesh, logical_to_spec(("rows",)))
         self._programs: dict[tuple[RowShape, int], Any] = {}
         self._lock = threading.Lock()
@@ -332,6 +327,16 @@ class Scorer:
             yield scores
 
 
+def make_score_batch(config: ModelConfig, dtype: str) -> Any:
+    """The jitted forward pass, `score_batch(params, batch) -> rewards_BM`; under a mesh."""
+    forward = Forward(config, Compute(dtype, remat="none"))
+
+    def score_batch(params: Params, batch: Batch) -> jax.Array:  # named, for profiles
+        return forward(params, batch)
+
+    return jax.jit(score_batch)
+
+
 class _Prepared:
     """A window on its way: its batches, filled, and the rewards that are there so far."""
 
@@ -403,9 +408,10 @@ def _checked_max_tokens(max_tokens: int | None, config: ModelConfig) -> int:
     return max_tokens
 
 
-def _plan_for(
+def plan_for(
     config: ModelConfig, mesh: Mesh, max_tokens: int, batch_tokens: int | None, min_row: int
 ) -> ScorePlan:
+    """The sizes that a scorer compiles on this mesh."""
     devices = mesh.devices.size
     platform = mesh.devices.flat[0].platform
     per_device = _BATCH_TOKENS.get(platform, _BATCH_TOKENS_ELSEWHERE)

@@ -115,20 +115,63 @@ def _arranged(sizes: tuple[int, ...], devices: list[jax.Device]) -> np.ndarray:
             slices,
         )
         return np.asarray(devices).reshape(sizes)
+    if sum(size > 1 for size in sizes) == 1 and (ring := _ring(devices)):
+        return np.asarray(ring).reshape(sizes)
     return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
+def _ring(devices: list[jax.Device]) -> list[jax.Device] | None:
+    """A TPU slice in an order in which each device is wired to the next, and the last to the first;
+    None where that cannot be. XLA passes parts of weights and gradients round such rings: in JAX's
+    own order of 2x2x4 chips the busiest link carries twice as much."""
+    places = {tuple(getattr(device, "coords", ())): device for device in devices}
+    if len(places) != len(devices) or () in places:
+        return None
+    sides = [max(at) + 1 for at in zip(*places, strict=True)]
+    order = sorted(range(len(sides)), key=sides.__getitem__)  # the longest last
+    places = {tuple(place[axis] for axis in order): places[place] for place in places}
+    sides = [sides[axis] for axis in order]
+    ways = [_walk(sides[:-1]), list(range(sides[-1]))]
+    if math.prod(sides) != len(devices) or len(ways[0]) % 2 or len(ways[1]) < 2:
+        return None
+    # Forth along all but the first column, turning at each end, and back along the first.
+    found = []
+    for number, row in enumerate(ways[0]):
+        columns = ways[1][1:] if number % 2 == 0 else ways[1][:0:-1]
+        found += [(*row, column) for column in columns]
+    found += [(*row, 0) for row in reversed(ways[0])]
+    return [places[place] for place in found]
+
+
+def _walk(sides: list[int]) -> list[tuple[int, ...]]:
+    """All places of a box, each beside the one before."""
+    ways: list[tuple[int, ...]] = [()]
+    for side in sides:
+        ways = [
+            (*way, at)
+            for number, way in enumerate(ways)
+            for at in (range(side) if number % 2 == 0 else reversed(range(side)))
+        ]
+    return ways
+
+
 def make_inference_mesh(
-    width: int, bytes_per_model: int, devices: Sequence[jax.Device] | None = None
+    width: int,
+    bytes_per_model: int,
+    devices: Sequence[jax.Device] | None = None,
+    limit: float | None = None,
 ) -> Mesh:
     """A mesh of this host's own devices: a copy of the weights on each where one fits, else on the
     fewest devices that hold one together. Hosts do not depend on each other.
+
+    `limit` is a device's memory in bytes; by default what it says itself.
 
     Raises:
       MeshError: the weights do not fit all of the devices together.
     """
     devices = list(devices if devices is not None else jax.local_devices())
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit")  # a CPU does not say
+    if limit is None:
+        limit = (devices[0].memory_stats() or {}).get("bytes_limit")  # a CPU does not say
     for fsdp in range(1, len(devices) + 1):
         # Half of the memory is left for activations, and for the layer that is being gathered.
         fits = limit is None or bytes_per_model / fsdp <= limit / 2

@@ -7,7 +7,7 @@ Every error names the field, its value and what it may be, before a model is ope
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -44,11 +44,16 @@ def section(name: str) -> Iterator[None]:
         raise TrainingError(f"config.{name}: {error}") from error
 
 
-def unpack(config: ConfigDict) -> tuple[jax.sharding.Mesh, PlanConfig, OptimizerConfig, Compute]:
-    """Everything that can be checked before a model is opened: seconds, not minutes, to a typo."""
+def unpack(
+    config: ConfigDict, devices: Sequence[jax.Device] | None = None
+) -> tuple[jax.sharding.Mesh, PlanConfig, OptimizerConfig, Compute]:
+    """Everything that can be checked before a model is opened: seconds, not minutes, to a typo.
+
+    `devices` are those of the mesh; by default all that there are.
+    """
     _check_numbers(config)
     with section("mesh"):
-        mesh = make_mesh(**config.mesh)
+        mesh = make_mesh(**config.mesh, devices=devices)
     with section("data"):
         plan = _plan(config.data, row_shards(mesh))
     with section("optimizer"):

@@ -1,0 +1,13 @@
+"""Qwen3-14B as a reward model, by the paper's recipe.
+
+python -m toolrm_jax.train --config configs/qwen3_14b.py --workdir runs/qwen3_14b
+"""
+
+from ml_collections import ConfigDict
+
+from toolrm_jax.paper_config import paper_config
+
+
+def get_config() -> ConfigDict:
+    """The paper's recipe."""
+    return paper_config("Qwen/Qwen3-14B", remat="projections")

@@ -1,0 +1,236 @@
+"""The planner: the training step compiled for chips that are not there, against what is known."""
+
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from toolrm_jax.plan import plan_scoring, plan_training
+from toolrm_jax.prediction import GIB, Memory, Workload, bound, pareto
+from toolrm_jax.topology import open_topology
+
+sys.path.insert(0, str(tiny.ROOT / "tools"))
+
+COMMITTED = json.loads((tiny.ROOT / "docs" / "plans.json").read_text())
+
+
+def small(**changes) -> ConfigDict:
+    """Two layers of a public shape, in short rows."""
+    config = importlib.import_module("configs.qwen3_1_7b").get_config()
+    config.model.num_layers = 2
+    config.data.row_shapes = ((512, 16),)
+    config.data.batch_tokens = 2048
+    for field, value in changes.items():
+        section, _, name = field.partition("__")
+        config[section][name] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def topology():
+    pytest.importorskip("libtpu", reason="libtpu, the TPU's compiler (extra: plan)")
+    return open_topology("v5e:2x2")
+
+
+@pytest.fixture(scope="module")
+def plan(topology):
+    """Of the small model."""
+    return plan_training(small(), topology, name="configs/qwen3_1_7b.py")
+
+
+def same(got, expected, path=""):
+    """Every figure, but for the time that compiling took and versions."""
+    if isinstance(expected, dict):
+        assert got.keys() == expected.keys(), path
+        for name in expected.keys() - {"compile_seconds", "versions"}:
+            same(got[name], expected[name], f"{path}.{name}")
+    elif isinstance(expected, float):
+        assert got == pytest.approx(expected, rel=1e-6), path
+    else:
+        assert got == expected, path
+
+
+def test_the_committed_plan_of_the_small_model_is_made_again(plan):
+    from plan_table import ENTRIES
+
+    committed = COMMITTED[ENTRIES[0].key]
+    if committed["versions"] != plan.versions:
+        pytest.skip(f"the committed plan is of {committed['versions']}, here are {plan.versions}")
+    same(json.loads(json.dumps(plan.to_json())), committed)
+
+
+def test_state_is_weights_and_moments_split_over_the_chips(plan):
+    f32 = 4
+    assert plan.memory.parts["weights"] == pytest.approx(plan.parameters * f32 / 4, rel=0.01)
+    assert plan.memory.parts["moments"] == pytest.approx(plan.parameters * 2 * f32 / 4, rel=0.01)
+    assert sum(plan.memory.parts.values()) == pytest.approx(plan.memory.peak)
+    assert plan.memory.fits
+    assert "kept activations" in plan.memory.parts
+
+
+def test_flops_are_those_of_the_model(plan):
+    """Every product of two layers, forward and twice backward; of attention the causal half."""
+    width, mlp, heads, kv, head, tokens = 2048, 6144, 16, 8, 128, 512
+    projections = 2 * (2 * width * head * (heads + kv) + 3 * width * mlp)
+    attention = 4 * heads * head * tokens / 2
+    forward = 2 * tokens * (projections + attention)
+    assert plan.flops["forward"] == pytest.approx(forward, rel=1e-3)
+    backward = 2 * tokens * (2 * projections + 2.5 * attention)
+    assert plan.flops["backward"] == pytest.approx(backward, rel=1e-3)
+    # "projections" keeps all products but those of the outputs of attention and MLP.
+    assert plan.flops["recomputed"] < 0.25 * forward
+
+
+def test_weights_are_gathered_and_gradients_reduced(plan):
+    """A chip takes in three quarters of each: of weights for both passes, in bfloat16 at least (this
+    compiler gathers some again, and in float32), of gradients once, in float32."""
+    layers = 2 * (2 * 2048 * 128 * 24 + 3 * 2048 * 6144)
+    gathered = sum(size for name, size in plan.collective_bytes.items() if "all-gather" in name)
+    assert gathered >= 2 * 2 * layers * 3 / 4 * 0.99
+    reduced = sum(
+        size
+        for name, size in plan.collective_bytes.items()
+        if "reduce-scatter" in name or "permute" in name
+    )
+    assert reduced == pytest.approx(4 * layers * 3 / 4, rel=0.01)
+
+
+def test_the_bounds_are_in_order_and_what_they_say_belongs_together(plan):
+    low, high = plan.overlapped, plan.serial
+    assert low.step_seconds == pytest.approx(
+        max(plan.seconds["operation by operation"], plan.seconds["collectives"])
+    )
+    assert high.step_seconds == pytest.approx(
+        plan.seconds["operation by operation"] + plan.seconds["collectives"]
+    )
+    assert plan.seconds["products"] < low.step_seconds
+    assert 0 < high.mfu < low.mfu < 1
+    assert low.tokens_per_second * low.step_seconds == pytest.approx(0.95 * 4 * 512)
+
+
+def test_remat_trades_memory_for_work(topology, plan):
+    full = plan_training(small(model__remat="full"), topology)
+    assert full.memory.parts["kept activations"] < plan.memory.parts["kept activations"]
+    assert full.flops["recomputed"] > plan.flops["recomputed"]
+    assert full.flops["forward"] == plan.flops["forward"]
+
+
+def test_what_does_not_fit_is_a_verdict_with_the_compilers_figures(topology):
+    config = small(model__remat="none", data__row_shapes=((8192, 16),))
+    config.data.batch_tokens = 64 * 8192
+    plan = plan_training(config, topology)
+    assert not plan.memory.fits
+    assert plan.memory.peak > plan.memory.usable
+    assert "RESOURCE_EXHAUSTED" in plan.memory.refusal
+    assert "does not fit: needs" in plan.text()
+    assert plan.overlapped is None
+
+
+def test_the_scorers_forward_has_no_gradients_and_bfloat16_weights(topology):
+    plan = plan_scoring(small(), topology)
+    assert plan.chips == 4
+    assert set(plan.flops) == {"forward"}
+    assert plan.mesh["data"] == 4  # a copy of the weights on each chip
+    assert plan.memory.parts["weights"] == pytest.approx(2 * plan.parameters, rel=0.01)
+
+
+def test_the_command_prints_the_plan_and_nothing_else(plan):
+    arguments = ["--config", "configs/qwen3_1_7b.py", "--topology", "v5e:2x2", "--json"]
+    arguments += ["--config.model.num_layers=2", "--config.data.row_shapes=((512, 16),)"]
+    arguments += ["--config.data.batch_tokens=2048", "--price-per-chip-hour", "1.5"]
+    found = subprocess.run(
+        [sys.executable, "-m", "toolrm_jax.plan", *arguments],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    assert found.stderr == ""
+    printed = json.loads(found.stdout)
+    assert printed["memory"]["peak"] == plan.memory.peak
+    hours = printed["overlapped"]["hours_per_epoch"]
+    assert printed["overlapped"]["cost_per_epoch"] == pytest.approx(hours * 4 * 1.5)
+    assert printed["left_out"]
+
+
+# --- Without compiling ----------------------------------------------------------------------------
+
+
+def test_the_text_says_what_is_assumed_and_what_is_left_out(plan):
+    text = plan.text()
+    for words in ("1,000 distinct tokens a pair", "650 keys", "5% padding", "left out:", "usable"):
+        assert words in text
+
+
+def test_useful_work_leaves_out_padding():
+    found = bound(2.0, 1000, 3e9, 1e12, 4, Workload(100, 50, 0.2, 3600), price_per_chip_hour=10)
+    assert found.tokens_per_second == 400
+    assert found.pairs_per_second == 4
+    assert found.mfu == pytest.approx(800 * 3e9 / (2 * 4 * 1e12))
+    assert found.hours_per_epoch == pytest.approx(0.25)
+    assert found.cost_per_epoch == pytest.approx(10)
+
+
+def test_a_pareto_table_drops_what_is_beaten_in_both(plan):
+    def like(peak, seconds):
+        found = bound(seconds, 1000, 1, 1, 1, Workload(), None)
+        memory = Memory(peak * GIB, 16 * GIB, {})
+        return dataclasses.replace(plan, memory=memory, overlapped=found, serial=found)
+
+    fast, lean, beaten, too_large = like(10, 1), like(5, 2), like(10, 3), like(20, 0.5)
+    assert pareto([beaten, lean, too_large, fast]) == [fast, lean]
+
+
+@pytest.mark.parametrize(
+    ("key", "free", "overlapped", "serial"),
+    [
+        ("14b v5p:2x2x4", 0.25, 0.70, 0.45),
+        ("14b v6e:4x4 model.remat=full", 0.25, 0, 0),
+        ("14b v5e:4x8 model.remat=full", 0, 0, 0),
+    ],
+)
+def test_the_14b_model_fits_with_room(key, free, overlapped, serial):
+    """Of the committed plans; `test_a_committed_plan_is_made_again` compiles them."""
+    plan = COMMITTED[key]
+    assert plan["rows"]["tokens"] == 4096
+    assert plan["rows"]["rows"] == plan["chips"]
+    assert plan["memory"]["fits"]
+    assert plan["memory"]["free_share"] >= free
+    assert plan["overlapped"]["mfu"] >= overlapped
+    assert plan["serial"]["mfu"] >= serial
+
+
+def test_every_config_of_the_paper_has_a_plan_that_fits():
+    for name in ("1_5b", "7b", "14b", "qwen3_1_7b", "qwen3_4b", "qwen3_8b", "qwen3_14b"):
+        plans = [p for key, p in COMMITTED.items() if key.split()[0] == name]
+        assert any(p["memory"]["fits"] and p["rows"]["tokens"] == 4096 for p in plans), name
+
+
+def test_the_docstrings_of_configs_say_what_is_planned():
+    from plan_table import line
+
+    for key, plan in COMMITTED.items():
+        if plan["rows"]["tokens"] == 4096 and plan["what"] == "training step":
+            module = importlib.import_module(f"configs.{key.split()[0]}")
+            assert line(plan) in module.__doc__, key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "key", [key for key, plan in COMMITTED.items() if not plan["chip"].startswith("h")]
+)
+def test_a_committed_plan_is_made_again(key):
+    from plan_table import ENTRIES
+
+    pytest.importorskip("libtpu", reason="libtpu, the TPU's compiler (extra: plan)")
+    (entry,) = [entry for entry in ENTRIES if entry.key == key]
+    plan = json.loads(json.dumps(entry.plan()))
+    if plan["versions"] != COMMITTED[key]["versions"]:
+        pytest.skip(f"the committed plan is of {COMMITTED[key]['versions']}")
+    same(plan, COMMITTED[key])

@@ -1,0 +1,120 @@
+"""Makes the table of plans in docs/plan.md, and docs/plans.json, from the configs.
+
+    python tools/plan_table.py              # all that this machine has compilers for: an hour
+    python tools/plan_table.py 14b v5p      # those whose key has all of these words
+
+A plan is kept under its key, "14b v5p:2x2x4"; the others stay as they are.
+"""
+
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from toolrm_jax.files import write_text  # noqa: E402
+from toolrm_jax.plan import plan_scoring, plan_training  # noqa: E402
+from toolrm_jax.prediction import table_head, table_row  # noqa: E402
+from toolrm_jax.topology import open_topology  # noqa: E402
+
+PLANS, DOCS = ROOT / "docs" / "plans.json", ROOT / "docs" / "plan.md"
+START, END = "<!-- plans: tools/plan_table.py -->", "<!-- end of plans -->"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One line of the table."""
+
+    config: str
+    topology: str
+    scorer: bool = False
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Its name in plans.json."""
+        changes = [f"{name}={value}" for name, value in self.changes]
+        return " ".join([self.config, self.topology, *(["scorer"] * self.scorer), *changes])
+
+    def plan(self) -> dict[str, Any]:
+        """Compiles it."""
+        config = importlib.import_module(f"configs.{self.config}").get_config()
+        for name, value in self.changes:
+            section, _, field = name.rpartition(".")
+            config[section][field] = value
+        make = plan_scoring if self.scorer else plan_training
+        plan = make(config, open_topology(self.topology), name=f"configs/{self.config}.py")
+        return plan.to_json()
+
+
+FULL = (("model.remat", "full"),)
+SMALL = (
+    ("model.num_layers", 2),
+    ("data.row_shapes", ((512, 16),)),
+    ("data.batch_tokens", 2048),
+)
+ENTRIES = (
+    # Small, and compiled by the default tests.
+    Entry("qwen3_1_7b", "v5e:2x2", changes=SMALL),
+    Entry("1_5b", "v5e:2x4"),
+    Entry("1_5b", "v6e:2x2"),
+    Entry("7b", "v5p:2x2x1"),
+    Entry("7b", "v6e:2x4"),
+    Entry("7b", "v5e:4x4", changes=FULL),
+    Entry("14b", "v5p:2x2x4"),
+    Entry("14b", "v6e:4x4", changes=FULL),
+    Entry("14b", "v5e:4x8", changes=FULL),
+    Entry("qwen3_1_7b", "v6e:2x2"),
+    Entry("qwen3_4b", "v6e:2x4"),
+    Entry("qwen3_8b", "v5p:2x2x2"),
+    Entry("qwen3_14b", "v5p:2x2x4"),
+    Entry("14b", "v5p:2x2x1", scorer=True),
+    # These need the CUDA plugin.
+    Entry("7b", "h100:8"),
+    Entry("14b", "h100:2x8"),
+)
+
+
+def write(plans: dict[str, Any]) -> None:
+    """Both files; the table in the order of the entries."""
+    order = {entry.key: number for number, entry in enumerate(ENTRIES)}
+    plans = dict(sorted(plans.items(), key=lambda item: order.get(item[0], len(order))))
+    write_text(PLANS, json.dumps(plans, indent=1) + "\n")
+    shown = [plan for key, plan in plans.items() if "num_layers" not in key]  # not a whole model
+    table = "\n".join([table_head(), *map(table_row, shown)])
+    text = DOCS.read_text()
+    before, after = text.split(START)[0], text.split(END)[1]
+    write_text(DOCS, f"{before}{START}\n{table}\n{END}{after}")
+
+
+def line(plan: dict[str, Any]) -> str:
+    """What the docstring of a config says about a topology."""
+    low, high, memory = plan["overlapped"], plan["serial"], plan["memory"]
+    remat = f", model.remat={plan['remat']}" if plan["remat"] != "projections" else ""
+    return (
+        f"{plan['topology'] + remat:<28} {memory['peak'] / 2**30:.1f} of "
+        f"{memory['usable'] / 2**30:.1f} GiB, {high['tokens_per_second'] / 1000:.0f}-"
+        f"{low['tokens_per_second'] / 1000:.0f}k tokens/s, {low['hours_per_epoch']:.1f}-"
+        f"{high['hours_per_epoch']:.1f} h"
+    )
+
+
+def main(words: list[str]) -> None:
+    """Command line."""
+    jax.config.update("jax_platforms", "cpu")
+    for entry in ENTRIES:
+        if all(word in entry.key for word in words):
+            plan = entry.plan()
+            print(f"{entry.key}: {plan['memory']['verdict']}", flush=True)
+            plans = json.loads(PLANS.read_text()) if PLANS.exists() else {}
+            write(plans | {entry.key: plan})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
