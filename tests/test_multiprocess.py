@@ -97,25 +97,31 @@ def assert_same_run(one, other, names=("loss",)) -> None:
         np.testing.assert_allclose(weight, weights[1][name], atol=2e-4, err_msg=name)
 
 
-def test_two_processes_train_as_one(toy):
-    told = run_together(toy, "two", processes=2, devices=2, **RUN)
+@pytest.mark.parametrize(
+    ("processes", "devices"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.slow)]
+)
+def test_processes_train_as_one(toy, processes, devices):
+    name = f"of-{processes}"
+    told = run_together(toy, name, processes=processes, devices=devices, **RUN)
     names = ("loss", "margin", "reward_mean", "reward_std", "accuracy", "ties")
-    assert_same_run(toy / "two", toy / "alone", names)
+    assert_same_run(toy / name, toy / "alone", names)
 
     reads = [
         [(json.loads(f[1]), json.loads(f[2])) for f in lines if f[0] == "READ"] for lines in told
     ]
-    # The processes see the same batches, and each reads the part of it that the other does not.
+    # The processes see the same batches, and each reads the part of it that no other does.
     parts = [{tuple(whole): mine for whole, mine in part} for part in reads]
-    assert parts[0].keys() == parts[1].keys()
-    assert len(reads[0]) == len(reads[1]) >= RUN["train.steps"]
+    assert len({frozenset(part) for part in parts}) == 1
+    assert len({len(read) for read in reads}) == 1
+    assert len(reads[0]) >= RUN["train.steps"]
     for whole in parts[0]:
-        assert parts[0][whole] + parts[1][whole] == list(whole)
-    assert any(parts[1].values())
+        assert [row for part in parts for row in part[whole]] == list(whole)
+    assert all(any(part.values()) for part in parts)
 
     writes = [{f[1] for f in lines if f[0] == "WROTE"} for lines in told]
     assert {"metrics.jsonl", "export.partial/config.json"} <= writes[0]
-    assert {path.split("/")[0] for path in writes[1]} <= {"checkpoints"}
+    for others in writes[1:]:
+        assert {path.split("/")[0] for path in others} <= {"checkpoints"}
 
 
 @pytest.mark.slow
