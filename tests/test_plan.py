@@ -87,8 +87,8 @@ def test_flops_are_those_of_the_model(plan):
 
 
 def test_weights_are_gathered_and_gradients_reduced(plan):
-    """A chip takes in three quarters of each: of weights for both passes, in bfloat16 at least (this
-    compiler gathers some again, and in float32), of gradients once, in float32."""
+    """A chip takes in three quarters of each: of weights for both passes, in bfloat16 at least
+    (this compiler gathers more), of gradients once, in float32."""
     layers = 2 * (2 * 2048 * 128 * 24 + 3 * 2048 * 6144)
     gathered = sum(size for name, size in plan.collective_bytes.items() if "all-gather" in name)
     assert gathered >= 2 * 2 * layers * 3 / 4 * 0.99
