@@ -213,7 +213,7 @@ def _plan(
     )
     if compiled is None:
         return plan
-    costs = count(parse(compiled.as_text()))
+    costs = count(parse(compiled.as_text() or ""))
     devices = list(program.mesh.devices.flat)
     line = roofline(costs, topology, devices)
 
@@ -379,7 +379,7 @@ def _answer() -> str:
         workload = Workload(_TOKENS.value, _KEYS.value, _PADDING.value, _PAIRS.value)
     except ValueError as error:
         raise PlanError(str(error)) from error
-    topology = open_topology(_TOPOLOGY.value)
+    topology = open_topology(str(_TOPOLOGY.value))
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     arguments = (_CONFIG.value, topology, workload, _PRICE.value, name)
     if _SWEEP.value:
