@@ -10,7 +10,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from toolrm_jax.plan import plan_scoring, plan_training
+from toolrm_jax.plan import plan_scoring, plan_training, sweep, variants
 from toolrm_jax.prediction import GIB, Memory, Workload, bound, pareto
 from toolrm_jax.topology import open_topology
 
@@ -185,6 +185,24 @@ def test_a_pareto_table_drops_what_is_beaten_in_both(plan):
 
     fast, lean, beaten, too_large = like(10, 1), like(5, 2), like(10, 3), like(20, 0.5)
     assert pareto([beaten, lean, too_large, fast]) == [fast, lean]
+
+
+def test_a_sweep_has_every_mesh_with_every_policy(topology):
+    tried = list(variants(small(), topology))
+    meshes = {(v.mesh.data, v.mesh.fsdp, v.mesh.tensor) for v in tried}
+    assert meshes == {(1, -1, 1), (2, -1, 1), (1, -1, 2), (2, -1, 2), (1, -1, 4)}
+    assert len(tried) == 3 * len(meshes)
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_in_plans_that_nothing_beats(topology):
+    said = []
+    config = small(model__num_layers=1, data__row_shapes=((256, 8),))
+    plans = sweep(config, topology, say=said.append)
+    assert len(plans) == len(said) == 15
+    best = pareto(plans)
+    assert 1 <= len(best) < len(plans)
+    assert min(plans, key=lambda plan: plan.memory.peak) in best
 
 
 @pytest.mark.parametrize(

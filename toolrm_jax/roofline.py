@@ -70,7 +70,7 @@ def roofline(costs: Costs, topology: Topology, devices: Sequence[Any]) -> Roofli
         if exchange.kind == "collective-permute":
             for source, target in exchange.groups:
                 for link in topology.route(devices[source], devices[target]):
-                    loads[link] += times * exchange.payload
+                    loads[link] += times * exchange.payload  # type: ignore[assignment]
         else:
             seconds[_label(exchange, len(devices))] += times * _seconds(exchange, topology, devices)
     if loads:
