@@ -10,7 +10,7 @@
                                                            --roofline--> two bounds of speed
 
 It compiles the very function that trains, for the config's largest row shape, state donated, on a
-machine without an accelerator; a 14B model takes one to three minutes on 2 cores, and no weights.
+machine without an accelerator; a 14B model takes 20 to 60 seconds on 2 cores, and no weights.
 `--scorer` plans the scorer's forward pass. How to read a plan, what it leaves out: docs/plan.md.
 """
 
