@@ -1,6 +1,14 @@
-"""Qwen2.5-1.5B-Instruct as a reward model, by the paper's recipe.
+"""Qwen2.5-1.5B-Instruct as a reward model: one of the paper's base models.
 
-python -m toolrm_jax.train --config configs/1_5b.py --workdir runs/1_5b
+    python -m toolrm_jax.train --config configs/1_5b.py --workdir runs/1_5b \\
+        --config.data.train=train.jsonl --config.data.heldout=heldout.jsonl
+
+The recipe is that of arXiv:2509.11963: see `toolrm_jax/paper_config.py`. Planned, not measured, by
+`python -m toolrm_jax.plan` (docs/plan.md): memory a chip, and between two bounds the tokens/s and
+the hours of an epoch of 180,000 pairs, in rows of 4,096 tokens:
+
+    v5e:2x4, model.remat=full    6.4 of 15.8 GiB, 83-119k tokens/s, 0.4-0.6 h
+    v6e:2x2, model.remat=full    12.1 of 31.2 GiB, 163-194k tokens/s, 0.3-0.3 h
 """
 
 from ml_collections import ConfigDict

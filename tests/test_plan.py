@@ -10,7 +10,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from toolrm_jax.plan import plan_scoring, plan_training
+from toolrm_jax.plan import plan_scoring, plan_training, sweep, variants
 from toolrm_jax.prediction import GIB, Memory, Workload, bound, pareto
 from toolrm_jax.topology import open_topology
 
@@ -87,8 +87,8 @@ def test_flops_are_those_of_the_model(plan):
 
 
 def test_weights_are_gathered_and_gradients_reduced(plan):
-    """A chip takes in three quarters of each: of weights for both passes, in bfloat16 at least (this
-    compiler gathers some again, and in float32), of gradients once, in float32."""
+    """A chip takes in three quarters of each: of weights for both passes, in bfloat16 at least
+    (this compiler gathers more), of gradients once, in float32."""
     layers = 2 * (2 * 2048 * 128 * 24 + 3 * 2048 * 6144)
     gathered = sum(size for name, size in plan.collective_bytes.items() if "all-gather" in name)
     assert gathered >= 2 * 2 * layers * 3 / 4 * 0.99
@@ -185,6 +185,24 @@ def test_a_pareto_table_drops_what_is_beaten_in_both(plan):
 
     fast, lean, beaten, too_large = like(10, 1), like(5, 2), like(10, 3), like(20, 0.5)
     assert pareto([beaten, lean, too_large, fast]) == [fast, lean]
+
+
+def test_a_sweep_has_every_mesh_with_every_policy(topology):
+    tried = list(variants(small(), topology))
+    meshes = {(v.mesh.data, v.mesh.fsdp, v.mesh.tensor) for v in tried}
+    assert meshes == {(1, -1, 1), (2, -1, 1), (1, -1, 2), (2, -1, 2), (1, -1, 4)}
+    assert len(tried) == 3 * len(meshes)
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_in_plans_that_nothing_beats(topology):
+    said = []
+    config = small(model__num_layers=1, data__row_shapes=((256, 8),))
+    plans = sweep(config, topology, say=said.append)
+    assert len(plans) == len(said) == 15
+    best = pareto(plans)
+    assert 1 <= len(best) < len(plans)
+    assert min(plans, key=lambda plan: plan.memory.peak) in best
 
 
 @pytest.mark.parametrize(

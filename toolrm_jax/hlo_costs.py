@@ -51,7 +51,7 @@ class Work:
     phase: str  # "forward", "backward", "recomputed", "other" (optimizer, embedding, metrics)
     flops: float
     bytes: float
-    times: float
+    times: int
     slowdown: float = 1.0  # float32 products at full precision take six bfloat16 ones
     beside: bool = False  # copies and exchanges that run beside other operations
 
@@ -97,7 +97,7 @@ class _Counter:
     def __init__(self, program: Program):
         self.program, self.costs = program, Costs()
 
-    def run(self, computation: Computation, times: float) -> None:
+    def run(self, computation: Computation, times: int) -> None:
         """Counts a computation whose instructions are carried out one by one."""
         for instruction in computation.instructions.values():
             if instruction.opcode == "while":
@@ -110,7 +110,7 @@ class _Counter:
             elif instruction.opcode not in _FREE and not instruction.opcode.endswith("-done"):
                 self._operation(computation, instruction, times)
 
-    def _loop(self, computation: Computation, loop: Instruction, times: float) -> None:
+    def _loop(self, computation: Computation, loop: Instruction, times: int) -> None:
         body = self.program.computations[loop.called("body")[0]]
         trips = trip_count(self.program, computation, loop)
         if trips is None:
@@ -120,7 +120,7 @@ class _Counter:
             self.costs.kept_bytes += _stacked_bytes(body, trips or 1)
         self.run(body, times * (trips or 1))
 
-    def _dearest_branch(self, conditional: Instruction, times: float) -> None:
+    def _dearest_branch(self, conditional: Instruction, times: int) -> None:
         names = (
             conditional.called("branch_computations")
             or conditional.called("true_computation") + conditional.called("false_computation")
@@ -134,7 +134,7 @@ class _Counter:
         self.costs.work += costs.work
         self.costs.collectives += costs.collectives
 
-    def _operation(self, computation: Computation, one: Instruction, times: float) -> None:
+    def _operation(self, computation: Computation, one: Instruction, times: int) -> None:
         inside = self._inside(computation, one)
         for collective in self._exchanges(inside):
             self.costs.collectives[collective] += times

@@ -10,7 +10,7 @@
                                                            --roofline--> two bounds of speed
 
 It compiles the very function that trains, for the config's largest row shape, state donated, on a
-machine without an accelerator; a 14B model takes one to three minutes on 2 cores, and no weights.
+machine without an accelerator; a 14B model takes 20 to 60 seconds on 2 cores, and no weights.
 `--scorer` plans the scorer's forward pass. How to read a plan, what it leaves out: docs/plan.md.
 """
 
@@ -213,7 +213,7 @@ def _plan(
     )
     if compiled is None:
         return plan
-    costs = count(parse(compiled.as_text()))
+    costs = count(parse(compiled.as_text() or ""))
     devices = list(program.mesh.devices.flat)
     line = roofline(costs, topology, devices)
 
@@ -379,7 +379,7 @@ def _answer() -> str:
         workload = Workload(_TOKENS.value, _KEYS.value, _PADDING.value, _PAIRS.value)
     except ValueError as error:
         raise PlanError(str(error)) from error
-    topology = open_topology(_TOPOLOGY.value)
+    topology = open_topology(str(_TOPOLOGY.value))
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     arguments = (_CONFIG.value, topology, workload, _PRICE.value, name)
     if _SWEEP.value:

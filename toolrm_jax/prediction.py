@@ -228,8 +228,8 @@ def table(plans: Sequence[Plan]) -> str:
 
 def table_head() -> str:
     """Its first two lines."""
-    names = ("config", "topology", "mesh", "remat", "peak GiB", "free", "step s", "tokens/s")
-    names += ("MFU", "hours per epoch", "bound by")
+    names = ["config", "topology", "mesh", "remat", "peak GiB", "free", "step s", "tokens/s"]
+    names += ["MFU", "hours per epoch", "bound by"]
     return f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
 
 

@@ -131,15 +131,15 @@ def _ring(devices: list[jax.Device]) -> list[jax.Device] | None:
     order = sorted(range(len(sides)), key=sides.__getitem__)  # the longest last
     places = {tuple(place[axis] for axis in order): places[place] for place in places}
     sides = [sides[axis] for axis in order]
-    ways = [_walk(sides[:-1]), list(range(sides[-1]))]
-    if math.prod(sides) != len(devices) or len(ways[0]) % 2 or len(ways[1]) < 2:
+    rows, columns = _walk(sides[:-1]), list(range(sides[-1]))
+    if math.prod(sides) != len(devices) or len(rows) % 2 or len(columns) < 2:
         return None
     # Forth along all but the first column, turning at each end, and back along the first.
     found = []
-    for number, row in enumerate(ways[0]):
-        columns = ways[1][1:] if number % 2 == 0 else ways[1][:0:-1]
-        found += [(*row, column) for column in columns]
-    found += [(*row, 0) for row in reversed(ways[0])]
+    for number, row in enumerate(rows):
+        turned = columns[1:] if number % 2 == 0 else columns[:0:-1]
+        found += [(*row, column) for column in turned]
+    found += [(*row, 0) for row in reversed(rows)]
     return [places[place] for place in found]
 
 
