@@ -10,7 +10,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from toolrm_jax.plan import plan_scoring, plan_training, sweep, variants
+from toolrm_jax.planner import plan_scoring, plan_training, sweep, variants
 from toolrm_jax.prediction import GIB, Memory, Workload, bound, pareto
 from toolrm_jax.topology import open_topology
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from toolrm_jax.files import write_text  # noqa: E402
-from toolrm_jax.plan import plan_scoring, plan_training  # noqa: E402
+from toolrm_jax.planner import plan_scoring, plan_training  # noqa: E402
 from toolrm_jax.prediction import table_head, table_row  # noqa: E402
 from toolrm_jax.topology import open_topology  # noqa: E402
 
