@@ -100,7 +100,7 @@ def test_help_teaches_the_command(cli):
     for word in (
         "python -m toolrm_jax.train --config configs/quickstart.py --workdir DIR",
         "--config.train.steps=50",
-        "continues from the newest checkpoint",
+        "continues from the newest sound checkpoint",
         "JAX_COORDINATOR_ADDRESS",
         "evaluation.json",
     ):

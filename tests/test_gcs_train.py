@@ -58,9 +58,8 @@ def store(toy, monkeypatch, tmp_path):
 def lines(text: str) -> list[dict]:
     """Without what depends on the clock."""
     found = [json.loads(line) for line in text.splitlines()]
-    clock = ("pairs_per_second", "tokens_per_second", "eta_seconds")
     return [
-        {k: v for k, v in line.items() if k not in clock}
+        {k: v for k, v in line.items() if k not in tiny.RATES}
         for line in found
         if line["split"] != "start-up"
     ]
@@ -92,7 +91,7 @@ def test_a_run_at_a_store_is_the_run_here(toy, store):
     exported = [name for name in store.uploads if name.startswith("runs/1/export/")]
     assert exported[-1] == "runs/1/export/config.json"
     saved = [name for name in store.uploads if name.startswith("runs/1/checkpoints/6/")]
-    assert saved[-1] == "runs/1/checkpoints/6/commit_success.txt"
+    assert saved[-1] == "runs/1/checkpoints/6/files.json"
     assert not (tiny.ROOT / "gs:").exists()
 
     # The run is opened from there as it is from a disk.
@@ -112,7 +111,7 @@ def test_what_is_without_its_marker_is_not_there(toy, store):
     assert "runs/1/export/config.json" not in store.objects
     with pytest.raises(AssetError, match=r"no config\.json"):
         open_pretrained("gs://bucket/runs/1/export")
-    del store.objects["runs/1/checkpoints/6/commit_success.txt"]
+    del store.objects["runs/1/checkpoints/6/files.json"]
     store.forbidden.clear()
 
     console = run(toy, "gs://bucket/runs/1")
@@ -145,7 +144,7 @@ def test_two_processes_share_a_workdir_at_a_store(toy, store):
         )
     )
     assert [a["loss"] for a in stored] == pytest.approx([a["loss"] for a in local], rel=1e-5)
-    assert "runs/2/checkpoints/6/commit_success.txt" in store.objects
+    assert "runs/2/checkpoints/6/files.json" in store.objects
     assert "runs/2/export/config.json" in store.objects
 
 

@@ -41,15 +41,6 @@ RUN = {
     "train.eval_rows": 4,
     "train.checkpoint_every": CHECKPOINT_EVERY,
 }
-# Of a log line, what depends on the clock and the machine.
-RATES = (
-    "pairs_per_second",
-    "tokens_per_second",
-    "flops_per_second",
-    "input_wait_share",
-    "memory_bytes",
-    "eta_seconds",
-)
 
 KILLED = f"""
 import os, signal
@@ -120,7 +111,7 @@ def last_state(workdir) -> TrainState:
 def lines_without_rates(workdir) -> list[dict]:
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [
-        {k: v for k, v in line.items() if k not in RATES}
+        {k: v for k, v in line.items() if k not in tiny.RATES}
         for line in lines
         if line["split"] != "start-up"  # its own for each part of a run
     ]
@@ -142,7 +133,15 @@ def test_metrics_are_logged_each_step_and_each_evaluation(finished):
     trained, heldout = tiny.metrics(workdir), tiny.metrics(workdir, "heldout")
     assert [line["step"] for line in trained] == list(range(1, STEPS + 1))
     assert [line["step"] for line in heldout] == [EVAL_EVERY, 2 * EVAL_EVERY, STEPS]
-    needed = {"loss", "accuracy", "margin", "reward_mean", "reward_std", "gradient_norm", *RATES}
+    needed = {
+        "loss",
+        "accuracy",
+        "margin",
+        "reward_mean",
+        "reward_std",
+        "gradient_norm",
+        *tiny.RATES,
+    }
     needed |= {"padding_share"}
     assert all(needed <= line.keys() for line in trained)
     assert heldout[-1]["loss"] == report.loss
@@ -166,7 +165,7 @@ def test_tensorboard_shows_the_same_numbers(finished):
             shown |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
             at += 16 + length
     for line in tiny.metrics(workdir):
-        for name in ("loss", "padding_share", "reward_std", *RATES):
+        for name in ("loss", "padding_share", "reward_std", *tiny.RATES):
             assert shown[f"train/{name}", line["step"]] == pytest.approx(line[name])
     for line in tiny.metrics(workdir, "heldout"):
         assert shown["heldout/accuracy", line["step"]] == pytest.approx(line["accuracy"])

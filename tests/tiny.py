@@ -44,6 +44,16 @@ TEMPLATE = """\
 {% endif %}"""
 ROOT = Path(__file__).parent.parent
 
+# Of a log line, what depends on the clock and the machine.
+RATES = (
+    "pairs_per_second",
+    "tokens_per_second",
+    "flops_per_second",
+    "input_wait_share",
+    "memory_bytes",
+    "eta_seconds",
+)
+
 
 def _tool(name: str) -> dict:
     city = {"type": "object", "properties": {"city": {"type": "string"}}}

@@ -113,7 +113,11 @@ class Checkpoints:
         return paths
 
     def _on_disk(self) -> list[int]:
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+        try:
+            names = [path.name for path in self.folder.iterdir()]
+        except FileNotFoundError:  # a bucket has no empty folders
+            return []
+        return sorted(int(name) for name in names if name.isdigit())
 
     def _score(self, step: int) -> Score | None:
         try:

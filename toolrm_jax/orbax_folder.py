@@ -32,6 +32,7 @@ from etils import epath
 from tqdm import tqdm
 
 from toolrm_jax.checkpoint import config_from_json, config_to_json
+from toolrm_jax.checkpoint_files import LISTING
 from toolrm_jax.huggingface import Entry, RewardTensors, Source, entries, placed, refuse_misfits
 from toolrm_jax.model_config import ModelConfig
 from toolrm_jax.paths import absolute, is_remote
@@ -96,10 +97,10 @@ def find_step(path: str | os.PathLike[str]) -> epath.Path | None:
 
 def _is_whole(folder: epath.Path) -> bool:
     """Whether it was written to its end: a folder has its name only then, objects have a marker. Of
-    what `convert` wrote, that is the metadata; of a step of a run, a file of Orbax's."""
+    what `convert` wrote, that is the metadata; of a step of a run, the list of its files."""
     if not is_remote(folder) or folder.parent.name != "checkpoints":
         return True
-    return (folder / ocp.path.atomicity.COMMIT_SUCCESS_FILE).exists()
+    return (folder / LISTING).exists()
 
 
 def _newest_first(folder: epath.Path) -> list[epath.Path]:
