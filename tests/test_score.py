@@ -229,7 +229,8 @@ def test_pairs_in_their_forms_get_the_rewards_of_their_sides(model, tmp_path, ro
     path = tiny.write_lines(tmp_path / "in.jsonl", forms)
     assert run(model, path, tmp_path / "out.jsonl") == score.ALL_SCORED
     found = lines_of(tmp_path / "out.jsonl")
-    assert [line["id"] for line in found] == ["own", "fcrb", 3, 4]
+    assert [line["id"] for line in found] == ["own", "fcrb", None, None]
+    assert [line.get("line") for line in found] == [None, None, 3, 4]
     assert len({tuple(line["rewards"]) for line in found}) == 1
     assert len(set(found[0]["rewards"])) == 2
 
