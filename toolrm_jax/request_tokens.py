@@ -94,7 +94,8 @@ class RequestTokenizer:
             return found
         # The fewest turns to drop, by bisection: each try renders what it leaves.
         turns = oldest_turns(request.messages)
-        low, high, best = 1, len(turns), found
+        low, high = 1, len(turns)
+        best: Tokenized | Rejected = found
         while low <= high:
             middle = (low + high) // 2
             shorter = self._render(request, [i for turn in turns[:middle] for i in turn])

@@ -239,7 +239,7 @@ class HubRows(Rows):
         found = files_below(self._folder).items()
         return [pair for pair in found if not re.search(r"(^|/)\.", pair[0])]
 
-    def _newest_commit(self) -> str:
+    def _newest_commit(self) -> str | None:
         from huggingface_hub import HfApi
 
         try:

@@ -345,6 +345,7 @@ def _part(
 ) -> tuple[Counts, list[bytes]]:
     """A chunk's counts, and its rows, each with a sign and a newline."""
     body = []
+    found: dict[str, Any]
     rejected: collections.Counter[str] = collections.Counter()
     dropped = []
     for line, outcome in zip(lines, outcomes, strict=True):
@@ -353,9 +354,8 @@ def _part(
             about = {"reason": outcome.reason, "detail": outcome.detail}
             found = {"line": line.number, "id": line.id} | about
         else:
-            found = {
-                "id": line.id,
-                **({"line": line.number} if line.id is None else {}),
+            found = {"id": line.id} | ({"line": line.number} if line.id is None else {})
+            found |= {
                 "rewards": [shortest(reward) for reward in outcome.rewards],
                 "tokens": outcome.tokens.tolist(),
             }
