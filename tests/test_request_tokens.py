@@ -51,8 +51,10 @@ _FIELDS = {
     "rejected_output": _SIDES,
     "tools": st.lists(st.just(TOOL) | _TOOLS | _TREES, max_size=2) | _TREES,
 }
+_SURE = ("messages", "responses")
 _ROWS = st.fixed_dictionaries({}, optional=_FIELDS) | st.fixed_dictionaries(
-    {name: _FIELDS[name] for name in ("messages", "responses")}, optional=_FIELDS
+    {name: _FIELDS[name] for name in _SURE},
+    optional={name: field for name, field in _FIELDS.items() if name not in _SURE},
 )
 
 
