@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
-import fsspec
 import jax
 import numpy as np
 import pyarrow
@@ -22,6 +21,7 @@ import tiny
 import zstandard
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 
 from toolrm_jax import score
 from toolrm_jax.convert import from_hf
@@ -499,7 +499,7 @@ class Bucket(MemoryFileSystem):
 @pytest.fixture
 def bucket(monkeypatch):
     for kind in Bucket.protocol:
-        monkeypatch.setitem(fsspec.registry._registry, kind, Bucket)
+        monkeypatch.setitem(_registry, kind, Bucket)
     forget = epath.backend.fsspec_backend._get_filesystem.cache_clear
     forget()
     yield epath.Path("gs://bucket")

@@ -354,11 +354,11 @@ def _part(
             about = {"reason": outcome.reason, "detail": outcome.detail}
             found = {"line": line.number, "id": line.id} | about
         else:
-            found = {"id": line.id} | ({"line": line.number} if line.id is None else {})
-            found |= {
-                "rewards": [shortest(reward) for reward in outcome.rewards],
-                "tokens": outcome.tokens.tolist(),
-            }
+            found = {"id": line.id}
+            if line.id is None:
+                found["line"] = line.number
+            found["rewards"] = [shortest(reward) for reward in outcome.rewards]
+            found["tokens"] = outcome.tokens.tolist()
             if policy != "reject":
                 found["dropped_messages"] = outcome.dropped_messages
             dropped.append(outcome.dropped_messages)
