@@ -229,6 +229,27 @@ def test_the_token_is_sent_where_there_is_one(monkeypatch):
     assert sent == [None, "Bearer mine", "Bearer theirs"]
 
 
+def test_blanks_around_a_token_are_not_sent(monkeypatch):
+    monkeypatch.setenv(reward_client.TOKEN_VARIABLE, " theirs\n")
+    with serving() as server:
+        RewardClient(server.url).score(asked("a"))
+        RewardClient(server.url, token="mine\n").score(asked("a"))
+    sent = [headers.get("Authorization") for headers in server.headers]
+    assert sent == ["Bearer theirs", "Bearer mine"]
+
+
+@pytest.mark.parametrize("token", ["", "\n", "a b", "a\nb", "é"])
+def test_a_token_that_no_header_carries_is_refused(token):
+    with pytest.raises(reward_client.TokenError, match=r"token is .*: set it to a token"):
+        RewardClient("http://127.0.0.1:9", token=token)
+
+
+def test_a_proxy_that_takes_no_body_of_its_size_is_understood():
+    with serving((413, b"<html>Request Entity Too Large</html>", {})) as server:
+        (found,) = RewardClient(server.url).score(asked("a"))
+    assert found.reason == "body too big"
+
+
 def test_what_is_no_json_is_rejected_without_asking():
     odd = [{"content": float("nan")}, {"content": {1, 2}}]
     with serving() as server:

@@ -146,6 +146,32 @@ def test_empty_and_unparseable_turns_are_scored_by_default(source, scorer):
     assert reward.counts == {"completions": 2, "empty": 1, "unparseable": 1}
 
 
+@pytest.mark.parametrize("nothing", [None, "", [], [{"role": "assistant", "content": ""}]])
+@pytest.mark.parametrize("prompt", ["messages", "text"])
+def test_nothing_said_is_empty_in_whatever_form(source, nothing, prompt):
+    if prompt == "text" and isinstance(nothing, list) and nothing:
+        pytest.skip("messages after a text are refused")
+    given = MESSAGES[0] if prompt == "messages" else rendered(ROWS[0])
+    reward = TRLReward(source, end_ids=None, rule=UnscoredRule(empty=-2.0))
+    assert reward([given], [nothing], tools=TOOLS[:1]) == [-2.0]
+
+
+def test_nothing_said_is_empty_for_verl_and_tunix(source):
+    rule = UnscoredRule.number(-7.0, empty=-2.0)
+    info = {"messages": MESSAGES[0], "tools": TOOLS[0]}
+    assert VerlReward(source, rule=rule)("d", None, "", info) == -2.0
+    assert TunixReward(source, rule=rule)([rendered(ROWS[0])], [None]) == [-2.0]
+
+
+@pytest.mark.parametrize("left", [END, END + "\n"])
+def test_an_end_that_is_left_on_a_message_is_taken_off(source, expected, left):
+    turns = [[{"role": "assistant", "content": text + left}] for text in CALLS]
+    reward = TRLReward(source, end_ids=None, rule=UnscoredRule(empty=-2.0))
+    np.testing.assert_allclose(reward(MESSAGES, turns, tools=TOOLS), expected, **F32)
+    alone = [{"role": "assistant", "content": left}]
+    assert reward(MESSAGES[:1], [alone], tools=TOOLS[:1]) == [-2.0]
+
+
 def test_a_truncated_text_that_is_to_be_scored_gets_no_end(source, scorer):
     reward = TRLReward(source, end_ids=[2], rule=UnscoredRule(truncated="score"))
     found = reward([rendered(ROWS[0])], ["The wea"], [[9]])
@@ -240,6 +266,13 @@ def test_any_source_serves_and_its_rejections_follow_the_rule():
     assert reward.last == {"over_long": "over-long: 9", "unscorable": "cannot be rendered: 8"}
 
 
+@pytest.mark.parametrize("reason", ["over-long", "too many tokens", "body too big"])
+def test_whatever_the_server_calls_too_long_is_over_long(reason):
+    reward = TRLReward(Elsewhere(Rejected(reason, "9")), end_ids=None, rule=UnscoredRule(-1.0))
+    assert reward(MESSAGES[:1], ["a"]) == [-1.0]
+    assert reward.counts == {"completions": 1, "over_long": 1}
+
+
 def test_texts_need_to_be_told_what_ends_a_turn():
     with pytest.raises(CompletionError, match=r"end_text='<\|im_end\|>'"):
         TRLReward(Elsewhere(), end_ids=None)(["Hi"], ["Hello."])
@@ -265,6 +298,41 @@ def test_trl_grpo_runs_with_this_reward(source, tmp_path):
     logs = [log for log in trainer.state.log_history if "reward" in log]
     assert len(logs) == 3
     assert all("toolrm/truncated" in log for log in logs)
+    assert reward.counts["completions"] == 3 * 8
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")
+def test_trl_rloo_runs_with_this_reward(source, tmp_path):
+    sys.path.insert(0, str(tiny.ROOT / "examples"))
+    import trl
+    import trl_grpo
+
+    policy, tokenizer = tiny.write_model(tmp_path / "policy"), tiny.tokenizer()
+    reward = TRLReward(source, end_ids=[tokenizer.eos_token_id], rule=NUMBERS)
+    config = trl.RLOOConfig(
+        output_dir=str(tmp_path / "out"),
+        max_steps=3,
+        per_device_train_batch_size=8,
+        num_generations=4,
+        max_completion_length=12,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        bf16=False,
+        use_cpu=True,
+    )
+    trainer = trl.RLOOTrainer(
+        model=str(policy),
+        reward_funcs=reward,
+        args=config,
+        train_dataset=trl_grpo.dataset_of(trl_grpo.built_in_rows(), tokenizer),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "reward" in log]
+    assert len(logs) == 3
     assert reward.counts["completions"] == 3 * 8
 
 

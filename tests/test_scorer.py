@@ -327,7 +327,7 @@ def test_an_over_long_request_is_rejected_whole_with_its_length(model, asked):
     with scorer_of(model, max_tokens=384) as scorer:
         (found,) = scorer.score([request], errors="return")
     assert found.reason == "over-long"
-    assert "1 of 2 responses, such as responses[1] with" in found.detail
+    assert "prompt and responses[1] have" in found.detail
     assert "at most 384" in found.detail
 
 

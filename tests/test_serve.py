@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import math
+import shutil
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from served import F32, client, requests, rewards_of, running, scorer_of
 
+from toolrm_jax import reward_app
 from toolrm_jax.errors import InputError
 from toolrm_jax.reward_app import ServeOptions, make_app
 from toolrm_jax.reward_client import RewardClient
@@ -361,6 +363,54 @@ def test_paths_and_methods(plain):
         assert error_of(answer)["reason"] == "wrong method"
 
 
+def test_a_normalised_reward_that_overflows_is_refused(model, tmp_path):
+    """A deviation that is next to nothing; the raw reward is still to be had."""
+    shutil.copytree(model, tmp_path / "model")
+    tiny_std = {"heldout": {"reward_mean": 0.5, "reward_std": 1e-308}}
+    (tmp_path / "model" / "toolrm.json").write_text(json.dumps(tiny_std))
+    with scorer_of(tmp_path / "model") as scorer, app_of(scorer) as app:
+        answer = ask(app, "/v1/rewards", REQUEST | {"normalize": True})
+        assert answer.status_code == 422
+        assert error_of(answer)["reason"] == "normalised reward is not finite"
+        assert ask(app, "/v1/rewards", REQUEST).status_code == 200
+
+
+def test_a_large_body_does_not_hold_up_small_ones(plain, monkeypatch):
+    reading, go_on = threading.Event(), threading.Event()
+    parse = reward_app.parse_json
+
+    def slow(body):
+        if len(body) > 2**20:
+            reading.set()
+            assert go_on.wait(30)
+        return parse(body)
+
+    monkeypatch.setattr(reward_app, "parse_json", slow)
+
+    async def run(app):
+        async with client(app) as http:
+            large = json.dumps({"query": ["word " * 2**18]}).encode()
+            held = [asyncio.create_task(http.post("/get_reward", content=large)) for _ in range(3)]
+            await asyncio.to_thread(reading.wait, 30)
+            small = await http.post("/v1/rewards", json=REQUEST)
+            go_on.set()
+            return small, await asyncio.gather(*held)
+
+    with app_of(plain) as app:
+        small, large = asyncio.run(run(app))
+    assert small.status_code == 200
+    assert {answer.status_code for answer in large} == {422}
+
+
+def test_many_responses_to_a_long_prompt_are_refused_at_little_cost(plain):
+    body = {"messages": [{"role": "user", "content": "word " * 100_000}], "responses": ["x"] * 1000}
+    began = time.monotonic()
+    with app_of(plain) as app:
+        answer = ask(app, "/v1/rewards", body)
+    assert error_of(answer)["reason"] == "over-long"
+    assert time.monotonic() - began < 5  # rendering it a thousand times takes half a minute
+
+
 # --- Tokens, queue, time-outs ---------------------------------------------------------------------
 
 
@@ -386,6 +436,23 @@ def test_a_token_keeps_all_but_health_closed(plain):
         good = {"authorization": "Bearer sesame"}
         assert ask(app, "/v1/rewards", REQUEST, headers=good).status_code == 200
         assert get(app, "/metrics", headers=good).status_code == 200
+
+
+def test_blanks_around_a_token_do_not_count(plain):
+    """As in a file that ends with a newline."""
+    with app_of(plain, token=" sesame\n") as app:
+        headers = {"authorization": "Bearer sesame"}
+        assert ask(app, "/v1/rewards", REQUEST, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("token", ["", " \n", "open sesame", "s\x00same", "sésame"])
+def test_a_token_that_no_header_carries_is_refused_at_the_start(token, monkeypatch):
+    with pytest.raises(InputError, match="set it to a token, or not at all"):
+        ServeOptions(token=token)
+    if "\x00" not in token:  # no environment holds that
+        monkeypatch.setenv("TOOLRM_SERVE_TOKEN", token)
+        with pytest.raises(SystemExit, match="TOOLRM_SERVE_TOKEN is"):
+            main(["--model", "none"])
 
 
 class Gate:
@@ -725,6 +792,21 @@ def test_other_hosts_need_a_token(monkeypatch):
         main(["--model", "none", "--host", "0.0.0.0"])
 
 
+@pytest.mark.parametrize("wrong", [["--port", "x"], ["--window-ms", "x"], ["--max-rows", "1.5"]])
+def test_what_is_no_number_is_wrong_usage(wrong, capsys):
+    with pytest.raises(SystemExit):
+        main(["--model", "none", *wrong])
+    assert f"{wrong[1]!r}: expected a" in capsys.readouterr().err
+
+
+def test_a_model_without_a_tokenizer_is_said_in_one_whole_line(model, tmp_path):
+    shutil.copytree(model, tmp_path / "model")
+    for path in (tmp_path / "model").glob("*token*"):
+        path.unlink()
+    with pytest.raises(SystemExit, match=r"no tokenizer that transformers can open.*[^:]$"):
+        main(["--model", str(tmp_path / "model"), "--port", "0"])
+
+
 def test_a_port_that_is_taken_is_said_before_the_model_is_loaded():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -734,7 +816,7 @@ def test_a_port_that_is_taken_is_said_before_the_model_is_loaded():
 
 def test_a_server_with_a_token_listens_elsewhere(model):
     options = ("--host", "0.0.0.0", "--no-compile", "--max-tokens", "512")
-    with running(model, *options, TOOLRM_SERVE_TOKEN="sesame") as server:
+    with running(model, *options, TOOLRM_SERVE_TOKEN="sesame\n") as server:
         url = f"http://127.0.0.1:{server.port}/v1/rewards"
         assert httpx.post(url, json=REQUEST).status_code == 401
         headers = {"authorization": "Bearer sesame"}

@@ -1,10 +1,21 @@
 """The mesh and its one table: unknown or colliding axes and sizes that do not fit are errors."""
 
+import dataclasses
+
 import jax
 import pytest
 from jax.sharding import PartitionSpec
 
-from toolrm_jax.sharding import AXES, MESH_AXES, logical_to_spec, make_mesh, row_shards
+from toolrm_jax import sharding
+from toolrm_jax.sharding import (
+    AXES,
+    MESH_AXES,
+    MeshError,
+    logical_to_spec,
+    make_inference_mesh,
+    make_mesh,
+    row_shards,
+)
 
 
 def test_the_table_names_mesh_axes_alone_and_stays_small():
@@ -52,3 +63,55 @@ def test_sizes_that_do_not_cover_the_devices_are_an_error(sizes):
 def test_sizes_that_mean_nothing_are_an_error(sizes):
     with pytest.raises(ValueError, match=r"expected positive sizes, and at most one -1"):
         make_mesh(*sizes)
+
+
+# --- Where weights are scored ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Device:
+    """A device of 100 bytes, in the place of one that does not say what it has."""
+
+    real: jax.Device
+
+    def memory_stats(self) -> dict:
+        return {"bytes_limit": 100}
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """Eight of them; meshes are made of the real ones."""
+
+    def of_real(devices, **sizes):
+        return make_mesh(devices=[device.real for device in devices], **sizes)
+
+    monkeypatch.setattr(sharding, "make_mesh", of_real)
+    return [Device(device) for device in jax.devices()]
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "width", "data", "fsdp"),
+    [
+        (50, 16, 8, 1),  # half of a device's memory: a copy on each
+        (51, 16, 4, 2),
+        (100, 16, 4, 2),
+        (101, 16, 2, 4),
+        (201, 16, 1, 8),
+        (101, 12, 2, 4),
+        (51, 9, None, None),  # no number of devices divides the width
+        (401, 16, None, None),
+    ],
+)
+def test_weights_are_copied_where_they_fit_else_sharded_over_the_fewest_devices(
+    devices, nbytes, width, data, fsdp
+):
+    if data is None:
+        with pytest.raises(MeshError, match="score on more or larger devices"):
+            make_inference_mesh(width, nbytes, devices)
+        return
+    mesh = make_inference_mesh(width, nbytes, devices)
+    assert (mesh.shape["data"], mesh.shape["fsdp"], mesh.size) == (data, fsdp, 8)
+
+
+def test_a_device_that_does_not_say_what_it_has_takes_all():
+    assert make_inference_mesh(16, 10**15, jax.devices()[:2]).shape["data"] == 2

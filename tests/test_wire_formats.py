@@ -2,6 +2,7 @@
 them."""
 
 import math
+import re
 
 import pytest
 import tiny
@@ -199,3 +200,13 @@ def test_a_text_without_a_reward_fails_its_request_and_names_itself():
 
 def test_a_detail_is_of_bounded_length():
     assert len(error_of(Rejected("x", "y" * 10**6))["detail"]) < 1100
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/serve.md"])
+def test_the_bodies_that_the_docs_post_are_read(name, reader):
+    text = (tiny.ROOT / name).read_text()
+    posted = re.findall(r"curl localhost:8000(\S+) -d '(.*?)'", text, re.S)
+    assert posted
+    for path, body in posted:
+        asked = FORMATS[path].read(parse_json(body.encode()), reader)
+        assert not any(isinstance(item, Rejected) for item in asked.items)

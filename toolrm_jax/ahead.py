@@ -12,7 +12,10 @@ import concurrent.futures
 import itertools
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Generic, TypeVar
+
+from toolrm_jax.errors import InputError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -21,6 +24,10 @@ R = TypeVar("R")
 _PART = 16
 _PARTS_PER_WORKER = 4
 _END: Any = object()
+
+
+class WorkerDied(InputError):
+    """A worker process ended by itself: killed, mostly for want of memory."""
 
 
 class Ahead(Generic[T]):
@@ -67,7 +74,7 @@ class OrderedPool(Generic[T, R]):
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
     def map(self, items: Iterable[T]) -> Iterator[R]:
-        """The results, in the order of the items."""
+        """The results, in the order of the items. Raises WorkerDied."""
         if not self.workers:
             yield from map(self.function, items)
             return
@@ -80,6 +87,12 @@ class OrderedPool(Generic[T, R]):
                     yield from running.popleft().result()
             while running:
                 yield from running.popleft().result()
+        except BrokenProcessPool:
+            self.close()
+            raise WorkerDied(
+                f"One of the {self.workers} worker processes ended by itself; where memory is "
+                f"short, the system kills them. Try again with fewer workers."
+            ) from None
         finally:
             for future in running:
                 future.cancel()

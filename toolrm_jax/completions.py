@@ -83,14 +83,20 @@ def read_completion(
     messages, tools = plain(messages), plain(tools)
     if messages is None and not isinstance(prompt, str):
         messages = plain(prompt)
+    if not isinstance(completion, str) and plain(completion) in (None, []):
+        completion = ""  # nothing was said, in whatever form
     before: list[Any] = []
     response: Response
     if isinstance(completion, str):
         response, found = _without_end(completion, end)
         ended = _ended(ended, found, keeps_end)
     else:
-        before, response, whole = _last_turn(completion)
-        ended = ended if whole else False
+        before, turn, whole = _last_turn(completion)
+        found = isinstance(turn.get("content"), str)
+        if found:
+            words, found = _without_end(turn["content"], end)
+            turn = turn | {"content": words}
+        response, ended = turn, _ended(ended, found, keeps_end=False) if whole else False
     if messages is not None:
         request = {"tools": tools or [], "messages": messages, "responses": [response]}
         if before and isinstance(messages, list):

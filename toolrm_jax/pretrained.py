@@ -105,7 +105,7 @@ def _tokenizer(path: Any, name: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         raise AssetError(
             f"{name!r} has no tokenizer that transformers can open (expected tokenizer.json and "
-            f"tokenizer_config.json): {str(error).splitlines()[0]}"
+            f"tokenizer_config.json): {' '.join(str(error).split())[:300]}"
         ) from error
     return prepare_tokenizer(tokenizer)
 

@@ -47,6 +47,8 @@ from toolrm_jax.schema import unwrapped
 __all__ = ["ChatTemplateError", "RenderError", "Rendered", "Renderer", "prepare_tokenizer"]
 
 ROLES = ("system", "user", "assistant", "tool")
+# Of a conversation, times its responses: rendering takes some milliseconds a million.
+_MOST_CHARACTERS = 2**30
 
 
 class RenderError(InputError, ValueError):
@@ -63,6 +65,14 @@ class Rendered:
     def whole(self, index: int) -> np.ndarray:
         """The sequence that a model without shared prompts would read. int32 [T + R_index]"""
         return np.concatenate([self.prompt, self.responses[index]])
+
+
+class TooManyTokens(Exception):
+    """A prompt and its response `index` have more tokens than were asked for at most."""
+
+    def __init__(self, index: int, tokens: int):
+        super().__init__(f"prompt and responses[{index}] have {tokens} tokens")
+        self.index, self.tokens = index, tokens
 
 
 class Renderer:
@@ -95,9 +105,19 @@ class Renderer:
         return self._apply(**self.conversation(tools, messages, response), tokenize=True)
 
     def render(
-        self, tools: list[Tool], messages: list[Message], responses: Sequence[Response]
+        self,
+        tools: list[Tool],
+        messages: list[Message],
+        responses: Sequence[Response],
+        *,
+        max_tokens: int | None = None,
     ) -> Rendered:
-        """One prompt with N >= 1 responses; each response keeps at least one token."""
+        """One prompt with N >= 1 responses; each response keeps at least one token.
+
+        Raises:
+          RenderError: something of it cannot be rendered.
+          TooManyTokens: a sequence is longer than `max_tokens`; nothing after it is rendered.
+        """
         if isinstance(responses, str | dict) or not responses:
             raise RenderError(
                 f"Expected a list of at least one response, got {_short(responses)}. A single "
@@ -106,13 +126,20 @@ class Renderer:
         catalogue = _wrapped_tools(tools)
         turns = [checked_message(message, i) for i, message in enumerate(messages)]
         answers = [assistant_turn(response, tools, raw=self.raw) for response in responses]
-        texts = [self._apply([*turns, answer], catalogue) for answer in answers]
-        if len(texts) > 1:
-            sequences = self._encode_all(texts)
-        else:
-            sequences = self._encode_all([*texts, self._up_to_answer(turns, catalogue, texts[0])])
-        border = min(_shared_length(sequences), *(len(s) - 1 for s in sequences[: len(texts)]))
-        return Rendered(sequences[0][:border], tuple(s[border:] for s in sequences[: len(texts)]))
+        first = self._apply([*turns, answers[0]], catalogue)
+        if len(first) * len(answers) > _MOST_CHARACTERS:
+            raise RenderError(
+                f"{len(answers)} responses to a conversation of {len(first):,} characters: at most "
+                f"{_MOST_CHARACTERS:,} are rendered together. Ask for fewer responses at a time."
+            )
+        texts = _Texts(self, first, max_tokens)
+        for answer in answers[1:]:
+            texts.add(self._apply([*turns, answer], catalogue))
+        if len(answers) > 1:
+            return texts.rendered()
+        # A single response leaves nothing to compare with but the prompt alone.
+        texts.add(self._up_to_answer(turns, catalogue, first), is_response=False)
+        return texts.rendered(responses=1)
 
     def _apply(self, conversation: list[Message], tools: Any, **options: Any) -> Any:
         options = {"tokenize": False, "return_dict": False} | options
@@ -136,12 +163,6 @@ class Renderer:
         start = whole.find(self._opening)
         return whole[: start + len(self._opening)] if start >= 0 else whole
 
-    def _encode_all(self, texts: list[str]) -> list[np.ndarray]:
-        """Token ids of texts with a common beginning, most of which is tokenised only once."""
-        cut = _last_border(_common_prefix(texts), self._borders)
-        head = self._encode(texts[0][:cut])
-        return [np.concatenate([head, self._encode(text[cut:])]) for text in texts]
-
     def _encode(self, text: str) -> np.ndarray:
         if not _is_unicode(text):
             bad = next(i for i, char in enumerate(text) if not _is_unicode(char))
@@ -151,6 +172,56 @@ class Renderer:
             )
         ids = self.tokenizer(text, add_special_tokens=False, return_attention_mask=False)
         return np.asarray(ids["input_ids"], np.int32)
+
+
+class _Texts:
+    """Texts that begin alike, tokenised one after the other; what they share, once.
+
+    head            tails       the texts are cut before a special token, where the parts
+    |-------------|------|      tokenise as the whole does; a text that begins otherwise moves
+                  |---------|   the cut back
+    """
+
+    def __init__(self, renderer: Renderer, first: str, max_tokens: int | None):
+        self._renderer, self._max_tokens = renderer, max_tokens
+        self._first = first
+        # A guess: where the answer begins, if it does not itself hold what opens one.
+        opening = renderer._opening
+        begins = first.rfind(opening) + len(opening) if opening and opening in first else 0
+        self._prefix = first[: self._border(first[:begins])]
+        self._head = renderer._encode(self._prefix)
+        self._tails: list[np.ndarray] = []
+        self.add(first)
+
+    def add(self, text: str, *, is_response: bool = True) -> None:
+        """Tokenises the next text; TooManyTokens if it is too long."""
+        if not text.startswith(self._prefix):
+            self._cut_at(self._border(_common_prefix([self._prefix, text])))
+        tail = self._renderer._encode(text[len(self._prefix) :])
+        tokens = len(self._head) + len(tail)
+        if is_response and self._max_tokens is not None and tokens > self._max_tokens:
+            raise TooManyTokens(len(self._tails), tokens)
+        self._tails.append(tail)
+
+    def rendered(self, responses: int | None = None) -> Rendered:
+        """The first `responses` of the texts, parted where the tokens of any two differ."""
+        tails = self._tails[:responses]
+        border = min(_shared_length(self._tails), *(len(tail) - 1 for tail in tails))
+        if border < 0 and self._prefix:  # a response ends where the cut is
+            self._cut_at(0)
+            return self.rendered(responses)
+        border = max(border, 0)
+        prompt = np.concatenate([self._head, tails[0][:border]])
+        return Rendered(prompt, tuple(tail[border:] for tail in tails))
+
+    def _border(self, text: str) -> int:
+        return _last_border(text, self._renderer._borders)
+
+    def _cut_at(self, cut: int) -> None:
+        moved = self._renderer._encode(self._first[cut : len(self._prefix)])
+        self._tails = [np.concatenate([moved, tail]) for tail in self._tails]
+        self._head = self._head[: len(self._head) - len(moved)]
+        self._prefix = self._first[:cut]
 
 
 # --- what is rendered -----------------------------------------------------------------------------
@@ -247,6 +318,10 @@ def checked_message(message: Message, index: int = 0) -> Message:
             f"{_short(message)}. Templates drop roles that they do not know without a word."
         )
     calls, content = message.get("tool_calls"), message.get("content")
+    if calls and not isinstance(calls, list):
+        raise RenderError(
+            f"messages[{index}] ({role}): expected a list as tool_calls, got {_short(calls)}."
+        )
     if content is None and (calls or message.get("reasoning_content")):
         content = ""
     if not isinstance(content, str):

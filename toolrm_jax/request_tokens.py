@@ -5,7 +5,8 @@
 A sequence is over-long when prompt and response together exceed `max_tokens`. What happens then is
 the policy's to say, and always reported:
 
-    reject               the whole request is rejected (the default)
+    reject               the whole request is rejected (the default), by its first response that is
+                         too long; those after it are not looked at
     drop-oldest-turns    the oldest turns are left out until every response fits; a turn is a user's
                          message with all that follows it up to the next one. Tools, system messages
                          and the last turn stay; where that is still too long, it is rejected.
@@ -16,14 +17,15 @@ the policy's to say, and always reported:
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from toolrm_jax.examples import Message
-from toolrm_jax.rendering import Rendered, Renderer, RenderError
+from toolrm_jax.rendering import Rendered, Renderer, RenderError, TooManyTokens
 from toolrm_jax.schema import ToolSchemaError, normalize_tools
-from toolrm_jax.score_request import Rejected, Request, RequestError, request_of
+from toolrm_jax.score_request import Rejected, Request, RequestError, id_of, request_of
 
 OverLong = Literal["reject", "drop-oldest-turns"]
 POLICIES: tuple[str, ...] = get_args(OverLong)
@@ -80,43 +82,47 @@ class RequestTokenizer:
             return Rejected(CANNOT_RENDER, str(error))
         except RecursionError:
             return Rejected(CANNOT_RENDER, "it is nested too deeply")
+        except MemoryError:  # says nothing about the request
+            raise
+        # A chat template is a program: what it makes of a strange request is not for us to list.
+        except Exception as error:
+            return Rejected(CANNOT_RENDER, f"{type(error).__name__}: {error}")
 
     def _fitted(self, request: Request) -> Tokenized | Rejected:
-        whole = self._render(request, request.messages)
-        if self._fits(whole):
-            return whole
-        if self.over_long == "reject":
-            return self._too_long(whole, request)
-        # The fewest turns to drop, by bisection: each try renders everything.
+        found = self._render(request, ())
+        if isinstance(found, Tokenized) or self.over_long == "reject":
+            return found
+        # The fewest turns to drop, by bisection: each try renders what it leaves.
         turns = oldest_turns(request.messages)
-        low, high, best = 1, len(turns), None
+        low, high = 1, len(turns)
+        best: Tokenized | Rejected = found
         while low <= high:
             middle = (low + high) // 2
-            dropped = {i for turn in turns[:middle] for i in turn}
-            kept = [m for i, m in enumerate(request.messages) if i not in dropped]
-            shorter = dataclasses.replace(
-                self._render(request, kept), dropped_messages=len(dropped)
-            )
-            if self._fits(shorter):
+            shorter = self._render(request, [i for turn in turns[:middle] for i in turn])
+            if isinstance(shorter, Tokenized):
                 best, high = shorter, middle - 1
             else:
-                whole, low = shorter, middle + 1
-        return best or self._too_long(whole, request)
+                best = best if isinstance(best, Tokenized) else shorter
+                low = middle + 1
+        return best
 
-    def _render(self, request: Request, messages: list[Message]) -> Tokenized:
-        return Tokenized(self.renderer.render(request.tools, messages, request.responses))
-
-    def _fits(self, tokenized: Tokenized) -> bool:
-        return max(tokenized.lengths) <= self.max_tokens
-
-    def _too_long(self, tokenized: Tokenized, request: Request) -> Rejected:
-        long = [i for i, length in enumerate(tokenized.lengths) if length > self.max_tokens]
-        left = " with the oldest turns left out" if tokenized.dropped_messages else ""
-        return Rejected(
-            OVER_LONG,
-            f"{len(long)} of {len(request.responses)} responses, such as responses[{long[0]}] with "
-            f"{tokenized.lengths[long[0]]} tokens{left}; at most {self.max_tokens} are scored",
-        )
+    def _render(self, request: Request, dropped: Sequence[int]) -> Tokenized | Rejected:
+        """The request without some of its messages; rejected if that is too long."""
+        left_out = set(dropped)
+        messages = [m for i, m in enumerate(request.messages) if i not in left_out]
+        most = self.max_tokens
+        try:
+            rendered = self.renderer.render(
+                request.tools, messages, request.responses, max_tokens=most
+            )
+        except TooManyTokens as error:
+            left = " with the oldest turns left out" if left_out else ""
+            return Rejected(
+                OVER_LONG,
+                f"prompt and responses[{error.index}] have {error.tokens} tokens{left}; at most "
+                f"{most} are scored",
+            )
+        return Tokenized(rendered, len(left_out))
 
 
 def oldest_turns(messages: list[Message]) -> list[list[int]]:
@@ -139,10 +145,10 @@ def oldest_turns(messages: list[Message]) -> list[list[int]]:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A row of an input file: where it stands, what it is called, what became of it."""
+    """A row of an input file: where it stands, what it calls itself, what became of it."""
 
     number: int
-    id: Any
+    id: str | int | None
     outcome: Tokenized | Rejected
 
 
@@ -158,18 +164,17 @@ class LineTokenizer:
             try:
                 row = json.loads(row.decode("utf-8"), parse_constant=_no_constant)
             except UnicodeDecodeError as error:
-                return Line(number, number, Rejected(NOT_JSON, f"it is not UTF-8: {error}"))
+                return Line(number, None, Rejected(NOT_JSON, f"it is not UTF-8: {error}"))
             except (ValueError, RecursionError) as error:
-                return Line(number, number, Rejected(NOT_JSON, str(error)))
-        return Line(number, _id_of(row, number), self.tokenize(row))
+                return Line(number, None, Rejected(NOT_JSON, str(error)))
+        return Line(number, _id_of(row), self.tokenize(row))
 
 
-def _id_of(row: Any, number: int) -> Any:
-    """The row's own name, or the number of its line."""
-    if not isinstance(row, dict):
-        return number
-    name = row.get("id", row.get("test_id"))
-    return name if isinstance(name, str | int) else number
+def _id_of(row: Any) -> str | int | None:
+    try:
+        return id_of(row) if isinstance(row, dict) else None
+    except RequestError:  # the row is rejected for it
+        return None
 
 
 def _no_constant(name: str) -> Any:

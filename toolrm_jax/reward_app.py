@@ -1,7 +1,7 @@
 """The reward server as an ASGI app: each endpoint is a thin view of one scoring path.
 
     socket -> Door: token, how many at once, counts
-                -> endpoint: body (bounded) -> reading thread: JSON, tokens -> RewardBatcher -> JSON
+                -> endpoint: body (bounded) -> threads: JSON, tokens -> RewardBatcher -> JSON
     GET /health, GET /metrics
 
 What cannot be answered with rewards is {"error": {"reason", "detail"}} with its status: 400 not
@@ -34,6 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from toolrm_jax.errors import InputError
 from toolrm_jax.request_tokens import CANNOT_RENDER
 from toolrm_jax.reward_batcher import RewardBatcher
+from toolrm_jax.reward_client import bearer_token
 from toolrm_jax.scorer import Scorer
 from toolrm_jax.serve_metrics import CONTENT_TYPE, ServeMetrics
 from toolrm_jax.text_tokens import TextTokenizer
@@ -56,6 +57,9 @@ _DISCARD_SECONDS = 10.0
 _DISCARD_IDLE_SECONDS = 1.0  # a client that has stopped sending is waiting
 # Bodies of all requests together, in largest bodies.
 _BODIES_HELD = 8
+# Threads that read bodies, but for those larger than this many bytes (a tenth of a second's work).
+_READING_THREADS = 2
+_LARGE_BODY = 128 * 1024
 # For the count only: the client is gone.
 _CLIENT_GONE = 499
 
@@ -66,7 +70,8 @@ class ServeOptions:
 
     Attributes:
       model, dtype: as the answers and /health name them.
-      token: that clients must send ("Authorization: Bearer ..."); None: anybody may ask.
+      token: that clients must send ("Authorization: Bearer ..."), without the blanks around it;
+        None: anybody may ask.
       max_body_bytes: of one request; all together may hold eight times as much.
       max_rows: sequences of one request.
       max_queued_tokens: of all requests that wait or are being scored.
@@ -86,6 +91,9 @@ class ServeOptions:
     window_seconds: float = 0.005
     max_connections: int = 512
     normalize: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "token", bearer_token(self.token, "The server's token"))
 
 
 def make_app(scorer: Scorer, options: ServeOptions) -> Starlette:
@@ -136,8 +144,10 @@ class RewardServer:
         watch, batcher = self.metrics.watch, self._batcher
         watch("toolrm_queued_tokens", "Waiting or being scored.", lambda: batcher.queued_tokens)
         watch("toolrm_queued_requests", "Waiting.", lambda: batcher.queued_requests)
-        # One thread: fast tokenizers cannot be used from two at once.
-        self._reading = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="reading")
+        # Tokenizers let go of the interpreter while they work. Large bodies are read one at a time,
+        # by a thread of their own: they neither hold up small ones nor fill the memory together.
+        self._reading = _threads(_READING_THREADS, "reading")
+        self._reading_large = _threads(1, "reading-large")
         self._held = 0  # bytes of bodies
 
     def begin_closing(self) -> None:
@@ -149,6 +159,7 @@ class RewardServer:
         self.begin_closing()
         self._batcher.close()
         self._reading.shutdown()
+        self._reading_large.shutdown()
 
     # --- endpoints --------------------------------------------------------------------------------
 
@@ -192,7 +203,8 @@ class RewardServer:
         def read() -> Asked:
             return wire.read(parse_json(body), self._reader)
 
-        return await asyncio.get_running_loop().run_in_executor(self._reading, read)
+        threads = self._reading if len(body) <= _LARGE_BODY else self._reading_large
+        return await asyncio.get_running_loop().run_in_executor(threads, read)
 
     @contextlib.asynccontextmanager
     async def _body(self, request: Request) -> AsyncIterator[bytes]:
@@ -300,6 +312,10 @@ def _reader(scorer: Scorer, options: ServeOptions) -> Reader:
         statistics,
         options.normalize,
     )
+
+
+def _threads(count: int, name: str) -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(count, thread_name_prefix=name)
 
 
 async def _unless_gone(request: Request, coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -35,6 +35,9 @@ from toolrm_jax.score_request import Rejected
 TOKEN_VARIABLE = "TOOLRM_SERVE_TOKEN"
 NOT_JSON = "not JSON"
 
+BODY_TOO_BIG = "body too big"
+
+_OTHER_FORM = "refused"
 _TOO_LARGE = (413, 422)
 _BUSY = (429, 502, 503, 504)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
@@ -51,12 +54,29 @@ class RewardServerError(InputError):
         self.status = status
 
 
+class TokenError(InputError, ValueError):
+    """A bearer token that no header can carry; the message says where it is from."""
+
+
+def bearer_token(text: str | None, where: str) -> str | None:
+    """The token without the blanks around it, as files with a newline at their end give it; None
+    where there is none. Raises TokenError."""
+    if text is None:
+        return None
+    token = text.strip()
+    if token and token.isascii() and token.isprintable() and " " not in token:
+        return token
+    found = "empty" if not token else "not of printable ASCII characters without blanks"
+    raise TokenError(f"{where} is {found}: set it to a token, or not at all.")
+
+
 class RewardClient:
     """One reward server; may be used from several threads.
 
     Args:
       url: of the server, without the endpoint: "http://127.0.0.1:8000".
       token: the bearer token; default: the environment's TOOLRM_SERVE_TOKEN, else none is sent.
+        Blanks around it are taken off; one that is empty or not printable is refused.
       timeout: seconds to wait for an answer.
       tries: how often a body is sent at most.
       rows: requests a body at most.
@@ -85,7 +105,10 @@ class RewardClient:
             if value <= 0:
                 raise ValueError(f"{name}={value}: expected a positive number.")
         self.url, self.end_text = url.rstrip("/"), end_text
-        self._token = token or os.environ.get(TOKEN_VARIABLE)
+        if token is not None:
+            self._token = bearer_token(token, "token")
+        else:
+            self._token = bearer_token(os.environ.get(TOKEN_VARIABLE), TOKEN_VARIABLE)
         self._timeout, self._tries, self._rows = timeout, tries, rows
         self._body_bytes, self._connections = body_bytes, connections
 
@@ -139,7 +162,7 @@ class RewardClient:
         status, answer = self._post(endpoint, body)
         if status in _TOO_LARGE:
             if len(items) == 1:
-                return [_error_of(answer)]
+                return [_refused(status, answer)]
             half = len(items) // 2
             parts = (items[:half], items[half:])
             return [found for part in parts for found in self._answers(endpoint, field, part)]
@@ -214,7 +237,15 @@ def _error_of(answer: Any) -> Rejected:
     error = answer.get("error") if isinstance(answer, dict) else None
     if isinstance(error, dict) and "reason" in error:
         return Rejected(str(error["reason"]), str(error.get("detail", "")))
-    return Rejected("refused", _short(answer))
+    return Rejected(_OTHER_FORM, _short(answer))
+
+
+def _refused(status: int | None, answer: Any) -> Rejected:
+    """Why a single item is refused; a proxy that takes no body of its size says so in no form."""
+    found = _error_of(answer)
+    if status == 413 and found.reason == _OTHER_FORM:
+        return Rejected(BODY_TOO_BIG, found.detail)
+    return found
 
 
 def _read_results(answer: Any, count: int) -> list[list[float] | Rejected]:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from toolrm_jax.completions import Completion, CompletionError, Kind, read_completion
 from toolrm_jax.errors import InputError
+from toolrm_jax.reward_client import BODY_TOO_BIG
 from toolrm_jax.score_request import Rejected
 
 if TYPE_CHECKING:  # it imports JAX, which a trainer over HTTP does without
@@ -37,7 +38,8 @@ if TYPE_CHECKING:  # it imports JAX, which a trainer over HTTP does without
 
 Value = float | None | Literal["score"]
 
-_OVER_LONG = "over-long"  # the scorer's and the server's reason
+# The scorer's and the server's reasons; the server measures tokens and bytes of whole requests too.
+_OVER_LONG = ("over-long", "too many tokens", BODY_TOO_BIG)
 _FIELDS: tuple[Kind, ...] = ("over_long", "truncated", "empty", "unparseable", "unscorable")
 _NEVER_SCORED = ("over_long", "unscorable")
 
@@ -202,7 +204,7 @@ class _RewardFunction:
         if not isinstance(outcome, Rejected):
             (reward,) = outcome
             return reward
-        kind = "over_long" if outcome.reason == _OVER_LONG else "unscorable"
+        kind = "over_long" if outcome.reason in _OVER_LONG else "unscorable"
         kinds[kind] += 1
         self.last[kind] = str(outcome)
         return getattr(self.rule, kind)
@@ -288,7 +290,7 @@ class VerlReward(_NumbersOnly):
     def __call__(
         self,
         data_source: Any = None,
-        solution_str: str = "",
+        solution_str: str | None = "",
         ground_truth: Any = None,
         extra_info: dict[str, Any] | None = None,
         **_: Any,
@@ -299,7 +301,7 @@ class VerlReward(_NumbersOnly):
     def compute_scores(
         self,
         data_sources: Any = None,
-        solution_strs: Sequence[str] = (),
+        solution_strs: Sequence[str | None] = (),
         ground_truths: Any = None,
         extra_infos: Sequence[Any] | None = None,
         **_: Any,
@@ -309,7 +311,7 @@ class VerlReward(_NumbersOnly):
         pairs = zip(solution_strs, infos, strict=True)
         return self._numbers([self._solution(text, info) for text, info in pairs])
 
-    def _solution(self, text: str, info: Any) -> Completion:
+    def _solution(self, text: str | None, info: Any) -> Completion:
         info = info if isinstance(info, dict) else {}
         messages, prompt = info.get("messages"), info.get("prompt")
         if messages is None and prompt is None:
@@ -338,12 +340,16 @@ class TunixReward(_NumbersOnly):
         tools, messages = _column(columns, "tools", prompts), _column(columns, "messages", prompts)
         return self._numbers(
             [
-                self._read(str(prompt), str(completion), tools=t, messages=m)
+                self._read(str(prompt), _text(completion), tools=t, messages=m)
                 for prompt, completion, t, m in zip(
                     prompts, completions, tools, messages, strict=True
                 )
             ]
         )
+
+
+def _text(completion: Any) -> str:
+    return "" if completion is None else str(completion)
 
 
 def _column(columns: dict[str, Any], name: str, prompts: Sequence[Any]) -> Sequence[Any]:

@@ -6,29 +6,41 @@ A row is (its line or row number from 1, its JSON as bytes, or the object itself
 no rows. Rows from Arrow tables (Parquet, hubs) lose fields that are null: Arrow gives every object
 of a column all fields that any of them has.
 
+An input is told from another by its whole content, a hub's by its commit, which is then read. A
+file that changes meanwhile is noticed (`check_unchanged`), and one that is cut short is an error.
+
     >>> for number, row in open_rows("rows.jsonl.gz"): ...
 """
 
 import contextlib
 import gzip
 import hashlib
+import importlib.util
 import io
+import os
 import re
+import threading
 import zlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import zstandard
 from etils import epath
+from tqdm import tqdm
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.score_request import without_nulls
 
 NumberedRow = tuple[int, bytes | dict[str, Any]]
+T = TypeVar("T")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# Of a large file this many blocks are read for its digest, spread evenly: seconds, not minutes.
-_BLOCKS, _BLOCK = 64, 1 << 20
+_FILE_ENDS = (".jsonl", ".gz", ".zst", ".parquet")
+# What is read at a time: of a file for its digest, and of a .zst, whose blocks grow many times.
+_DIGEST_BLOCK, _ZST_BLOCK = 1 << 20, 1 << 16
+# A hub or a bucket that has not answered by then is said to be out of reach; its clients' own
+# retries take minutes.
+_ANSWER_SECONDS = 30.0
 
 
 class RowSourceError(InputError):
@@ -40,6 +52,7 @@ class Rows:
 
     def __init__(self, name: str):
         self.name = name
+        self._seen: object = None
 
     def __iter__(self) -> Iterator[NumberedRow]:
         raise NotImplementedError
@@ -49,11 +62,41 @@ class Rows:
         return None
 
     def digest(self) -> str:
-        """What tells this input from another."""
+        """What tells this input from another; `check_unchanged` compares with this moment."""
+        self._seen = self._state()  # before the content is read: a change while it is, is one
+        return self._digest()
+
+    def check_unchanged(self) -> None:
+        """Raises RowSourceError if the input is no longer what `digest` was taken of."""
+        try:
+            same = self._seen is None or self._state() == self._seen
+        except OSError:
+            same = False
+        if not same:
+            raise RowSourceError(
+                f"{self.name} changed while it was being scored. What was committed before is of "
+                f"the input as it was; give the command an input that stays as it is."
+            )
+
+    def _digest(self) -> str:
         raise NotImplementedError
 
+    def _state(self) -> object:
+        """What is bound to differ once the input is written to; cheap."""
+        return None
 
-class LineRows(Rows):
+
+class _FileRows(Rows):
+    """The rows of one file."""
+
+    def _digest(self) -> str:
+        return file_digest(self.name)
+
+    def _state(self) -> object:
+        return _file_state(epath.Path(self.name))
+
+
+class LineRows(_FileRows):
     """JSON lines, plain or compressed by gzip or Zstandard."""
 
     def __iter__(self) -> Iterator[NumberedRow]:
@@ -67,27 +110,63 @@ class LineRows(Rows):
             raise RowSourceError(
                 f"{self.name} is damaged after line {number}: {error}. Nothing after it was read."
             ) from error
+        except Exception as error:  # whatever a bucket's client raises on the way
+            raise _unreadable(self.name, f"after line {number}", error) from error
 
     def count(self) -> int | None:
         return sum(1 for _ in self)
 
-    def digest(self) -> str:
-        return file_digest(self.name)
-
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
         with epath.Path(self.name).open("rb") as file:
+            if not self.name.endswith((".gz", ".zst")):
+                yield file
+                return
+            if not file.read(1):
+                raise EOFError("the file is empty, and not even an empty archive is")
+            file.seek(0)
             if self.name.endswith(".gz"):
                 with gzip.open(file) as lines:
                     yield lines
-            elif self.name.endswith(".zst"):
-                reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-                yield io.BufferedReader(reader, 1 << 20)
             else:
-                yield file
+                yield io.BufferedReader(_Blocks(_unpacked_zst(file)), 1 << 20)
 
 
-class ParquetRows(Rows):
+def _unpacked_zst(file: Any) -> Iterator[bytes]:
+    """What the frames of a .zst file hold. zstandard's own reader takes a cut one for complete."""
+    frame, data = None, b""
+    while data or (data := file.read(_ZST_BLOCK)):
+        frame = frame or zstandard.ZstdDecompressor().decompressobj()
+        yield frame.decompress(data)
+        data = frame.unused_data
+        if frame.eof:
+            frame = None
+    if frame is not None:
+        raise EOFError("the file ends inside a frame")
+
+
+class _Blocks(io.RawIOBase):
+    """Blocks of bytes as a file to be read."""
+
+    def __init__(self, blocks: Iterator[bytes]):
+        self._blocks, self._left = blocks, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            block = next(self._blocks, None)
+            if block is None:
+                return 0
+            self._left = memoryview(block)
+        size = min(len(buffer), len(self._left))
+        buffer[:size] = self._left[:size]
+        self._left = self._left[size:]
+        return size
+
+
+class ParquetRows(_FileRows):
     """The rows of a Parquet file."""
 
     def __iter__(self) -> Iterator[NumberedRow]:
@@ -102,9 +181,6 @@ class ParquetRows(Rows):
         with self._opened() as table:
             return table.metadata.num_rows
 
-    def digest(self) -> str:
-        return file_digest(self.name)
-
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
         import pyarrow
@@ -113,57 +189,96 @@ class ParquetRows(Rows):
         with epath.Path(self.name).open("rb") as file:
             try:
                 yield pyarrow.parquet.ParquetFile(file)
-            except pyarrow.ArrowInvalid as error:
+            except pyarrow.ArrowException as error:
                 raise RowSourceError(
                     f"{self.name} is not a readable Parquet file: {error}"
                 ) from error
 
 
 class HubRows(Rows):
-    """A split of a data set on the Hugging Face hub, or of a local folder in its form; streamed."""
+    """A split of a data set on the Hugging Face hub, at one commit, or of a local folder in its
+    form; streamed.
+
+    Attributes:
+      commit: the hub's, None of a local folder.
+    """
 
     def __init__(self, name: str, split: str, subset: str | None):
         super().__init__(name)
         self.split, self.subset = split, subset
+        self._folder = epath.Path(name) if epath.Path(name).is_dir() else None
+        self.commit = None if self._folder is not None else self._newest_commit()
         self._data = self._load()
 
     def __iter__(self) -> Iterator[NumberedRow]:
-        for number, row in enumerate(self._data, 1):
-            yield number, without_nulls(row)
+        number = 0
+        try:
+            for number, row in enumerate(self._data, 1):
+                yield number, without_nulls(row)
+        except Exception as error:  # of a hub, a proxy, or the data set's own files
+            raise _unreadable(self.name, f"after row {number}", error) from error
 
     def count(self) -> int | None:
         known = (self._data.info.splits or {}).get(self.split)
         return known.num_examples or None if known else None
 
-    def digest(self) -> str:
-        # Its files are named with the revision they are of.
-        files = sorted(map(str, self._data.info.download_checksums or {}))
-        about = [self.name, str(self.subset), self.split, str(self._data.info.version), *files]
+    def _digest(self) -> str:
+        about = [self.name, str(self.subset), self.split, str(self.commit)]
+        # A folder is what its files hold, wherever it lies.
+        files = [f"{name} {file_digest(path)}" for name, path in self._files()]
+        about = about if self._folder is None else [*about[1:], *files]
         return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
+
+    def _state(self) -> object:
+        return [(name, _file_state(path)) for name, path in self._files()]
+
+    def _files(self) -> list[tuple[str, epath.Path]]:
+        """The files of a local folder by their names in it; hidden ones are not data."""
+        if self._folder is None:
+            return []
+        found = files_below(self._folder).items()
+        return [pair for pair in found if not re.search(r"(^|/)\.", pair[0])]
+
+    def _newest_commit(self) -> str | None:
+        from huggingface_hub import HfApi
+
+        try:
+            return HfApi().dataset_info(self.name, timeout=_ANSWER_SECONDS).sha
+        except Exception as error:
+            raise self._unopened(error) from error
 
     def _load(self) -> Any:
         import datasets
 
+        options: dict[str, Any] = {"name": self.subset, "split": self.split, "streaming": True}
         try:
-            return datasets.load_dataset(
-                self.name, name=self.subset, split=self.split, streaming=True
-            )
+            return datasets.load_dataset(self.name, revision=self.commit, **options)
         except Exception as error:  # whatever a hub, a proxy or a data set's files may do wrong
-            raise RowSourceError(
-                f"{self.name!r} is no local file, and as a hub's data set (split {self.split!r}) "
-                f"it cannot be opened: {' '.join(str(error).split())[:300]}"
-            ) from error
+            raise self._unopened(error) from error
+
+    def _unopened(self, error: Exception) -> RowSourceError:
+        if self._folder is not None:
+            what = "is a folder, and as a data set"
+        else:
+            what = "is no local file, and as a hub's data set"
+        return RowSourceError(
+            f"{self.name!r} {what} (split {self.split!r}) it cannot be opened: "
+            f"{' '.join(str(error).split())[:300] or type(error).__name__}"
+        )
 
 
 def open_rows(name: str, *, split: str = "train", subset: str | None = None) -> Rows:
     """The rows that `name` stands for (see the module's list); a path that exists wins over a hub
     id. Raises RowSourceError."""
+    check_store(name)
     path = epath.Path(name)
     if path.is_dir():
+        if "://" in name:
+            raise RowSourceError(f"{name} is a folder of a bucket: name a file in it.")
         return HubRows(name, split, subset)
     if path.exists():
         return ParquetRows(name) if name.endswith(".parquet") else LineRows(name)
-    if _HUB_ID.fullmatch(name) and not name.endswith((".jsonl", ".gz", ".zst", ".parquet")):
+    if _HUB_ID.fullmatch(name) and not name.endswith(_FILE_ENDS):
         return HubRows(name, split, subset)
     raise RowSourceError(
         f"No input at {name!r}: expected a file (.jsonl, .jsonl.gz, .jsonl.zst, .parquet), a "
@@ -171,16 +286,87 @@ def open_rows(name: str, *, split: str = "train", subset: str | None = None) -> 
     )
 
 
-def file_digest(name: str | epath.Path) -> str:
-    """A digest of a file's size and content; of a large file, of blocks spread all over it."""
+def check_store(name: str) -> None:
+    """Raises RowSourceError where `name` is an object's, and its store cannot be asked."""
+    if "://" not in name:
+        return
+    if not name.startswith("gs://"):
+        raise RowSourceError(f"{name}: expected a path of this machine, or gs://bucket/folder.")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise RowSourceError(f"{name}: gcsfs is not installed. Run: pip install 'toolrm_jax[gcs]'")
+    import fsspec
+
+    # Listings are asked for anew each time: other processes write there too.
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+    try:
+        _within(_ANSWER_SECONDS, epath.Path(name).exists)
+    except TimeoutError:
+        raise RowSourceError(
+            f"{name}: the bucket did not answer within {_ANSWER_SECONDS:g} s. Is the network up?"
+        ) from None
+    except Exception as error:  # the store's client has many kinds
+        raise RowSourceError(
+            f"{name}: the bucket cannot be asked ({type(error).__name__}: {error}). Are its name "
+            f"and the credentials right?"
+        ) from error
+
+
+def file_digest(name: str | os.PathLike[str]) -> str:
+    """A digest of a file's whole content; a bar shows the progress where it takes seconds."""
     path = epath.Path(name)
+    digest = hashlib.sha256()
     size = path.stat().length
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        if size <= _BLOCKS * _BLOCK:
-            digest.update(file.read())
-        else:
-            for i in range(_BLOCKS):
-                file.seek(i * (size - _BLOCK) // (_BLOCKS - 1))
-                digest.update(file.read(_BLOCK))
+    bar = tqdm(desc=f"reading {path.name}", total=size, unit="B", unit_scale=True, delay=3)
+    with path.open("rb") as file, bar:
+        while block := file.read(_DIGEST_BLOCK):
+            digest.update(block)
+            bar.update(len(block))
     return digest.hexdigest()[:16]
+
+
+def files_below(folder: epath.Path) -> dict[str, epath.Path]:
+    """The files of a folder and those in it, by name from there, in order."""
+    found: dict[str, epath.Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            below = files_below(path)
+            found |= {f"{path.name}/{name}": file for name, file in below.items()}
+        else:
+            found[path.name] = path
+    return found
+
+
+def _file_state(path: epath.Path) -> tuple[int, ...]:
+    if "://" in str(path):
+        found = path.stat()
+        return found.length, found.mtime
+    local = os.stat(path)
+    return local.st_size, local.st_mtime_ns, local.st_ino
+
+
+def _within(seconds: float, function: Callable[[], T]) -> T:
+    """What the function gives, or raises; TimeoutError if it takes longer (it is left behind)."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.extend([True, function()])
+        except Exception as error:
+            found.extend([False, error])
+
+    thread = threading.Thread(target=run, name="store", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if len(found) < 2:
+        raise TimeoutError
+    if not found[0]:
+        raise found[1]
+    return found[1]
+
+
+def _unreadable(name: str, where: str, error: Exception) -> RowSourceError:
+    words = " ".join(str(error).split())[:300]
+    return RowSourceError(
+        f"{name} cannot be read any further {where} ({type(error).__name__}: {words}). "
+        f"Try again: what is committed is kept."
+    )

@@ -11,8 +11,8 @@ The same command run again continues an interrupted job and ends with the same b
     python -m toolrm_jax.score ... --shard 0/4        # on each of four machines: 0/4 ... 3/4
     python -m toolrm_jax.score merge --output out.jsonl
 
-exit status: 0 all rows were scored; 1 the job could not be done (the message says why; what is
-scored is kept); 2 wrong usage; 3 done, but some rows were rejected (see OUT.rejects.jsonl).
+exit status: 0 all rows were scored; 1 the job could not be done (the message says why; chunks that
+are committed are kept); 2 wrong usage; 3 done, but some rows were rejected (see OUT.rejects.jsonl).
 """
 
 # Worker processes import this module: what needs JAX is imported where it is used.
@@ -49,22 +49,25 @@ def score(args: argparse.Namespace) -> "Summary":
     """Runs the job that the arguments describe, or what is left of it."""
     from toolrm_jax import score_job
     from toolrm_jax.pretrained import local_path
-    from toolrm_jax.row_source import open_rows
+    from toolrm_jax.row_source import check_store, open_rows
     from toolrm_jax.scorer import Scorer
 
     shard = args.shard or _default_shard()
     files = score_job.JobFiles(shard.output(args.output))
+    check_store(args.output)
     rows = open_rows(args.input, split=args.split, subset=args.subset)
     names = ("dtype", "max_tokens", "over_long", "raw", "batch_tokens", "chunk_rows")
     settings = {name: getattr(args, name) for name in names}
-    job = score_job.describe(args.model, local_path(args.model), rows, settings)
+    # Found once: what is digested is what is loaded, even where a training run goes on meanwhile.
+    path = local_path(args.model)
+    job = score_job.describe(args.model, path, rows, settings)
     done = score_job.finished(files, job)
     if done is not None:
         print(f"{files.output} is complete already.", file=sys.stderr)
         return done
     options = {name: settings[name] for name in names[1:-1]}
     cache = args.cache_dir
-    with Scorer.from_pretrained(args.model, dtype=args.dtype, cache_dir=cache, **options) as scorer:
+    with Scorer.from_pretrained(path, dtype=args.dtype, cache_dir=cache, **options) as scorer:
         return score_job.run(
             scorer,
             rows,
@@ -108,7 +111,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=("bfloat16", "float32"),
         help="compute type (default: %(default)s)",
     )
-    add("--raw", action="store_true", help="render text responses as they stand, without parsing")
+    add(
+        "--raw",
+        action="store_true",
+        help="render text responses as they stand (default: calls in them are parsed and written "
+        "in the canonical form)",
+    )
     add(
         "--chunk-rows",
         type=_positive,
@@ -117,14 +125,18 @@ def _parser() -> argparse.ArgumentParser:
         "%(default)s)",
     )
     add("--shard", type=_shard, help="i/n: score every n-th chunk (default: process index/count)")
-    add("--batch-tokens", type=_positive, help="tokens of a batch, over all devices")
+    add(
+        "--batch-tokens",
+        type=_positive,
+        help="tokens of a batch, over all devices (default: 4096 a CPU device, 16384 any other)",
+    )
     add(
         "--workers",
-        type=int,
+        type=_not_negative,
         help="processes that tokenise (default: none beside a CPU, up to 8 beside an accelerator)",
     )
     add("--split", default="train", help="of a hub's data set (default: %(default)s)")
-    add("--subset", help="of a hub's data set")
+    add("--subset", help="of a hub's data set (default: its only one)")
     add("--cache-dir", help="of compiled programs (default: ~/.cache/toolrm_jax/compiled)")
     return parser
 
@@ -139,9 +151,20 @@ def _merge_parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return _whole(text, 1)
+
+
+def _not_negative(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number") from None
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
     return number
 
 
@@ -162,7 +185,14 @@ def _default_shard() -> "Shard":
     from toolrm_jax.score_job import JobError, Shard
 
     names = ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES")
-    if all(name in os.environ for name in names):
+    given = [name for name in names if name in os.environ]
+    if len(given) == 1:
+        (other,) = set(names) - set(given)
+        raise JobError(
+            f"{given[0]} is set and {other} is not, so that this process's share is unknown: set "
+            f"both, or give --shard i/n (0/1: all of it)."
+        )
+    if given:
         try:
             return Shard(*(int(os.environ[name]) for name in names))
         except ValueError as error:

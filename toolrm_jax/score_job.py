@@ -8,12 +8,14 @@
                     chunk-00000002.part   a chunk: a line of counts, then +scored and -rejected rows
     out.jsonl                             at the end: all scored rows, in order,
     out.rejects.jsonl                     the rejected ones, if any,
-    out.summary.json                      and what the job was and found; the parts are deleted
+    out.summary.json                      and what the job was and found; the parts are deleted,
+                                          job.json last: parts without one are nobody's
 
 A chunk is one file, written under a temporary name, synced and renamed; in a bucket, where an
 object appears whole when it is closed and a rename is a copy, it is written in place. Batches and
 shared prefixes never cross a chunk, so a chunk's rows do not depend on which run computed them. A
 run continues where the parts end, if model, input and settings are the same, and refuses otherwise.
+A chunk is committed only while the input is still the one that the job is of.
 """
 
 import collections
@@ -24,7 +26,10 @@ import hashlib
 import itertools
 import json
 import os
+import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,12 +40,15 @@ from tqdm import tqdm
 
 from toolrm_jax.ahead import OrderedPool
 from toolrm_jax.errors import InputError
+from toolrm_jax.orbax_folder import TOKENIZER, open_orbax
 from toolrm_jax.request_tokens import Line, LineTokenizer
-from toolrm_jax.row_source import NumberedRow, Rows, file_digest
+from toolrm_jax.row_source import NumberedRow, Rows, file_digest, files_below
 from toolrm_jax.score_plan import Work
 from toolrm_jax.score_request import Rejected
 from toolrm_jax.scorer import Scored, Scorer
 
+_JOB, _LOCK = "job.json", "lock"
+_PART = re.compile(r"chunk-(\d+)\.part")
 _MODEL_FILES = (".safetensors", ".gguf", ".json", ".jinja", ".txt", ".model")
 
 
@@ -122,18 +130,18 @@ class Counts:
         """A few lines for the console."""
         work = self.work
         lines = [
-            f"{self.scored:,} rows scored, {work.responses:,} responses; shared prefixes saved "
-            f"{100 * work.prefix_share:.1f}% of the tokens, {100 * work.padding_share:.1f}% of "
-            f"those computed were padding"
+            f"{_counted(self.scored, 'row')} scored, {_counted(work.responses, 'response')}; "
+            f"shared prefixes saved {100 * work.prefix_share:.1f}% of the tokens, "
+            f"{100 * work.padding_share:.1f}% of those computed were padding"
         ]
         if self.dropped_rows:
             lines.append(
-                f"{self.dropped_messages:,} oldest messages left out of {self.dropped_rows:,} "
-                f"over-long rows"
+                f"{_counted(self.dropped_messages, 'oldest message')} left out of "
+                f"{_counted(self.dropped_rows, 'over-long row')}"
             )
         if self.rejected:
             reasons = ", ".join(f"{n:,} {reason}" for reason, n in self.rejected.items())
-            lines.append(f"{self.num_rejected:,} rows rejected: {reasons}")
+            lines.append(f"{_counted(self.num_rejected, 'row')} rejected: {reasons}")
         return "\n".join(lines)
 
 
@@ -163,15 +171,20 @@ def describe(model: str, path: str | Path, rows: Rows, settings: dict[str, Any])
 
 
 def model_digest(path: str | Path) -> str:
-    """A digest of a model's files: of a directory, a GGUF file, or one of our checkpoints."""
+    """A digest of a model's files: of a directory, a GGUF file, or one of our checkpoints with the
+    tokenizer of its run."""
     root = epath.Path(path)
     if not root.is_dir():
-        files = [root]
+        files = {root.name: root}
     elif (root / "config.json").exists():
-        files = [p for p in root.iterdir() if p.suffix in _MODEL_FILES]
+        files = {p.name: p for p in root.iterdir() if p.suffix in _MODEL_FILES and p.is_file()}
     else:
-        files = [p for p in root.rglob("*") if p.is_file()]
-    names = sorted(f"{p.name} {file_digest(p)}" for p in files)
+        files = files_below(root)
+        tokenizer = open_orbax(root).tokenizer
+        if tokenizer is not None:
+            below = files_below(epath.Path(tokenizer))
+            files |= {f"{TOKENIZER}/{name}": file for name, file in below.items()}
+    names = sorted(f"{name} {file_digest(file)}" for name, file in files.items())
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
@@ -190,6 +203,14 @@ def finished(files: JobFiles, job: dict[str, Any]) -> Summary | None:
         return None
     summary = read_summary(files.summary)
     _refuse_other(summary.job, job, f"{files.output} is there already, but was made", files)
+    wanted = [files.output, *([files.rejects] if summary.counts.rejected else [])]
+    missing = [path for path in wanted if not epath.Path(path).exists()]
+    if missing:
+        print(f"{', '.join(missing)} is gone: making it again.", file=sys.stderr)
+        return None
+    if files.parts.exists():  # of a run that was killed while it cleaned up
+        with _locked(files):
+            _remove_parts(files)
     return summary
 
 
@@ -207,15 +228,12 @@ def run(
 
     Raises:
       JobError: the parts that are there are of another job, or another process works on them.
-      RowSourceError: the input cannot be read to its end. What was scored by then is kept.
+      RowSourceError: the input cannot be read to its end, or changes. What was committed by then
+        is kept.
     """
     files.parts.mkdir(parents=True, exist_ok=True)
     with _locked(files):
-        if (about := files.parts / "job.json").exists():
-            begun = json.loads(about.read_text())
-            _refuse_other(begun, job, f"{files.parts} holds an unfinished job", files)
-        else:
-            publish(about, [json.dumps(job, indent=2).encode()])
+        _begin(files, job)
         reader = _ChunkReader(rows, files, chunk_rows, shard)
         pool = OrderedPool(_Numbered(LineTokenizer(scorer.tokenize)), workers)
         progress = _Progress(reader)
@@ -224,10 +242,32 @@ def run(
         finally:
             pool.close()
             progress.close()
+        rows.check_unchanged()
         summary = _assemble(files, job, reader, shard)
-    with contextlib.suppress(OSError):  # the output is complete; a part left over does no harm
-        files.parts.rmtree()
+        _remove_parts(files)
     return summary
+
+
+def _begin(files: JobFiles, job: dict[str, Any]) -> None:
+    """Makes the parts this job's, or finds that they are."""
+    about = files.parts / _JOB
+    if about.exists():
+        _refuse_other(_read_job(about), job, f"{files.parts} holds an unfinished job", files)
+        return
+    for path in _listed(files.parts):  # of a job that nothing is known of
+        if path.name != _LOCK:
+            path.unlink()
+    publish(about, [json.dumps(job, indent=2).encode()])
+
+
+def _remove_parts(files: JobFiles) -> None:
+    """Of an output that is complete; what cannot be removed now is by the next run."""
+    with contextlib.suppress(OSError):
+        last = [_JOB, _LOCK]
+        for path in sorted(_listed(files.parts), key=lambda path: path.name in last):
+            path.unlink()
+        if "://" not in str(files.parts):
+            files.parts.rmdir()
 
 
 # --- Scoring --------------------------------------------------------------------------------------
@@ -242,8 +282,7 @@ class _ChunkReader:
         self.rows, self.files, self.chunk_rows, self.shard = rows, files, chunk_rows, shard
         self.read = 0
         self.committed = {
-            int(path.name.removeprefix("chunk-").removesuffix(".part"))
-            for path in files.parts.glob("chunk-*.part")
+            int(found[1]) for path in _listed(files.parts) if (found := _PART.fullmatch(path.name))
         }
 
     def __iter__(self) -> Iterator[tuple[int, NumberedRow]]:
@@ -296,6 +335,7 @@ def _score(
     for outcomes, work in scorer.score_tokenized(windows()):
         chunk, lines = waiting.popleft()
         counts, body = _part(lines, outcomes, work, policy)
+        reader.rows.check_unchanged()  # these rows were read before, so they are the job's own
         publish(files.part(chunk), [json.dumps(dataclasses.asdict(counts)).encode() + b"\n", *body])
         progress.add(counts)
 
@@ -305,6 +345,7 @@ def _part(
 ) -> tuple[Counts, list[bytes]]:
     """A chunk's counts, and its rows, each with a sign and a newline."""
     body = []
+    found: dict[str, Any]
     rejected: collections.Counter[str] = collections.Counter()
     dropped = []
     for line, outcome in zip(lines, outcomes, strict=True):
@@ -313,11 +354,11 @@ def _part(
             about = {"reason": outcome.reason, "detail": outcome.detail}
             found = {"line": line.number, "id": line.id} | about
         else:
-            found = {
-                "id": line.id,
-                "rewards": [shortest(reward) for reward in outcome.rewards],
-                "tokens": outcome.tokens.tolist(),
-            }
+            found = {"id": line.id}
+            if line.id is None:
+                found["line"] = line.number
+            found["rewards"] = [shortest(reward) for reward in outcome.rewards]
+            found["tokens"] = outcome.tokens.tolist()
             if policy != "reject":
                 found["dropped_messages"] = outcome.dropped_messages
             dropped.append(outcome.dropped_messages)
@@ -405,11 +446,41 @@ def _publish_all(
 
 
 def read_summary(path: str | epath.Path) -> Summary:
-    """What a job wrote beside its output."""
-    data = json.loads(epath.Path(path).read_text())
-    chunks = [(scored, rejected) for scored, rejected in data["chunks"]]
-    counts = Counts.of_json(data["counts"])
-    return Summary(data["job"], Shard(**data["shard"]), data["rows"], counts, chunks)
+    """What a job wrote beside its output.
+
+    Raises:
+      JobError: it is another program's, or damaged.
+    """
+    with _foreign_is_an_error(path):
+        data = json.loads(epath.Path(path).read_text())
+        chunks = [(scored, rejected) for scored, rejected in data["chunks"]]
+        counts = Counts.of_json(data["counts"])
+        job = _checked_job(data["job"])
+        return Summary(job, Shard(**data["shard"]), int(data["rows"]), counts, chunks)
+
+
+def _read_job(path: epath.Path) -> dict[str, Any]:
+    with _foreign_is_an_error(path):
+        return _checked_job(json.loads(path.read_text()))
+
+
+def _checked_job(job: Any) -> dict[str, Any]:
+    """The job, if it is one: what `_refuse_other` compares is there."""
+    for part in ("model", "input"):
+        str(job[part]["name"]), str(job[part]["digest"])
+    dict(job["settings"])
+    return job
+
+
+@contextlib.contextmanager
+def _foreign_is_an_error(path: str | epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise JobError(
+            f"{path} is not this command's, or is damaged ({type(error).__name__}: {error}): "
+            f"choose another --output, or delete it and what belongs to it."
+        ) from None
 
 
 def merge(output: str) -> Summary:
@@ -444,11 +515,12 @@ def _shards(output: str) -> list[JobFiles]:
     """The files of all shards of an output; JobError where one is missing."""
     stem, _ = _split_name(output)
     folder, name = os.path.split(stem)
-    pattern = f"{name}.shard-*-of-*.summary.json"
-    found = sorted(epath.Path(folder or ".").glob(pattern))
-    if not found:
-        raise JobError(f"No shard of {output} is finished: expected {pattern} beside it.")
-    of = {int(path.name.removesuffix(".summary.json").rpartition("-of-")[2]) for path in found}
+    pattern = re.compile(re.escape(name) + r"\.shard-\d{5,}-of-(\d{5,})\.summary\.json")
+    names = [path.name for path in _listed(epath.Path(folder or "."))]
+    of = {int(found[1]) for text in names if (found := pattern.fullmatch(text))}
+    if not of:
+        wanted = f"{name}.shard-*-of-*.summary.json"
+        raise JobError(f"No shard of {output} is finished: expected {wanted} beside it.")
     if len(of) > 1:
         raise JobError(f"{output}: there are shards of different cuts, {sorted(of)}: keep one.")
     shards = [JobFiles(Shard(i, *of).output(output)) for i in range(*of)]
@@ -486,17 +558,29 @@ def _interleaved(paths: list[str], sizes: list[int]) -> Iterator[list[bytes]]:
 
 def publish(path: epath.Path, pieces: Iterable[bytes]) -> None:
     """Writes a file such that nobody ever sees half of it."""
-    if "://" in str(path):  # an object appears when it is closed; a rename would copy it
-        with path.open("wb") as file:
-            file.writelines(pieces)
+    if "://" in str(path):
+        _publish_object(path, pieces)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(path).with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.writelines(pieces)
-        file.flush()
-        os.fsync(file.fileno())  # or a power cut could leave the name without the content
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave the name without the content
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _publish_object(path: epath.Path, pieces: Iterable[bytes]) -> None:
+    """The same in a bucket, where an object appears when it is closed."""
+    # On this machine first: closing an object whose pieces fail half-way would complete it.
+    with tempfile.TemporaryFile() as whole:
+        whole.writelines(pieces)
+        whole.seek(0)
+        with path.open("wb") as file:
+            shutil.copyfileobj(whole, file, 1 << 22)
 
 
 @contextlib.contextmanager
@@ -505,7 +589,7 @@ def _locked(files: JobFiles) -> Iterator[None]:
     if "://" in str(files.parts):
         yield
         return
-    with open(files.parts / "lock", "w") as file:
+    with open(files.parts / _LOCK, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -514,6 +598,18 @@ def _locked(files: JobFiles) -> Iterator[None]:
                 f"--output."
             ) from None
         yield
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _listed(folder: epath.Path) -> list[epath.Path]:
+    """What is in a folder; in a bucket one without objects is not there."""
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _split_name(path: str) -> tuple[str, str]:

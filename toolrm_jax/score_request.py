@@ -6,13 +6,16 @@
                      implicit prompt), and this project's own {"messages", "chosen", "rejected"}
 
 A response is a list of calls, a string, or an assistant message. Of a row with two sides the chosen
-one comes first. Tools may be JSON text, as Arrow tables often hold them, and may be absent.
+one comes first; a side that is a list of messages is the turn in it, after the conversation that it
+may repeat. Tools and messages may be JSON text, as Arrow tables often hold them, and tools may be
+absent. A row's name is its "id", or else its "test_id": text or a whole number.
 
     >>> request_of({"messages": [{"role": "user", "content": "Hi"}], "responses": ["Hello."]}).id
 """
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from toolrm_jax.errors import InputError
@@ -72,7 +75,16 @@ def request_of(row: Any) -> Request:
                 f"responses[{number}]: expected a list of calls, a string or an assistant message, "
                 f"found {_short(response)}"
             )
-    return Request(_tools(row), messages, responses, row.get("id", row.get("test_id")))
+    return Request(_tools(row), messages, responses, id_of(row))
+
+
+def id_of(row: dict[str, Any]) -> str | int | None:
+    """The name that a row gives itself, if it does; raises RequestError for what is no name."""
+    name = row.get("id")
+    name = row.get("test_id") if name is None else name
+    if name is None or isinstance(name, str) or type(name) is int:
+        return name
+    raise RequestError(f"id: expected text or a whole number, found {_short(name)}")
 
 
 def without_nulls(value: Any) -> Any:
@@ -85,31 +97,46 @@ def without_nulls(value: Any) -> Any:
 
 def _tools(row: dict[str, Any]) -> list[Tool]:
     tools = row.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else []
-        except (ValueError, RecursionError) as error:
-            raise RequestError(f"tools: expected JSON, found {error}") from None
-    return _list(tools or [], "tools")
+    return _list(_read(tools, "tools") if tools else [], "tools")
 
 
 def _messages(row: dict[str, Any]) -> list[Message]:
-    name = "messages" if "messages" in row else "conversation"
-    return _list(row.get(name), name)
+    name = "messages" if row.get("messages") is not None else "conversation"
+    return _list(_read(row.get(name), name), name)
+
+
+def _read(value: Any, name: str) -> Any:
+    """The value, or what it is the JSON text of."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else []
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{name}: expected a list or its JSON text, found {error}") from None
 
 
 def _preference(row: dict[str, Any]) -> tuple[list[Message], list[Response]]:
     """Messages, and the chosen and the rejected response(s)."""
-    if "messages" in row or "conversation" in row:
-        rejected = row["rejected"] if isinstance(row["rejected"], list) else [row["rejected"]]
-        wrongs = [w["response"] if isinstance(w, dict) and "response" in w else w for w in rejected]
-        return _messages(row), [row["chosen"], *wrongs]
-    if "prompt" in row:
-        prompt = row["prompt"]
-        if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
-        return _list(prompt, "prompt"), [_turn(row[side], side) for side in ("chosen", "rejected")]
     chosen, rejected = row["chosen"], row["rejected"]
+    if row.get("messages") is not None or row.get("conversation") is not None:
+        messages = _messages(row)
+        return messages, [_turn(chosen, "chosen", messages), *_wrongs(rejected, chosen, messages)]
+    prompt = row.get("prompt")
+    if isinstance(prompt, str):
+        if not (_are_messages(chosen) and _are_messages(rejected) and len(chosen) > 1):
+            prompt = [{"role": "user", "content": prompt}]
+    elif prompt is not None:
+        prompt = _list(prompt, "prompt")
+    if isinstance(prompt, list):
+        return prompt, [_turn(row[side], side, prompt) for side in ("chosen", "rejected")]
+    return _implicit(chosen, rejected, prompt)
+
+
+def _implicit(chosen: Any, rejected: Any, text: str | None) -> tuple[list[Message], list[Response]]:
+    """The messages that two conversations begin with, and what each has after them.
+
+    A `text` of the prompt beside them must be what a user says in there.
+    """
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise RequestError(
             "'chosen' and 'rejected' are texts without a 'prompt', so that where the answer begins "
@@ -117,8 +144,32 @@ def _preference(row: dict[str, Any]) -> tuple[list[Message], list[Response]]:
         )
     chosen, rejected = _list(chosen, "chosen"), _list(rejected, "rejected")
     shared = _shared(chosen, rejected)
-    sides = {"chosen": chosen[shared:], "rejected": rejected[shared:]}
-    return chosen[:shared], [_turn(turns, side) for side, turns in sides.items()]
+    messages = chosen[:shared]
+    said = [m.get("content") for m in messages if isinstance(m, dict) and m.get("role") == "user"]
+    if text is not None and text not in said:
+        raise RequestError(
+            f"'prompt' is the text {_short(text)}, and the conversations under 'chosen' and "
+            f"'rejected' do not share a user's message of that text: leave 'prompt' out, or give "
+            f"the answers alone"
+        )
+    return messages, [_turn(chosen[shared:], "chosen"), _turn(rejected[shared:], "rejected")]
+
+
+def _wrongs(rejected: Any, chosen: Any, messages: list[Message]) -> list[Response]:
+    """The wrong responses: {"response": ...} each, or responses as they are, or one turn."""
+    if not isinstance(rejected, list):
+        return [_turn(rejected, "rejected", messages)]
+    if not rejected:
+        raise RequestError(
+            "rejected: expected at least one wrong response, found an empty list; one that calls "
+            "nothing is [[]]"
+        )
+    bare = all(isinstance(wrong, dict) and "response" not in wrong for wrong in rejected)
+    # Calls, or messages where the other side is a list of messages too, are one response.
+    if bare and (_are_messages(chosen) or not _are_messages(rejected)):
+        return [_turn(rejected, "rejected", messages)]
+    wrongs = [w["response"] if isinstance(w, dict) and "response" in w else w for w in rejected]
+    return [_turn(wrong, f"rejected[{n}]", messages) for n, wrong in enumerate(wrongs)]
 
 
 def _shared(a: list[Any], b: list[Any]) -> int:
@@ -127,10 +178,18 @@ def _shared(a: list[Any], b: list[Any]) -> int:
     return next((i for i in range(most) if a[i] != b[i]), most)
 
 
-def _turn(side: Any, name: str) -> Response:
-    """A side as a response: words, calls, or the one assistant message in a list."""
-    if not isinstance(side, list) or not any(isinstance(m, dict) and "role" in m for m in side):
+def _are_messages(side: Any) -> bool:
+    """Is it a list of messages, and not one of calls?"""
+    return isinstance(side, list) and any(isinstance(m, dict) and "role" in m for m in side)
+
+
+def _turn(side: Any, name: str, before: Sequence[Message] = ()) -> Response:
+    """A side as a response: words, calls, or the one assistant message in a list that may begin
+    with the conversation `before` it."""
+    if not _are_messages(side):
         return side
+    if before and side[: len(before)] == list(before):
+        side = side[len(before) :]
     if len(side) != 1:
         roles = [m.get("role") if isinstance(m, dict) else None for m in side]
         raise RequestError(

@@ -23,9 +23,12 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from toolrm_jax.errors import InputError, reported
 from toolrm_jax.request_tokens import POLICIES
+from toolrm_jax.reward_client import TOKEN_VARIABLE as TOKEN
+from toolrm_jax.reward_client import bearer_token
 
 try:
     import uvicorn
@@ -36,7 +39,6 @@ except ModuleNotFoundError as error:
         f"The reward server needs the package {error.name}: pip install 'toolrm_jax[serve]'"
     ) from error
 
-TOKEN = "TOOLRM_SERVE_TOKEN"
 # After SIGTERM, how long clients on their way in are told so (503) before the port closes.
 _GRACE_SECONDS = 0.3
 _KEEP_ALIVE_SECONDS = 75
@@ -53,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def serve(args: argparse.Namespace) -> None:
     """Serves until a signal ends it."""
-    options = _options(args, os.environ.get(TOKEN) or None)
+    options = _options(args, bearer_token(os.environ.get(TOKEN), TOKEN))
     # Bound first: a port that is taken is known before minutes go into loading. It opens later.
     with _bound(args.host, args.port) as bound:
         from toolrm_jax.scorer import Scorer
@@ -183,43 +185,61 @@ def _parser() -> argparse.ArgumentParser:
 
     add("--model", "a training workdir, a Hugging Face directory or hub id", required=True)
     add("--host", "address to listen at", default="127.0.0.1")
-    add("--port", "0: a free one, which is printed", type=_port, default=8000)
+    add("--port", "port to listen at; 0: a free one, which is printed", type=_port, default=8000)
     switch = {"action": "store_true", "default": False}
-    add("--allow-unauthenticated", f"other hosts than loopback without {TOKEN}", **switch)
+    add("--allow-unauthenticated", f"listen beyond loopback even without {TOKEN}", **switch)
     add("--dtype", "compute type", default="bfloat16", choices=("bfloat16", "float32"))
-    add("--max-tokens", "longest sequence (the model's limit, at most 8192)", type=_positive)
-    add("--over-long", "what becomes of messages that are", default="reject", choices=POLICIES)
+    limit = "longest prompt and response, in tokens (default: the model's limit, at most 8192)"
+    add("--max-tokens", limit, type=_positive)
+    long = "conversations longer than --max-tokens are rejected, or lose their oldest turns"
+    add("--over-long", long, default="reject", choices=POLICIES)
     add("--raw", "render text responses as they stand, without parsing", **switch)
-    add("--normalize", "rewards in the checkpoint's held-out deviations, unless asked", **switch)
-    add("--batch-tokens", "tokens of a batch, over all devices", type=_positive)
-    add("--cache-dir", "of compiled programs (~/.cache/toolrm_jax/compiled)")
+    scale = (
+        "where a request does not say, normalise rewards by the checkpoint's held-out statistics"
+    )
+    add("--normalize", scale, **switch)
+    batch = "tokens of a batch, over all devices (default: 4096 a CPU device, 16384 any other)"
+    add("--batch-tokens", batch, type=_positive)
+    cache = "folder of compiled programs (default: ~/.cache/toolrm_jax/compiled)"
+    add("--cache-dir", cache)
     parser.add_argument("--no-compile", dest="compile", action="store_false",
-                        help="open at once, and compile what is needed when it is")  # fmt: skip
+                        help="open at once, and compile each program when it is first needed "
+                             "(default: all before the port opens)")  # fmt: skip
     add("--max-body-mb", "largest body, in MiB", type=_amount, default=10)
-    add("--max-rows", "sequences of a request", type=_positive, default=1024)
-    add("--max-queued-tokens", "of all requests that wait", type=_positive, default=2**20)
+    add("--max-rows", "most responses or texts of a request", type=_positive, default=1024)
+    queue = "most tokens of all requests that wait or are being scored"
+    add("--max-queued-tokens", queue, type=_positive, default=2**20)
     add("--time-out", "seconds until a request is given up", type=_amount, default=120)
-    add("--window-ms", "a request waits so long for company", type=_amount, default=5)
-    add("--max-connections", "requests at once", type=_positive, default=512)
+    window = "milliseconds that a request waits for others to be scored with"
+    add("--window-ms", window, type=_amount, default=5)
+    add("--max-connections", "most requests at once", type=_positive, default=512)
     return parser
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = _number(int, text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return number
 
 
 def _amount(text: str) -> float:
-    number = float(text)
+    number = _number(float, text)
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not more than 0")
     return number
 
 
+def _number(kind: Callable[[str], Any], text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        words = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {words}") from None
+
+
 def _port(text: str) -> int:
-    number = int(text)
+    number = _number(int, text)
     if not 0 <= number < 65536:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 65535")
     return number

@@ -41,8 +41,7 @@ class TextTokens:
 
 
 class TextTokenizer:
-    """Tokenises whole conversations that are text already; for one thread at a time, as all
-    tokenizers are.
+    """Tokenises whole conversations that are text already; may be used from several threads.
 
     Attributes:
       ending: how a turn ends; None where the template ends turns in no special token, and then no
@@ -53,6 +52,8 @@ class TextTokenizer:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.ending = ending_of(tokenizer)
         whole = self.ending.token + self.ending.tail if self.ending else ""
+        # This first call also turns off what padding and truncation a tokenizer's file may ask for;
+        # from then on it is only read, which threads may do together.
         self._end_ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> TextTokens | Rejected:
@@ -63,7 +64,8 @@ class TextTokenizer:
             text.encode()
         except UnicodeEncodeError:
             return Rejected(CANNOT_RENDER, "the text holds half a surrogate pair")
-        ids = self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+        options = {"add_special_tokens": add_special_tokens, "return_attention_mask": False}
+        ids = self.tokenizer(text, **options)["input_ids"]
         bos = self.tokenizer.bos_token_id
         if add_special_tokens and bos is not None and ids[:2] == [bos, bos]:
             ids = ids[1:]

@@ -30,15 +30,15 @@ from typing import Any
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.request_tokens import (
-    CANNOT_RENDER,
     NO_REQUEST,
     NOT_JSON,
     RequestTokenizer,
     Tokenized,
 )
-from toolrm_jax.score_request import Rejected
+from toolrm_jax.score_request import Rejected, RequestError, id_of
 from toolrm_jax.text_tokens import TextTokenizer, TextTokens
 
+NOT_FINITE = "normalised reward is not finite"
 # Details quote what was sent, which may be megabytes of it.
 _MAX_DETAIL = 1000
 
@@ -136,7 +136,10 @@ class Asked:
             if isinstance(outcome, Rejected):
                 where = f"responses[{number}]: " if len(outcomes) > 1 else ""
                 return Rejected(outcome.reason, where + outcome.detail)
-            found.append(self._scaled(outcome))
+            scaled = self._scaled(outcome)
+            if not math.isfinite(scaled):  # statistics with a tiny deviation, or a huge mean
+                return Rejected(NOT_FINITE, f"{outcome} normalised by {self.statistics}")
+            found.append(scaled)
         return found
 
     def _scaled(self, reward: float) -> float:
@@ -183,7 +186,7 @@ def read_rewards(body: dict[str, Any], reader: Reader) -> Asked:
     _check_rows(max(len(rows), sum(len(r) for r in responses if isinstance(r, list))), reader)
     statistics, activation = _scale(body, reader)
     items = [_conversation(row, reader) for row in rows]
-    ids = [row.get("id") if isinstance(row, dict) else None for row in rows]
+    ids = [_id_of(row) for row in rows]
     return Asked(items, statistics, activation, ids, single)
 
 
@@ -202,20 +205,24 @@ def _conversation(row: Any, reader: Reader) -> Item | Rejected:
         return Rejected(NO_REQUEST, f"expected an object, found {type(row).__name__}")
     if row.get("responses") is None:
         return Rejected(NO_REQUEST, "expected 'messages' and 'responses', found no 'responses'")
-    if not isinstance(row.get("id"), str | int | None):
-        return Rejected(NO_REQUEST, "id: expected a string or an integer")
+    try:
+        id_of(row)
+    except RequestError as error:
+        return Rejected(NO_REQUEST, str(error))
     fields = {name: row.get(name) for name in ("tools", "messages", "responses")}
     return _tokenized(fields, reader)
 
 
-def _tokenized(fields: dict[str, Any], reader: Reader) -> Item | Rejected:
+def _id_of(row: Any) -> str | int | None:
+    """What the client calls its request; an id of a wrong type is not sent back."""
     try:
-        found = reader.requests(fields)
-    except MemoryError:
-        raise
-    # A chat template is a program: what it makes of a strange request is not for us to list.
-    except Exception as error:
-        return Rejected(CANNOT_RENDER, f"{type(error).__name__}: {error}")
+        return id_of(row) if isinstance(row, dict) else None
+    except RequestError:
+        return None
+
+
+def _tokenized(fields: dict[str, Any], reader: Reader) -> Item | Rejected:
+    found = reader.requests(fields)
     if isinstance(found, Tokenized):
         return Item(list(found.sequences()), dropped_messages=found.dropped_messages)
     return found
@@ -225,8 +232,6 @@ def _result(name: Any, item: Item | Rejected, answer: list[float] | Rejected) ->
     if isinstance(item, Rejected) or isinstance(answer, Rejected):
         rejected = answer if isinstance(answer, Rejected) else item
         assert isinstance(rejected, Rejected)
-        # An id of a wrong type is what was wrong: it is not sent back.
-        name = name if isinstance(name, str | int | None) else None
         return {"id": name, "error": error_of(rejected)}
     return {
         "id": name,

@@ -1,0 +1,70 @@
+"""The examples run as they are written, against a real server."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+from served import F32, rewards_of, running, scorer_of
+
+ASKED = {
+    "messages": [{"role": "user", "content": "Rain in Rome?"}],
+    "tools": [],
+    "responses": ["I cannot look that up."],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled(tmp_path_factory):
+    with tiny.shared_compilations(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.write_reward_model(tmp_path_factory.mktemp("reward") / "model")
+
+
+@pytest.fixture(scope="module")
+def server(model):
+    with running(model, "--max-tokens", "512", "--no-compile") as started:
+        yield started
+
+
+def run(name: str, *arguments: str) -> str:
+    """What an example prints."""
+    paths = [str(tiny.ROOT), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, str(tiny.ROOT / "examples" / name), *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_verls_example_gives_the_servers_reward(server, model):
+    with scorer_of(model) as scorer:
+        ((expected,),) = rewards_of(scorer, [ASKED])
+    np.testing.assert_allclose(float(run("verl_reward.py", server.url)), expected, **F32)
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_trls_example_trains_on_a_servers_rewards(server, tmp_path):
+    policy = tiny.write_model(tmp_path / "policy")
+    options = ("--output", str(tmp_path / "out"), "--steps", "2", "--tokens", "8")
+    printed = run("trl_grpo.py", "--policy", str(policy), "--url", server.url, *options)
+    assert "'completions': 16" in printed
+
+
+@pytest.mark.slow
+def test_tunixs_example_trains_on_a_servers_rewards(server, tmp_path):
+    pytest.importorskip("tunix", reason="google-tunix asks for older transformers than this does")
+    policy = tiny.write_model(tmp_path / "policy")
+    options = ("--steps", "2", "--tokens", "8")
+    printed = run("tunix_grpo.py", "--policy", str(policy), "--url", server.url, *options)
+    assert "'completions': 16" in printed
