@@ -366,7 +366,7 @@ def test_paths_and_methods(plain):
 def test_a_normalised_reward_that_overflows_is_refused(model, tmp_path):
     """A deviation that is next to nothing; the raw reward is still to be had."""
     shutil.copytree(model, tmp_path / "model")
-    tiny_std = {"heldout": {"reward_mean": 0.5, "reward_std": 1e-308}}
+    tiny_std = {"heldout": {"reward_mean": 0.5, "reward_std": 5e-324}}
     (tmp_path / "model" / "toolrm.json").write_text(json.dumps(tiny_std))
     with scorer_of(tmp_path / "model") as scorer, app_of(scorer) as app:
         answer = ask(app, "/v1/rewards", REQUEST | {"normalize": True})

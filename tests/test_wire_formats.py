@@ -119,11 +119,13 @@ def test_only_our_own_form_of_request_is_read(reader):
 
 
 def test_a_template_that_fails_rejects_the_request_alone(reader, monkeypatch):
-    def failing(fields):
+    def failing(*_, **__):
         raise TypeError("not iterable")
 
-    broken = Reader(failing, reader.texts, 4)
-    (item,) = REWARDS.read({"messages": [], "responses": ["x"]}, broken).items
+    monkeypatch.setattr(Renderer, "render", failing)
+    (item,) = REWARDS.read(
+        {"messages": [{"role": "user", "content": "x"}], "responses": ["x"]}, reader
+    ).items
     assert item == Rejected("cannot be rendered", "TypeError: not iterable")
 
 
