@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from toolrm_jax.compilation_cache import compilation_cache_off
 from toolrm_jax.hlo import parse
 from toolrm_jax.hlo_costs import Collective, count, replica_groups
 
@@ -21,7 +23,8 @@ def compiled(function, *shapes, devices, specs=None):
         jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
         for shape, spec in zip(shapes, specs, strict=True)
     ]
-    return count(parse(jax.jit(function).lower(*arrays).compile().as_text()))
+    with compilation_cache_off():
+        return count(parse(jax.jit(function).lower(*arrays).compile().as_text()))
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,14 @@ def tpus():
     from toolrm_jax.topology import open_topology
 
     return list(open_topology("v5e:2x2").devices)
+
+
+def test_programs_for_absent_devices_are_not_cached(tpus, tmp_path):
+    """They would be written, and could not be read the next time."""
+    with tiny.shared_compilations(tmp_path):
+        for _ in range(2):
+            compiled(lambda x: x @ x, (128, 128), devices=tpus[:1])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_loop_counts_as_often_as_it_runs(tpus):

@@ -4,10 +4,13 @@ use_compilation_cache()                 # where JAX is told to, or the default f
 use_compilation_cache("gs://b/cache")   # for all machines of a pod together
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 NONE = "none"
 
@@ -22,3 +25,17 @@ def use_compilation_cache(folder: str | os.PathLike[str] | None = None) -> None:
         return
     default = os.environ.get("TOOLRM_CACHE_DIR") or Path.home() / ".cache/toolrm_jax/compiled"
     jax.config.update("jax_compilation_cache_dir", os.fspath(folder or default))
+
+
+@contextlib.contextmanager
+def compilation_cache_off() -> Iterator[None]:
+    """No cache meanwhile: programs for devices that are not there are written to it, and then
+    cannot be read from it."""
+    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from toolrm_jax.architectures import architecture
 from toolrm_jax.batch import Batch, RowShape, empty_batch
+from toolrm_jax.compilation_cache import compilation_cache_off
 from toolrm_jax.errors import InputError
 from toolrm_jax.hlo import parse
 from toolrm_jax.hlo_costs import Costs, count
@@ -241,7 +242,8 @@ def _plan(
 def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, str]:
     """The program; or none, and why the compiler refuses it for its memory."""
     try:
-        return lowered.compile(), ""
+        with compilation_cache_off():
+            return lowered.compile(), ""
     except jax.errors.JaxRuntimeError as error:
         text = str(error)
         if "RESOURCE_EXHAUSTED" not in text:
