@@ -115,3 +115,22 @@ def test_weights_are_copied_where_they_fit_else_sharded_over_the_fewest_devices(
 
 def test_a_device_that_does_not_say_what_it_has_takes_all():
     assert make_inference_mesh(16, 10**15, jax.devices()[:2]).shape["data"] == 2
+
+
+@pytest.fixture(scope="module")
+def two_slices():
+    """Eight chips in two slices that are not there."""
+    pytest.importorskip("libtpu", reason="libtpu, the TPU's compiler (extra: plan)")
+    from toolrm_jax.topology import open_topology
+
+    return list(open_topology("v5e:2x2:2").devices)
+
+
+def test_between_slices_only_the_data_axis_communicates(two_slices, caplog):
+    for data, fsdp in ((2, 4), (4, 2)):
+        mesh = make_mesh(data=data, fsdp=fsdp, devices=two_slices)
+        for copy in mesh.devices:  # of the weights: within one slice
+            assert len({device.slice_index for device in copy.flat}) == 1
+    assert not caplog.records
+    make_mesh(fsdp=8, devices=two_slices)
+    assert "not a multiple of the 2 slices" in caplog.text
