@@ -24,17 +24,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
 from toolrm_jax import score
+from toolrm_jax.checkpoint_files import LISTING, describe, files_below, listing
 from toolrm_jax.convert import from_hf
-from toolrm_jax.score_job import publish
+from toolrm_jax.job_files import publish
 from toolrm_jax.scorer import Scorer
 
 CHUNK = 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled(tmp_path_factory):
-    with tiny.shared_compilations(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -455,10 +450,11 @@ def test_a_runs_workdir_is_told_by_its_checkpoint_and_its_tokenizer(model, tmp_p
     path = tiny.write_lines(tmp_path / "in.jsonl", rows[:4])
     run_folder = tmp_path / "run"
     from_hf(str(model), tmp_path / "converted")
-    step = run_folder / "checkpoints" / "8"
+    step = epath.Path(run_folder / "checkpoints" / "8")
     step.parent.mkdir(parents=True)
     (tmp_path / "converted").rename(step)
     (step / "tokenizer").rename(run_folder / "tokenizer")
+    (step / LISTING).write_text(listing(describe(files_below(step), step, sums=True)))
     assert run(model, path, tmp_path / "plain.jsonl") == score.ALL_SCORED
     assert run(run_folder, path, tmp_path / "out.jsonl") == score.ALL_SCORED
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "plain.jsonl").read_bytes()
@@ -604,7 +600,7 @@ def test_a_merge_names_the_shards_that_are_missing(model, data, tmp_path, capsys
 # The command, killed at the n-th file it publishes: before it has its name, or right after.
 KILLED = """
 import os, signal, sys
-from toolrm_jax import score, score_job
+from toolrm_jax import score
 from pathlib import Path
 at, before = int(sys.argv[1]), sys.argv[2] == "before"
 replace, count = Path.replace, 0

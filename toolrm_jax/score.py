@@ -22,7 +22,8 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from toolrm_jax.score_job import Shard, Summary
+    from toolrm_jax.job_files import Shard
+    from toolrm_jax.score_job import Summary
 
 ALL_SCORED, FAILED, USAGE, SOME_REJECTED = 0, 1, 2, 3
 
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _merge_parser().parse_args(arguments[1:]) if merging else _parser().parse_args(arguments)
 
     from toolrm_jax.errors import InputError
-    from toolrm_jax.score_job import merge
+    from toolrm_jax.score_merge import merge
 
     try:
         summary = merge(args.output) if merging else score(args)
@@ -48,12 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
 def score(args: argparse.Namespace) -> "Summary":
     """Runs the job that the arguments describe, or what is left of it."""
     from toolrm_jax import score_job
+    from toolrm_jax.job_files import JobFiles
     from toolrm_jax.pretrained import local_path
     from toolrm_jax.row_source import check_store, open_rows
     from toolrm_jax.scorer import Scorer
 
     shard = args.shard or _default_shard()
-    files = score_job.JobFiles(shard.output(args.output))
+    files = JobFiles(shard.output(args.output))
     check_store(args.output)
     rows = open_rows(args.input, split=args.split, subset=args.subset)
     names = ("dtype", "max_tokens", "over_long", "raw", "batch_tokens", "chunk_rows")
@@ -169,7 +171,7 @@ def _whole(text: str, least: int) -> int:
 
 
 def _shard(text: str) -> "Shard":
-    from toolrm_jax.score_job import Shard
+    from toolrm_jax.job_files import Shard
 
     index, _, of = text.partition("/")
     try:
@@ -182,7 +184,7 @@ def _shard(text: str) -> "Shard":
 
 def _default_shard() -> "Shard":
     """The process's share of a job that several were started for, with no word between them."""
-    from toolrm_jax.score_job import JobError, Shard
+    from toolrm_jax.job_files import JobError, Shard
 
     names = ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES")
     given = [name for name in names if name in os.environ]

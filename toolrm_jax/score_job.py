@@ -4,32 +4,24 @@
     shard 0 of 2   mine                mine
     shard 1 of 2             mine                mine
 
-    out.jsonl.parts/job.json              the job: digests of model and input, settings
-                    chunk-00000002.part   a chunk: a line of counts, then +scored and -rejected rows
-    out.jsonl                             at the end: all scored rows, in order,
-    out.rejects.jsonl                     the rejected ones, if any,
-    out.summary.json                      and what the job was and found; the parts are deleted,
-                                          job.json last: parts without one are nobody's
+    chunk-00000002.part   {"scored": 511, "rejected": {...}, ...}   a line of counts, then the rows:
+                          +{"id": "1024", "rewards": [...], ...}    scored,
+                          -{"line": 1031, "reason": ...}            rejected
 
-A chunk is one file, written under a temporary name, synced and renamed; in a bucket, where an
-object appears whole when it is closed and a rename is a copy, it is written in place. Batches and
+A chunk is one file (`job_files` names them all), so it is there whole or not at all. Batches and
 shared prefixes never cross a chunk, so a chunk's rows do not depend on which run computed them. A
 run continues where the parts end, if model, input and settings are the same, and refuses otherwise.
-A chunk is committed only while the input is still the one that the job is of.
+A chunk is committed only while the input is still the one that the job is of. At the end output,
+rejects and summary are put together from the parts, which are then deleted, job.json last.
 """
 
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
-import os
-import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +31,15 @@ from etils import epath
 from tqdm import tqdm
 
 from toolrm_jax.ahead import OrderedPool
-from toolrm_jax.errors import InputError
+from toolrm_jax.job_files import (
+    JobError,
+    JobFiles,
+    Shard,
+    locked,
+    publish,
+    remove_orphans,
+    remove_parts,
+)
 from toolrm_jax.orbax_folder import TOKENIZER, open_orbax
 from toolrm_jax.request_tokens import Line, LineTokenizer
 from toolrm_jax.row_source import NumberedRow, Rows, file_digest, files_below
@@ -47,54 +47,7 @@ from toolrm_jax.score_plan import Work
 from toolrm_jax.score_request import Rejected
 from toolrm_jax.scorer import Scored, Scorer
 
-_JOB, _LOCK = "job.json", "lock"
-_PART = re.compile(r"chunk-(\d+)\.part")
 _MODEL_FILES = (".safetensors", ".gguf", ".json", ".jinja", ".txt", ".model")
-
-
-class JobError(InputError):
-    """A job that cannot be begun, continued or merged; the message says why and what to do."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """Which of the chunks are this run's: those whose number leaves `index` modulo `of`."""
-
-    index: int = 0
-    of: int = 1
-
-    def __post_init__(self):
-        if not 0 <= self.index < self.of:
-            raise ValueError(f"shard {self.index}/{self.of}: use i/n with 0 <= i < n.")
-
-    def output(self, path: str) -> str:
-        """Where this shard's rows go: out.shard-00002-of-00008.jsonl, for out.jsonl."""
-        if self.of == 1:
-            return path
-        stem, suffix = _split_name(path)
-        return f"{stem}.shard-{self.index:05}-of-{self.of:05}{suffix}"
-
-
-@dataclasses.dataclass(frozen=True)
-class JobFiles:
-    """The files of one output."""
-
-    output: str
-
-    @property
-    def rejects(self) -> str:
-        return "{}.rejects{}".format(*_split_name(self.output))
-
-    @property
-    def summary(self) -> str:
-        return f"{_split_name(self.output)[0]}.summary.json"
-
-    @property
-    def parts(self) -> epath.Path:
-        return epath.Path(f"{self.output}.parts")
-
-    def part(self, chunk: int) -> epath.Path:
-        return self.parts / f"chunk-{chunk:08}.part"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +96,10 @@ class Counts:
             reasons = ", ".join(f"{n:,} {reason}" for reason, n in self.rejected.items())
             lines.append(f"{_counted(self.num_rejected, 'row')} rejected: {reasons}")
         return "\n".join(lines)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,15 +159,15 @@ def finished(files: JobFiles, job: dict[str, Any]) -> Summary | None:
             )
         return None
     summary = read_summary(files.summary)
-    _refuse_other(summary.job, job, f"{files.output} is there already, but was made", files)
+    refuse_other(summary.job, job, f"{files.output} is there already, but was made", files)
     wanted = [files.output, *([files.rejects] if summary.counts.rejected else [])]
     missing = [path for path in wanted if not epath.Path(path).exists()]
     if missing:
         print(f"{', '.join(missing)} is gone: making it again.", file=sys.stderr)
         return None
     if files.parts.exists():  # of a run that was killed while it cleaned up
-        with _locked(files):
-            _remove_parts(files)
+        with locked(files):
+            remove_parts(files)
     return summary
 
 
@@ -221,7 +178,7 @@ def run(
     job: dict[str, Any],
     *,
     chunk_rows: int,
-    shard: Shard = Shard(),
+    shard: Shard,
     workers: int = 0,
 ) -> Summary:
     """Scores what is left of the job and puts the output together.
@@ -232,7 +189,7 @@ def run(
         is kept.
     """
     files.parts.mkdir(parents=True, exist_ok=True)
-    with _locked(files):
+    with locked(files):
         _begin(files, job)
         reader = _ChunkReader(rows, files, chunk_rows, shard)
         pool = OrderedPool(_Numbered(LineTokenizer(scorer.tokenize)), workers)
@@ -244,30 +201,17 @@ def run(
             progress.close()
         rows.check_unchanged()
         summary = _assemble(files, job, reader, shard)
-        _remove_parts(files)
+        remove_parts(files)
     return summary
 
 
 def _begin(files: JobFiles, job: dict[str, Any]) -> None:
     """Makes the parts this job's, or finds that they are."""
-    about = files.parts / _JOB
-    if about.exists():
-        _refuse_other(_read_job(about), job, f"{files.parts} holds an unfinished job", files)
+    if files.job.exists():
+        refuse_other(_read_job(files.job), job, f"{files.parts} holds an unfinished job", files)
         return
-    for path in _listed(files.parts):  # of a job that nothing is known of
-        if path.name != _LOCK:
-            path.unlink()
-    publish(about, [json.dumps(job, indent=2).encode()])
-
-
-def _remove_parts(files: JobFiles) -> None:
-    """Of an output that is complete; what cannot be removed now is by the next run."""
-    with contextlib.suppress(OSError):
-        last = [_JOB, _LOCK]
-        for path in sorted(_listed(files.parts), key=lambda path: path.name in last):
-            path.unlink()
-        if "://" not in str(files.parts):
-            files.parts.rmdir()
+    remove_orphans(files)
+    publish(files.job, [json.dumps(job, indent=2).encode()])
 
 
 # --- Scoring --------------------------------------------------------------------------------------
@@ -281,9 +225,7 @@ class _ChunkReader:
             raise ValueError(f"chunk_rows={chunk_rows}: use at least 1.")
         self.rows, self.files, self.chunk_rows, self.shard = rows, files, chunk_rows, shard
         self.read = 0
-        self.committed = {
-            int(found[1]) for path in _listed(files.parts) if (found := _PART.fullmatch(path.name))
-        }
+        self.committed = files.committed()
 
     def __iter__(self) -> Iterator[tuple[int, NumberedRow]]:
         for index, row in enumerate(self.rows):
@@ -413,7 +355,7 @@ def _assemble(files: JobFiles, job: dict[str, Any], reader: _ChunkReader, shard:
     counts = [_counts(part) for part in parts]
     chunks = [(count.scored, count.num_rejected) for count in counts]
     summary = Summary(job, shard, reader.read, sum(counts, Counts()), chunks)
-    _publish_all(files, summary, _bodies(parts, b"+"), _bodies(parts, b"-"))
+    publish_output(files, summary, _bodies(parts, b"+"), _bodies(parts, b"-"))
     return summary
 
 
@@ -429,7 +371,7 @@ def _bodies(parts: Iterable[epath.Path], sign: bytes) -> Iterator[list[bytes]]:
             yield [line[1:] for line in file if line.startswith(sign)]
 
 
-def _publish_all(
+def publish_output(
     files: JobFiles,
     summary: Summary,
     scored: Iterable[Iterable[bytes]],
@@ -443,6 +385,9 @@ def _publish_all(
         epath.Path(files.rejects).unlink(missing_ok=True)
     text = json.dumps(summary.to_json(), indent=2) + "\n"
     publish(epath.Path(files.summary), [text.encode()])
+
+
+# --- Which job it is ------------------------------------------------------------------------------
 
 
 def read_summary(path: str | epath.Path) -> Summary:
@@ -465,7 +410,7 @@ def _read_job(path: epath.Path) -> dict[str, Any]:
 
 
 def _checked_job(job: Any) -> dict[str, Any]:
-    """The job, if it is one: what `_refuse_other` compares is there."""
+    """The job, if it is one: what `refuse_other` compares is there."""
     for part in ("model", "input"):
         str(job[part]["name"]), str(job[part]["digest"])
     dict(job["settings"])
@@ -483,144 +428,7 @@ def _foreign_is_an_error(path: str | epath.Path) -> Iterator[None]:
         ) from None
 
 
-def merge(output: str) -> Summary:
-    """Joins the outputs of all shards of a job, in the order of the input.
-
-    Raises:
-      JobError: a shard is missing, unfinished, or of another job.
-    """
-    files, shards = JobFiles(output), _shards(output)
-    summaries = [read_summary(shard.summary) for shard in shards]
-    first = summaries[0]
-    for shard, summary in zip(shards, summaries, strict=True):
-        _refuse_other(summary.job, first.job, f"{shard.output} was made", shard)
-        if summary.rows != first.rows:
-            raise JobError(
-                f"{shards[0].output} saw {first.rows} rows of input, {shard.output} "
-                f"{summary.rows}: the input changed. Score the shards again."
-            )
-    if (done := finished(files, first.job)) is not None:
-        return done
-    chunks = _in_turn([summary.chunks for summary in summaries])
-    counts = sum((summary.counts for summary in summaries), Counts())
-    merged = Summary(first.job, Shard(), first.rows, counts, list(chunks))
-    sizes = [[pair[side] for pair in merged.chunks] for side in (0, 1)]
-    outputs = [shard.output for shard in shards]
-    rejects = [shard.rejects for shard in shards]
-    _publish_all(files, merged, _interleaved(outputs, sizes[0]), _interleaved(rejects, sizes[1]))
-    return merged
-
-
-def _shards(output: str) -> list[JobFiles]:
-    """The files of all shards of an output; JobError where one is missing."""
-    stem, _ = _split_name(output)
-    folder, name = os.path.split(stem)
-    pattern = re.compile(re.escape(name) + r"\.shard-\d{5,}-of-(\d{5,})\.summary\.json")
-    names = [path.name for path in _listed(epath.Path(folder or "."))]
-    of = {int(found[1]) for text in names if (found := pattern.fullmatch(text))}
-    if not of:
-        wanted = f"{name}.shard-*-of-*.summary.json"
-        raise JobError(f"No shard of {output} is finished: expected {wanted} beside it.")
-    if len(of) > 1:
-        raise JobError(f"{output}: there are shards of different cuts, {sorted(of)}: keep one.")
-    shards = [JobFiles(Shard(i, *of).output(output)) for i in range(*of)]
-    missing = [s.output for s in shards if not epath.Path(s.summary).exists()]
-    if missing:
-        raise JobError(
-            f"{len(missing)} of {len(shards)} shards are not finished: {', '.join(missing[:8])}. "
-            f"Run them (again), then merge."
-        )
-    return shards
-
-
-def _in_turn(lists: list[list[Any]]) -> Iterator[Any]:
-    """The first of each, the second of each, ..."""
-    absent = object()
-    for row in itertools.zip_longest(*lists, fillvalue=absent):
-        yield from (item for item in row if item is not absent)
-
-
-def _interleaved(paths: list[str], sizes: list[int]) -> Iterator[list[bytes]]:
-    """Chunks of lines from the files in turn; a file of which no line is wanted may be missing."""
-    with contextlib.ExitStack() as opened:
-        files: dict[str, Any] = {}
-        for path, size in zip(itertools.cycle(paths), sizes, strict=False):
-            if size and path not in files:
-                files[path] = opened.enter_context(epath.Path(path).open("rb"))
-            lines = list(itertools.islice(files[path], size)) if size else []
-            if len(lines) != size:
-                raise JobError(f"{path} has fewer rows than its summary says: score it again.")
-            yield lines
-
-
-# --- Files ----------------------------------------------------------------------------------------
-
-
-def publish(path: epath.Path, pieces: Iterable[bytes]) -> None:
-    """Writes a file such that nobody ever sees half of it."""
-    if "://" in str(path):
-        _publish_object(path, pieces)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(path).with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave the name without the content
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _publish_object(path: epath.Path, pieces: Iterable[bytes]) -> None:
-    """The same in a bucket, where an object appears when it is closed."""
-    # On this machine first: closing an object whose pieces fail half-way would complete it.
-    with tempfile.TemporaryFile() as whole:
-        whole.writelines(pieces)
-        whole.seek(0)
-        with path.open("wb") as file:
-            shutil.copyfileobj(whole, file, 1 << 22)
-
-
-@contextlib.contextmanager
-def _locked(files: JobFiles) -> Iterator[None]:
-    """Keeps a second process on this machine off the same output; a killed one holds no lock."""
-    if "://" in str(files.parts):
-        yield
-        return
-    with open(files.parts / _LOCK, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise JobError(
-                f"Another process is working on {files.output}: wait for it, or choose another "
-                f"--output."
-            ) from None
-        yield
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _listed(folder: epath.Path) -> list[epath.Path]:
-    """What is in a folder; in a bucket one without objects is not there."""
-    try:
-        return sorted(folder.iterdir())
-    except FileNotFoundError:
-        return []
-
-
-def _split_name(path: str) -> tuple[str, str]:
-    """("out", ".jsonl") of "out.jsonl"."""
-    stem, suffix = os.path.splitext(path)
-    return (stem, suffix) if suffix else (path, "")
-
-
-def _refuse_other(
-    found: dict[str, Any], wanted: dict[str, Any], what: str, files: JobFiles
-) -> None:
+def refuse_other(found: dict[str, Any], wanted: dict[str, Any], what: str, files: JobFiles) -> None:
     """JobError naming what differs: a job goes on only with the same model, input and settings."""
     differences = [
         f"another {part} ({found[part]['name']} {found[part]['digest']}, now "
