@@ -15,7 +15,6 @@ file that changes meanwhile is noticed (`check_unchanged`), and one that is cut 
 import contextlib
 import gzip
 import hashlib
-import importlib.util
 import io
 import os
 import re
@@ -29,6 +28,7 @@ from etils import epath
 from tqdm import tqdm
 
 from toolrm_jax.errors import InputError
+from toolrm_jax.paths import PathError, as_path, is_remote
 from toolrm_jax.score_request import without_nulls
 
 NumberedRow = tuple[int, bytes | dict[str, Any]]
@@ -273,7 +273,7 @@ def open_rows(name: str, *, split: str = "train", subset: str | None = None) -> 
     check_store(name)
     path = epath.Path(name)
     if path.is_dir():
-        if "://" in name:
+        if is_remote(name):
             raise RowSourceError(f"{name} is a folder of a bucket: name a file in it.")
         return HubRows(name, split, subset)
     if path.exists():
@@ -288,18 +288,14 @@ def open_rows(name: str, *, split: str = "train", subset: str | None = None) -> 
 
 def check_store(name: str) -> None:
     """Raises RowSourceError where `name` is an object's, and its store cannot be asked."""
-    if "://" not in name:
-        return
-    if not name.startswith("gs://"):
-        raise RowSourceError(f"{name}: expected a path of this machine, or gs://bucket/folder.")
-    if importlib.util.find_spec("gcsfs") is None:
-        raise RowSourceError(f"{name}: gcsfs is not installed. Run: pip install 'toolrm_jax[gcs]'")
-    import fsspec
-
-    # Listings are asked for anew each time: other processes write there too.
-    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     try:
-        _within(_ANSWER_SECONDS, epath.Path(name).exists)
+        path = as_path(name)
+    except PathError as error:
+        raise RowSourceError(str(error)) from None
+    if not is_remote(path):
+        return
+    try:
+        _within(_ANSWER_SECONDS, path.exists)
     except TimeoutError:
         raise RowSourceError(
             f"{name}: the bucket did not answer within {_ANSWER_SECONDS:g} s. Is the network up?"
@@ -337,7 +333,7 @@ def files_below(folder: epath.Path) -> dict[str, epath.Path]:
 
 
 def _file_state(path: epath.Path) -> tuple[int, ...]:
-    if "://" in str(path):
+    if is_remote(path):
         found = path.stat()
         return found.length, found.mtime
     local = os.stat(path)
