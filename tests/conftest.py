@@ -7,12 +7,31 @@ from pathlib import Path
 
 import jax
 import pytest
+from compilations import shared_compilations
 
 # No test asks a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Before JAX starts, hence here. Tests of sharding run on all eight, the others on the first.
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled(tmp_path_factory):
+    """What one test compiles the others load: compiling is nearly all of the time of a tiny run."""
+    with shared_compilations(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A folder with the tiny model (model/) and its data; each module has its own."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("toy")
+    tiny.write_model(folder / "model")
+    tiny.write_data(folder)
+    return folder
 
 
 @pytest.fixture

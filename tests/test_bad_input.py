@@ -12,14 +12,6 @@ from toolrm_jax.errors import InputError
 from toolrm_jax.train import train
 
 
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("toy")
-    tiny.write_model(folder / "model")
-    tiny.write_data(folder)
-    return folder
-
-
 def refusal(toy, workdir, **changes) -> str:
     """The message of the expected error with which a run ends."""
     with pytest.raises((InputError, OSError)) as error:

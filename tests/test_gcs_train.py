@@ -29,20 +29,11 @@ AT_GCS = RUN | {
 WEIGHTS = "export/model.safetensors"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled(tmp_path_factory):
-    with tiny.shared_compilations(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
-
-
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """A folder with the tiny model, its data, and the workdir `here` of a run on this machine."""
-    folder = tmp_path_factory.mktemp("toy")
-    tiny.write_model(folder / "model")
-    tiny.write_data(folder)
-    train(tiny.run_config(folder, **RUN), folder / "here")
-    return folder
+def toy(toy):
+    """With the workdir `here` of a run on this machine."""
+    train(tiny.run_config(toy, **RUN), toy / "here")
+    return toy
 
 
 @pytest.fixture

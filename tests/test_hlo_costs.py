@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+from compilations import shared_compilations
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -38,7 +38,7 @@ def tpus():
 
 def test_programs_for_absent_devices_are_not_cached(tpus, tmp_path):
     """They would be written, and could not be read the next time."""
-    with tiny.shared_compilations(tmp_path):
+    with shared_compilations(tmp_path):
         for _ in range(2):
             compiled(lambda x: x @ x, (128, 128), devices=tpus[:1])
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

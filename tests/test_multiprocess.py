@@ -65,20 +65,11 @@ def run_together(
     return [[line.split("\t") for line in log.splitlines()] for log in logs]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled(tmp_path_factory):
-    with tiny.shared_compilations(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
-
-
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """A folder with a model, data, and the workdir `alone` of a run of one process."""
-    folder = tmp_path_factory.mktemp("toy")
-    tiny.write_model(folder / "model")
-    tiny.write_data(folder)
-    train(tiny.run_config(folder, **RUN), folder / "alone")
-    return folder
+def toy(toy):
+    """With the workdir `alone` of a run of one process."""
+    train(tiny.run_config(toy, **RUN), toy / "alone")
+    return toy
 
 
 def assert_same_run(one, other, names=("loss",)) -> None:

@@ -1,5 +1,6 @@
 """Trainers get the scorer's rewards; what cannot be scored follows the rule and is counted."""
 
+import itertools
 import json
 import sys
 
@@ -23,12 +24,6 @@ from toolrm_jax.scorer import Scorer
 F32 = {"rtol": 1e-5, "atol": 1e-5}
 END = "<|im_end|>"
 NUMBERS = UnscoredRule.number(-7.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled(tmp_path_factory):
-    with tiny.shared_compilations(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -146,11 +141,14 @@ def test_empty_and_unparseable_turns_are_scored_by_default(source, scorer):
     assert reward.counts == {"completions": 2, "empty": 1, "unparseable": 1}
 
 
-@pytest.mark.parametrize("nothing", [None, "", [], [{"role": "assistant", "content": ""}]])
-@pytest.mark.parametrize("prompt", ["messages", "text"])
-def test_nothing_said_is_empty_in_whatever_form(source, nothing, prompt):
-    if prompt == "text" and isinstance(nothing, list) and nothing:
-        pytest.skip("messages after a text are refused")
+@pytest.mark.parametrize(
+    ("prompt", "nothing"),
+    [
+        *itertools.product(("messages", "text"), (None, "", [])),
+        ("messages", [{"role": "assistant", "content": ""}]),  # after a text they are refused
+    ],
+)
+def test_nothing_said_is_empty_in_whatever_form(source, prompt, nothing):
     given = MESSAGES[0] if prompt == "messages" else rendered(ROWS[0])
     reward = TRLReward(source, end_ids=None, rule=UnscoredRule(empty=-2.0))
     assert reward([given], [nothing], tools=TOOLS[:1]) == [-2.0]

@@ -23,12 +23,6 @@ from toolrm_jax.sharding import make_mesh
 F32 = {"rtol": 1e-5, "atol": 1e-5}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled(tmp_path_factory):
-    with tiny.shared_compilations(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A tiny random reward model as a Hugging Face directory."""

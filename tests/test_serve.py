@@ -30,12 +30,6 @@ USER = {"role": "user", "content": "Rain in Rome?"}
 REQUEST = {"messages": [USER], "responses": ["Yes.", "No."]}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled(tmp_path_factory):
-    with tiny.shared_compilations(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tiny.write_reward_model(tmp_path_factory.mktemp("reward") / "model")

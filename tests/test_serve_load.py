@@ -16,12 +16,6 @@ CLIENTS = 64
 OPTIONS = ("--max-tokens", "512", "--time-out", "60")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled(tmp_path_factory):
-    with tiny.shared_compilations(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return tiny.write_reward_model(tmp_path_factory.mktemp("reward") / "model")

@@ -55,21 +55,6 @@ train.run()
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled(tmp_path_factory):
-    with tiny.shared_compilations(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """A folder with the tiny model and its data."""
-    folder = tmp_path_factory.mktemp("toy")
-    tiny.write_model(folder / "model")
-    tiny.write_data(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def finished(toy):
     """(workdir, report, console) of a run to the end."""

@@ -7,18 +7,14 @@
 Right answers name the tool that was asked for and copy the city; wrong ones do not.
 """
 
-import contextlib
 import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
@@ -266,29 +262,3 @@ def metrics(workdir: Path, split: str = "train") -> list[dict]:
     """The lines of metrics.jsonl of one split."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [line for line in map(json.loads, lines) if line["split"] == split]
-
-
-@contextlib.contextmanager
-def shared_compilations(folder: Path) -> Iterator[None]:
-    """While open, this process and those it starts keep what they compile in a folder.
-
-    Compilation is nearly all of the time of a tiny run.
-    """
-    names = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    environment = {name.upper(): str(value) for name, value in names.items()}
-    compilation_cache.reset_cache()
-    for name, value in names.items():
-        jax.config.update(name, value)
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-            del os.environ[name.upper()]
-        compilation_cache.reset_cache()
