@@ -41,6 +41,10 @@ def refusal(toy, workdir, **changes) -> str:
         ({"data.row_shapes": ()}, "config.data: plan.shapes is empty"),
         ({"data.row_shapes": ((384,),)}, "config.data: row_shapes has (384,); expected (tokens,"),
         ({"data.row_shapes": ((384, 0),)}, "config.data: row_shapes has (384, 0); expected"),
+        (
+            {"mesh.sequence": 8, "mesh.fsdp": 1, "data.row_shapes": ((380, 64),)},
+            "config.data: row_shapes has 380 tokens, which mesh.sequence=8 devices cannot share",
+        ),
         ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate=0.0: it must be a positive"),
         ({"optimizer.clip_norm": -1.0}, "optimizer.clip_norm=-1.0: it must be a positive"),
     ],

@@ -295,7 +295,6 @@ def test_a_full_disk_costs_a_save_and_nothing_else(small_disk, meshes):
     assert (first.step, first.error, second.step) == (1, "", 2)
     assert "No space left on device" in second.error
     assert (saved.latest(), saved.failures) == (1, 1)
-    assert steps_in(small_disk) == [1]  # nor does the half-written one take up room
     assert_same(saved.restore(states[3])[0], states[1])
 
     (small_disk / "filler").unlink()
@@ -305,6 +304,18 @@ def test_a_full_disk_costs_a_save_and_nothing_else(small_disk, meshes):
     assert steps_in(small_disk) == [1, 3]
     with contextlib.closing(Checkpoints(small_disk)) as again:
         assert_same(again.restore(states[1])[0], states[3])
+
+
+def test_what_a_failed_save_leaves_is_removed_by_the_next_one(tmp_path, meshes):
+    """Its writers may still be at work when it fails, and make the folder anew."""
+    with contextlib.closing(Checkpoints(tmp_path)) as saved:
+        saved.save(random_state(meshes[1], 1), {})
+        saved.wait()
+        late = tmp_path / "checkpoints" / "2.partial" / "state"
+        late.mkdir(parents=True)
+        (late / "late").write_text("")
+        saved.save(random_state(meshes[1], 3), {})
+    assert steps_in(tmp_path) == [1, 3]
 
 
 @pytest.mark.parametrize("where", ["writing", "folder", "joining"])

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -212,6 +213,21 @@ def test_a_run_without_a_tokenizer_takes_that_of_its_base(run, tmp_path):
         meta.write_text(meta.read_text().replace(str(run / "ours"), str(tmp_path / "gone")))
     with pytest.raises(assets.AssetError, match=r"has no tokenizer.*cannot be opened.*Copy the"):
         to_hf(str(workdir), tmp_path / "other")
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "no list"])
+def test_a_damaged_newest_checkpoint_is_passed_over(run, tmp_path, damage, caplog):
+    checkpoints = tmp_path / "workdir" / "checkpoints"
+    shutil.copytree(run / "workdir" / "checkpoints", checkpoints)
+    largest = max((checkpoints / "2" / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    if damage == "cut":
+        largest.write_bytes(largest.read_bytes()[:-1])
+    elif damage == "gone":
+        largest.unlink()
+    else:
+        (checkpoints / "2" / "files.json").unlink()
+    assert find_step(tmp_path / "workdir") == checkpoints / "1"
+    assert f"checkpoint {checkpoints / '2'} is damaged and is passed over: " in caplog.text
 
 
 def test_a_chunk_of_a_runs_checkpoint_is_no_more_than_a_layer(run):

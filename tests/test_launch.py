@@ -547,6 +547,38 @@ def test_a_dry_run_prints_the_jobset_that_would_be_applied(fakes):
     assert "value" not in env["HF_TOKEN"]  # from a secret
 
 
+FIELDS = ["--config.data.train=gs://b/a b.jsonl", '--config.model.source=x"$(HOME)\\y']
+
+
+def test_fields_of_the_config_reach_the_containers_arguments(fakes):
+    told = fakes.run("gke.sh", *APPLY, "--dry-run", "--", *FIELDS)
+    assert "note" not in told.stderr
+    jobset = the_jobset(told.stdout.rpartition("\n+ ")[0])
+    assert_jobset(jobset)
+    plain = the_jobset((LAUNCH / "jobset.yaml").read_text())
+    args, before = (
+        job(found)["spec"]["template"]["spec"]["containers"][0]["args"] for found in (jobset, plain)
+    )
+    assert args[: len(before)] == before
+    # Kubernetes takes $(NAME) for a variable and $$ for a dollar.
+    assert [arg.replace("$$", "$") for arg in args[len(before) :]] == FIELDS
+    assert "$$(HOME)" in args[-1]
+
+
+@pytest.mark.parametrize("script", ["gke.sh", "tpu_pod.sh"])
+def test_slices_split_the_batch_and_missing_data_is_noted(fakes, script):
+    command = [*APPLY] if script == "gke.sh" else ["run", *POD, "--workdir", "gs://b/rm"]
+    told = fakes.run(script, *command, "--slices", "2", "--dry-run")
+    assert told.returncode == 0, told.stderr
+    assert "--config.mesh.data=2" in told.stdout
+    assert "note: no --config.data.train=... after --: what configs/14b.py names" in told.stderr
+    mine = ["--", "--config.mesh.data=4", "--config.data.train=gs://b/train.jsonl"]
+    told = fakes.run(script, *command, "--slices", "2", "--dry-run", *mine)
+    assert "--config.mesh.data=4" in told.stdout
+    assert "--config.mesh.data=2" not in told.stdout
+    assert "note" not in told.stderr
+
+
 def test_apply_without_options_is_the_file_as_it_stands(fakes):
     options = ["--image", "toolrm-jax:tpu", "--workdir", "gs://bucket/toolrm-14b"]
     assert fakes.run("gke.sh", "apply", *options).returncode == 0
@@ -710,8 +742,8 @@ def test_the_image_is_pinned_not_root_and_without_secrets():
 def test_the_image_installs_an_extra_that_exists_from_files_that_reach_it():
     project = tomllib.loads((tiny.ROOT / "pyproject.toml").read_text())["project"]
     install = next(rest for name, rest in instructions() if "pip install" in rest)
-    assert '".[$PLATFORM]"' in install
-    assert {"tpu", "cuda"} <= project["optional-dependencies"].keys()
+    assert '".[$PLATFORM,gcs]"' in install
+    assert {"tpu", "cuda", "gcs"} <= project["optional-dependencies"].keys()
     kept = {
         line[1:]
         for line in (tiny.ROOT / ".dockerignore").read_text().splitlines()

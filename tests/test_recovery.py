@@ -20,8 +20,10 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny
 from processes import free_port
+from safetensors.numpy import load_file
 
 from toolrm_jax import train as train_module
+from toolrm_jax.convert import to_hf
 from toolrm_jax.interruption import BROKEN_OFF, STOPPED
 from toolrm_jax.metrics_log import MetricsLog
 from toolrm_jax.train import train
@@ -548,3 +550,86 @@ def test_a_full_disk_of_one_process_is_a_failed_save_of_both(toy):
     assert "step 4 could not be saved (process 1: OSError: [Errno 28] No space left" in output
     kept = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     assert kept == ["2", "6", "7"]
+
+
+# --- The end of a run of several processes --------------------------------------------------------
+
+# Process 0 takes longer to export than JAX lets the others wait for its exit.
+SLOW_EXPORT = """
+import time
+import jax
+from toolrm_jax import train
+join, export = jax.distributed.initialize, train._export
+jax.distributed.initialize = lambda **given: join(**given, shutdown_timeout_seconds=2)
+def slow(*given):
+    time.sleep(8)
+    return export(*given)
+train._export = slow
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_wait_for_the_export_of_the_first(toy):
+    """The weights of the export are those of the checkpoint, whichever process held them."""
+    workdir = toy / "slow-export"
+    both = start_two(toy, workdir, SLOW_EXPORT + TOLD, **{"train.steps": 4})
+    outputs = [finish(process) for process in both]
+    assert f"exported to {workdir / 'export'}" in outputs[0]
+    exported = load_file(workdir / "export" / "model.safetensors")
+    done = to_hf(str(workdir), toy / "converted").path
+    for name, tensor in load_file(done / "model.safetensors").items():
+        np.testing.assert_array_equal(exported[name], tensor)
+    alone = tiny.run_config(toy, **RUN | {"train.steps": 4})
+    train(alone, toy / "not-slow")
+    expected = load_file(toy / "not-slow" / "export" / "model.safetensors")
+    assert expected.keys() == exported.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(exported[name], tensor, atol=1e-4)
+
+
+# --- Starting -------------------------------------------------------------------------------------
+
+
+def test_a_workdir_that_the_processes_do_not_share_is_refused(toy):
+    address = f"127.0.0.1:{free_port()}"
+    both = [
+        tiny.start(
+            tiny.command(toy, toy / f"of-{number}", **RUN),
+            1,
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(number),
+        )
+        for number in range(2)
+    ]
+    outputs = [finish(process, code=1, timeout=60) for process in both]
+    assert (
+        f"--workdir={toy / 'of-0'}: what process 0 writes there, the processes [1] do not see"
+        in (outputs[0])
+    )
+    assert "Give a folder of a file system that all machines share" in outputs[1]
+    assert list((toy / "of-0").iterdir()) == []
+
+
+# On a TPU VM of one host, JAX's own service takes the notice, from before there is a step.
+TOLD_AT_START = """
+import os, signal
+from toolrm_jax import train
+opened = train.open_pretrained
+def told(source):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return opened(source)
+train.open_pretrained = told
+"""
+
+
+def test_sigterm_while_one_joined_process_starts_stops_it_after_a_step(toy):
+    process = tiny.start(
+        tiny.command(toy, toy / "early", **RUN),
+        1,
+        TOLD_AT_START + TOLD,
+        JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{free_port()}",
+        JAX_NUM_PROCESSES="1",
+        JAX_PROCESS_ID="0",
+    )
+    assert stopped_at(finish(process, STOPPED)) < STEPS / 2
