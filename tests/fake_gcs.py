@@ -51,7 +51,8 @@ class FakeGcs:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> "FakeGcs":
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        # It looks for its end that often (s).
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -134,6 +135,9 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     store: FakeGcs
     protocol_version = "HTTP/1.1"
+    # An answer is one packet, sent at once: else its body waits 40 ms until its head is confirmed.
+    wbufsize = -1
+    disable_nagle_algorithm = True
 
     def _serve(self) -> None:
         split = urlsplit(self.path)

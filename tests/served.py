@@ -18,6 +18,7 @@ import httpx
 import jax
 import numpy as np
 import tiny
+from processes import without_torch
 
 from toolrm_jax.scorer import Scorer
 
@@ -65,7 +66,8 @@ class Server:
     """A server process; `status` is its exit status once it has ended."""
 
     def __init__(self, model, *options: str, **environment: str):
-        env = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"} | environment
+        env = os.environ | without_torch() | environment
+        env |= {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
         command = ["--model", str(model), "--port", "0", "--dtype", "float32", *options]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "toolrm_jax.serve", *command],

@@ -14,11 +14,12 @@ CONFIG = ["--config", "configs/smollm2_135m.py"]
 
 # Every case in a process of its own, forked after the imports: they take most of the time.
 EACH_CASE = """
-import json, os, runpy, sys
+import gc, json, os, runpy, sys
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 from toolrm_jax import bfcl_pairs, checkpoint, evaluate, metrics_log, pretrained, train_config
 folder, cases = os.environ["CASES_FOLDER"], json.loads(os.environ["CASES"])
+gc.freeze()  # or every process would go through all that was imported when it ends
 children = {}
 for name, (arguments, environment) in cases.items():
     children[name] = os.fork()

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny
 from fake_hub import FakeHub
+from processes import without_torch
 from safetensors.numpy import load_file, save_file
 from tiny_models import random_params
 from tiny_models import tiny as tiny_config
@@ -432,10 +433,9 @@ sys.exit(convert.main(sys.argv[2:]))
 
 def start(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """Runs a program in a process of its own."""
-    given = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tiny.ROOT)} | environment
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
-        env=os.environ | given,
+        env=os.environ | without_torch() | {"JAX_PLATFORMS": "cpu"} | environment,
         capture_output=True,
         text=True,
         timeout=300,

@@ -166,9 +166,16 @@ def test_trl_trains_on_an_export_as_it_is(exported, tmp_path):
     assert np.isfinite(trainer.train().training_loss)
 
 
-# --- the real model -------------------------------------------------------------------------------
+# --- the README -----------------------------------------------------------------------------------
 
 
+def test_the_readmes_snippet_scores_an_export_as_we_do(exported):
+    ours = rewards(open_pretrained(str(exported)))
+    assert np.ptp(ours) > 0.5
+    np.testing.assert_allclose(ours, readme_rewards(exported, PROMPTS), atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
 def test_the_readmes_snippet_scores_the_exported_smollm2_as_we_do(
     bfcl_dir, smollm2_path, tmp_path, single_device
 ):

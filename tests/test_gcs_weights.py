@@ -50,7 +50,11 @@ def load_together(
     started = [
         subprocess.Popen(
             [sys.executable, "-c", LOAD, source, shape, str(output / f"{number}.npz")],
-            env=os.environ | common | {"PROCESS": str(number)} | stores[number].environment,
+            env=os.environ
+            | without_torch()
+            | common
+            | {"PROCESS": str(number)}
+            | stores[number].environment,
             cwd=tiny.ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

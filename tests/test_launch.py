@@ -692,6 +692,7 @@ sys.exit(max(process.wait() for process in started))
 """
 
 
+@pytest.mark.slow
 def test_two_tasks_of_a_slurm_job_train_together(fakes, tmp_path):
     """The script's own run, with a srun that starts both tasks here."""
     tiny.write_model(tmp_path / "model")

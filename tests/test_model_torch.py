@@ -286,6 +286,7 @@ def real_pairs(folder, renderer: Renderer, count: int) -> list[TokenizedPrompt]:
     return sorted(pairs, key=lambda pair: pair.tokens)[:count]  # the shorter ones, for time
 
 
+@pytest.mark.slow
 def test_smollm2_equals_transformers_on_real_pairs(bfcl_dir, smollm2_path, tmp_path, single_device):
     """The whole model from its GGUF file, a fixed random head, eight pairs; through our export."""
     from transformers import AutoModelForSequenceClassification

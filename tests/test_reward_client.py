@@ -78,7 +78,7 @@ def refused(status, reason, **headers):
 @contextlib.contextmanager
 def serving(*plan, **options):
     server = Server(plan, **options)
-    thread = threading.Thread(target=server.http.serve_forever)
+    thread = threading.Thread(target=server.http.serve_forever, args=(0.02,))
     thread.start()
     try:
         yield server

@@ -22,6 +22,7 @@ import zstandard
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
+from processes import without_torch
 
 from toolrm_jax import score
 from toolrm_jax.checkpoint_files import LISTING, describe, files_below, listing
@@ -84,7 +85,7 @@ def start(arguments, program: str = "") -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, *call, *arguments],
         cwd=tiny.ROOT,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
+        env=os.environ | without_torch() | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

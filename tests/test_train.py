@@ -409,7 +409,8 @@ def test_margins_and_first_layers_alone(toy, tmp_path):
 
 
 def test_a_trace_of_the_steps_asked_for(toy, tmp_path):
-    shared = {"train.steps": 3, "train.export": False, "train.checkpoint_every": 3}
+    # All steps of the runs above, so that nothing is compiled anew.
+    shared = {"train.steps": STEPS, "train.export": False, "train.checkpoint_every": STEPS}
     train(tiny.run_config(toy, **shared, profile_steps=(1, 1)), tmp_path / "run")
     (trace,) = (tmp_path / "run" / "profile").glob("plugins/profile/*/*.xplane.pb")
     assert b"step_num" in trace.read_bytes()

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from processes import without_torch
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
@@ -246,7 +247,8 @@ def start(
 ) -> subprocess.Popen:
     """Starts `python -m toolrm_jax.train` (or a program that calls it) as a process of its own."""
     call = ["-c", program] if program else ["-m", "toolrm_jax.train"]
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"} | environment
+    env = os.environ | without_torch() | environment
+    env |= {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         [sys.executable, *call, *arguments],
         cwd=ROOT,

@@ -1,0 +1,5 @@
+"""Read by Python when it starts: there is no torch."""
+
+import sys
+
+sys.modules["torch"] = None
