@@ -1,0 +1,1 @@
+"""Preference pairs at scale: sources, obfuscation, answers, judging, selection, output."""
