@@ -204,7 +204,7 @@ class _Dialogue:
         service = self._service(frame)
         state = self.states.get(frame["service"], {})
         intent = state.get("active_intent")
-        if intent not in service.intents:
+        if not isinstance(intent, str) or intent not in service.intents:
             return False
         known = field(state, "slot_values", dict)
         missing = {slot for slot in service.required(intent) if slot not in known}
