@@ -19,7 +19,7 @@ def rain(**changes) -> Example:
     tools = [
         {
             "name": "get_rain",
-            "description": "Rain by city. Use get_rain, not 'search'; give `city`. A city is a place.",
+            "description": "Rain by city. Use get_rain, not 'search'; give `city`. A city, in short.",
             "parameters": {
                 "type": "object",
                 "properties": {
@@ -127,7 +127,7 @@ def test_a_rate_per_source_and_a_default():
 
     assert (share("t/all"), share("other")) == (1.0, 0.0)
     assert share("t/x") == pytest.approx(0.25, abs=0.08)
-    with pytest.raises(InputError, match="'t' is 1.5"):
+    with pytest.raises(InputError, match=r"'t' is 1\.5"):
         Obfuscation(rates={"t": 1.5})
 
 

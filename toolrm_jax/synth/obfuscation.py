@@ -1,6 +1,6 @@
 """Names of functions and parameters as random strings, so that none can be known by heart.
 
-    get_rain(city, unit)  "Use get_rain if ..."   ->   k7_QmZ2a(Bx3tq9, vN0_h)  "Use k7_QmZ2a if ..."
+    get_rain(city, unit)  "Use get_rain if ..."   ->   k7_QmZ2(Bx3tq9, vN0_h)  "Use k7_QmZ2 if ..."
 
 As in ToolRM's data (arXiv:2509.11963): names are replaced, the tools and the keys of their schemas
 shuffled, alike in the tools, in calls earlier in the conversation, in the reference and in gold.
