@@ -81,7 +81,7 @@ def test_names_in_text_follow_the_rule():
     tool = next(tool for tool in example.tools if tool["name"] == rained)
     # In quotes and backticks any name goes; "search" is a value of an enum as well, so it stays.
     assert tool["description"] == (
-        f"Rain by city. Use {rained}, not 'search'; give `{city}`. A city is a place."
+        f"Rain by city. Use {rained}, not 'search'; give `{city}`. A city, in short."
     )
     assert tool["parameters"]["properties"][city]["description"] == f"The '{city}' of {rained}"
     assert example.messages[3]["content"] == "Again, with `search` maybe."
@@ -219,9 +219,7 @@ def answers(example):
 @given(tasks(), st.integers(0, 9))
 def test_obfuscate_then_reveal_is_the_identity(example, seed):
     obfuscated, names = obfuscate(example, random.Random(seed))
-    back = reveal(obfuscated, names)
-    assert back == example
-    assert json.dumps(back.gold) == json.dumps(example.gold)
+    assert reveal(obfuscated, names) == example
     new = set(names.functions.values()) | set(names.parameters.values())
     assert len(new) == len(names.functions) + len(names.parameters)
 

@@ -128,7 +128,7 @@ def obfuscate(example: Example, rng: random.Random) -> tuple[Example, Names | No
 
 
 def reveal(example: Example, names: Names) -> Example:
-    """The example that `obfuscate` was given; the order of keys within its schemas may differ."""
+    """The example that `obfuscate` was given; the order of keys in schemas and calls may differ."""
     back = names.reversed()
     words = {**back.parameters, **back.functions}
     pattern = _whole_words(words)

@@ -112,7 +112,7 @@ class _Service:
         """A slot's value as its schema has it; what does not read so stays as it is."""
         kind = self._schema(slot)["type"]
         if kind == "boolean":
-            return _TRUTHS.get(text, text)
+            return _TRUTHS.get(text, text) if isinstance(text, str) else text
         return int(text) if kind == "integer" and _is_number(text) else text
 
 
