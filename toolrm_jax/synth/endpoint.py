@@ -92,6 +92,7 @@ class Endpoint:
         self._under_way: dict[str, asyncio.Lock] = {}
         self._not_before = 0.0
         self._unanswered = 0
+        self._end: str | None = None
         self._requests, self._tokens = cache.spent(settings.model)
 
     async def close(self) -> None:
@@ -158,12 +159,19 @@ class Endpoint:
     def _no_answer(self, fault: _Fault, sample: int) -> Outcome:
         self._unanswered += 1
         if self._unanswered >= self.settings.give_up_after:
-            raise EndpointError(
-                f"{self._name()}: {self._unanswered} questions in a row got no answer in "
-                f"{self.settings.tries} tries each, the last for: {fault.name}. Is the server up, "
-                "and large enough for the concurrency? Run again to go on from here."
+            raise self._ended(
+                f"{self._unanswered} questions in a row got no answer in {self.settings.tries} "
+                f"tries each, the last for: {fault.name}. Is the server up, and large enough for "
+                "the concurrency? Run again to go on from here."
             )
         return Outcome(sample, None, "no answer", f"{self.settings.tries} tries; {fault.name}")
+
+    def _ended(self, why: str) -> EndpointError:
+        """The error that ends the run; every question after it meets the same one."""
+        if self._end is None:
+            name = f"The endpoint of {self.settings.model!r} at {self.settings.url}"
+            self._end = f"{name}: {why}"
+        return EndpointError(self._end)
 
     # One question ---------------------------------------------------------------------------------
 
@@ -171,6 +179,8 @@ class Endpoint:
         """An entry for the cache; after the last try its fault is raised."""
         for attempt in range(1, self.settings.tries + 1):
             await self._wait_turn()
+            if self._end is not None:
+                raise EndpointError(self._end)
             self.counts["asked"] += 1
             try:
                 return await self._try(body)
@@ -215,16 +225,12 @@ class Endpoint:
         said = " ".join(text.split())[:_LONGEST_REASON]
         if reply.status_code in _REFUSED:
             raise _Refused(f"status {reply.status_code}: {said}")
-        raise EndpointError(
-            f"{self._name()} answered {reply.status_code}: {said}. {self._remedy(reply.status_code)}"
-        )
+        remedy = self._remedy(reply.status_code)
+        raise self._ended(f"it answered {reply.status_code}: {said}. {remedy}")
 
     def _redacted(self, text: str) -> str:
         # Some servers repeat the key in their errors.
         return text.replace(self._secret, "[key]") if self._secret else text
-
-    def _name(self) -> str:
-        return f"The endpoint of {self.settings.model!r} at {self.settings.url}"
 
     def _remedy(self, status: int) -> str:
         if status in (401, 403):
