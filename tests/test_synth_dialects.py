@@ -82,7 +82,7 @@ def test_two_calls(dialect):
         f"<tool_call>{JSON_F}",
         f"<tool_call>{JSON_F}</tool_call> Done.",
         f"```json\n{JSON_F}\n``` That is it.",
-        f"```json\n{JSON_F}\n```\n```\nprint()\n```",
+        f"```json\n{JSON_F}\n```\n```\nx = 1\n```",
         '```json\n{"x": 1}\n```',
         "[TOOL_CALLS]f{}",
         f"[TOOL_CALLS] [{JSON_F}] Done.",

@@ -16,7 +16,7 @@ from faulty_server import NAMES, completion, faulty_server
 from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Example
 from toolrm_jax.synth.answer import to_row
-from toolrm_jax.synth.endpoint import EndpointError
+from toolrm_jax.synth.endpoint_settings import EndpointError
 from toolrm_jax.synth.generators import Pool
 
 FAULTS = list(NAMES)

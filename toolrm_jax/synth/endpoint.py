@@ -8,7 +8,7 @@
                                         questions to this server back, else doubling, with jitter
     time-out, lost connection           the same; so are broken or truncated JSON, another content
                                         type, and JSON that is no completion
-    401, 403, 404, anything else        EndpointError at once: asking on would not help
+    401, 403, 404, anything else        the end: asking on would not help
 
 Every fault is counted by its name, and every question ends in one Outcome. A question that all
 tries left unanswered is none of the cache's: the next run asks it again. One that was under way
@@ -29,19 +29,14 @@ from typing import Any
 
 import httpx
 
-from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Example, Response
 from toolrm_jax.synth.answer_cache import AnswerCache, key
 from toolrm_jax.synth.chat_request import read_message, request_body
-from toolrm_jax.synth.endpoint_settings import EndpointSettings
+from toolrm_jax.synth.endpoint_settings import EndpointError, EndpointSettings
 
 _REFUSED = (400, 413, 422)
 _AGAIN = (408, 409, 425, 429)
 _LONGEST_REASON = 300
-
-
-class EndpointError(InputError):
-    """A server that cannot be used; what it has answered is in the cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Outcome:
 
     sample: int
     response: Response | None
-    reason: str = ""  # "refused", "no answer", "over budget", "cut off"
+    reason: str = ""  # "refused", "no answer", "over budget", "cut off", "ended"
     detail: str = ""
 
 
@@ -72,8 +67,8 @@ class Endpoint:
     `counts` holds "asked" (requests sent), "fault: ..." (tries that failed), "from cache",
     "answers", and the reasons of the questions without one.
 
-    Raises:
-      EndpointError: see the module's list, or `give_up_after` questions in a row got no answer.
+    After the end (see the module's list, or `give_up_after` questions in a row without an answer)
+    nothing more is asked.
     """
 
     def __init__(self, settings: EndpointSettings, cache: AnswerCache, *, seed: int):
@@ -103,10 +98,17 @@ class Endpoint:
         """The outcome of every sample, in their order."""
         async with asyncio.TaskGroup() as group:
             numbers = range(self.settings.samples)
-            tasks = [group.create_task(self._outcome(example, sample)) for sample in numbers]
+            tasks = [group.create_task(self._one(example, sample)) for sample in numbers]
         outcomes = [task.result() for task in tasks]
         self.counts.update(outcome.reason or "answers" for outcome in outcomes)
         return outcomes
+
+    async def _one(self, example: Example, sample: int) -> Outcome:
+        try:
+            return await self._outcome(example, sample)
+        except EndpointError as error:
+            # Handed over, not raised: many questions meet it, and the first in order is to tell.
+            return Outcome(sample, None, "ended", str(error))
 
     async def _outcome(self, example: Example, sample: int) -> Outcome:
         body = request_body(example, self.settings, sample, self._seed)
