@@ -114,7 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "reset":
             linger = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.rfile.close()  # it keeps the socket open
             self.connection.close()
+            self.close_connection = True
         else:
             time.sleep(self.server.delay)
             with self.server.lock:
