@@ -1,1 +1,1 @@
-"""Preference pairs at scale: sources, obfuscation, answers, judging, selection, output."""
+"""Preference pairs from public data and a pool of models: python -m toolrm_jax.synth."""
