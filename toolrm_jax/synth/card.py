@@ -1,10 +1,10 @@
 """The data card: what the data set holds and how it was made, as Markdown, JSON and plots.
 
-    README.md     opens with the header by which `datasets.load_dataset` finds the Parquet files
-    card.json     the same counts, complete
-    plots/        mix.png (pairs by error type and turn type), lengths.png, length_signal.png
+README.md     opens with the header by which `datasets.load_dataset` finds the Parquet files
+card.json     the same counts, complete
+plots/        mix.png (pairs by error type and turn type), lengths.png, length_signal.png
 
-    write_card(folder, card, contents.lengths)
+write_card(folder, card, contents.lengths)
 """
 
 import importlib.metadata

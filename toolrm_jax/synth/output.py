@@ -212,7 +212,10 @@ def assistant_turn(response: Response) -> Message:
     """A response as a message whose text holds its calls."""
     if isinstance(response, dict):
         return _plain_message({"role": "assistant", **response})
-    return {"role": "assistant", "content": response if isinstance(response, str) else _text(response)}
+    return {
+        "role": "assistant",
+        "content": response if isinstance(response, str) else _text(response),
+    }
 
 
 def _plain_message(message: Message) -> Message:

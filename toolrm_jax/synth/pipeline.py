@@ -1,14 +1,14 @@
 """The stages of a synthesis, in order; each reads what the one before it wrote.
 
-    1-examples    sources, read and checked
-    2-obfuscated  without what an evaluation set holds and near-duplicates; names replaced
-    3-answers     of endpoints, replayed files and corruptions: {"id", "answers"}, row for row as 2
-    4-judged      against the gold: {"id", "turn", "gold", "right", "wrong"}, row for row as 2
-    5-pairs       the rows that were selected, in the loader's form
-    dataset       ArrayRecord, Parquet and the data card
+1-examples    sources, read and checked
+2-obfuscated  without what an evaluation set holds and near-duplicates; names replaced
+3-answers     of endpoints, replayed files and corruptions: {"id", "answers"}, row for row as 2
+4-judged      against the gold: {"id", "turn", "gold", "right", "wrong"}, row for row as 2
+5-pairs       the rows that were selected, in the loader's form
+dataset       ArrayRecord, Parquet and the data card
 
-    pipeline = Pipeline(config, workdir)
-    pipeline.run(("examples", "obfuscated"))
+pipeline = Pipeline(config, workdir)
+pipeline.run(("examples", "obfuscated"))
 """
 
 import collections
@@ -82,7 +82,9 @@ def source_digest(source: Source) -> str:
         files = sorted(file for file in path.rglob("*") if file.is_file())
         parts = [f"{file.relative_to(path)} {file_digest(file)}" for file in files]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    where = {name: source["options"][name] for name in ("split", "subset") & source["options"].keys()}
+    where = {
+        name: source["options"][name] for name in ("split", "subset") & source["options"].keys()
+    }
     return open_rows(source["path"], **where).digest()
 
 
@@ -360,7 +362,10 @@ class Pipeline:
     def _sources(self) -> dict[str, Source]:
         found = source_list(self.config, "sources")
         names = [re.sub(r"[^\w.-]+", "-", source["name"]) for source in found]
-        return {f"{i:02}-{name}": source for i, (name, source) in enumerate(zip(names, found, strict=True))}
+        return {
+            f"{i:02}-{name}": source
+            for i, (name, source) in enumerate(zip(names, found, strict=True))
+        }
 
     @functools.cached_property
     def _source_digests(self) -> list[str]:
@@ -473,7 +478,9 @@ class Pipeline:
             print(f"dataset: complete already, {self.output}", flush=True)
             return
         with new_folder(
-            self.output, is_ours=lambda folder: (folder / output.MARKER).exists(), last=output.MARKER
+            self.output,
+            is_ours=lambda folder: (folder / output.MARKER).exists(),
+            last=output.MARKER,
         ) as folder:
             self._write_dataset(folder, pairs, made_of)
         print(f"dataset: {self.output}", flush=True)

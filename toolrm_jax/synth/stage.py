@@ -76,7 +76,6 @@ class Tally:
         self.rejected[reason] += 1
         self._rejects.write({"reason": reason, "detail": detail[:2000], "at": at, **more})
 
-
     def leave_out(self, reason: str, detail: str = "", **more: Any) -> None:
         """Lists something that is sound but not wanted; it counts as no fault of the input."""
         self.counts[f"left out: {reason}"] += 1
