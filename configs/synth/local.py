@@ -27,6 +27,10 @@ def get_config(data: str = "") -> ConfigDict:
         {"name": _name(file), "format": _format(file), "path": str(file)}
         for file in files.get("eval", ())
     )
+    config.answers.pool = (
+        {"kind": "corruption"},
+        *({"kind": "replay", "path": str(file)} for file in files.get("replay", ())),
+    )
     config.selection.quotas = ConfigDict({"single": 85_000, "multi": 85_000, "irrelevance": 10_000})
     return config
 

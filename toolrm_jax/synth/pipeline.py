@@ -15,6 +15,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -27,15 +28,16 @@ import zstandard
 from etils import epath
 from ml_collections import ConfigDict
 
-from toolrm_jax.corruptions import corrupt
-from toolrm_jax.examples import Example
+from toolrm_jax.examples import Example, Response
 from toolrm_jax.output_folder import new_folder
 from toolrm_jax.paths import as_path, is_remote
 from toolrm_jax.row_source import file_digest, open_rows
 from toolrm_jax.splits import digest
 from toolrm_jax.synth import card, output, overlap, selection
 from toolrm_jax.synth.answer import Answer, from_row, to_row
+from toolrm_jax.synth.generators import Pool
 from toolrm_jax.synth.judging import judge_answers
+from toolrm_jax.synth.obfuscation import Names, Obfuscation
 from toolrm_jax.synth.source import Reject
 from toolrm_jax.synth.sources import open_source
 from toolrm_jax.synth.stage import (
@@ -167,10 +169,12 @@ class _Thin:
         return sets.overlap(example, overlap.minima_of(request))
 
     def _obfuscated(self, row: Row, example: Example, tally: Tally) -> Row:
-        rate = self.rates[row["from"]]
-        if rate and _share(self.seed, "obfuscate", example.id) < rate:
-            tally.count("obfuscated")
-        return row
+        hide = Obfuscation(seed=self.seed, default=self.rates[row["from"]])
+        hidden, names = hide(example)
+        if names is None:
+            return row
+        tally.count("obfuscated")
+        return example_row(hidden) | {"from": row["from"], "names": names.to_json()}
 
 
 def _read_plan(folder: Path) -> dict[str, list[str | None]]:
@@ -192,7 +196,7 @@ def _sketches(shard: Path, seed: int) -> tuple[overlap.Sketches, list[str]]:
 
 
 def _plan_thinning(
-    folder: Path, examples: Summary, similarity: float, seed: int, near: bool, workers: int
+    folder: Path, _: Tally, examples: Summary, similarity: float, seed: int, near: bool, workers: int
 ) -> dict[str, Any]:
     """Finds what repeats an earlier example: by shard, a list of ids, or None where it does not."""
     sketch = functools.partial(_sketches, seed=seed)
@@ -222,20 +226,97 @@ def _write_bytes(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
+class _OpenPool:
+    """A pool that stays open for all units of a process, and tells each what it counted."""
+
+    def __init__(self, pool: str, seed: int, cache: str, permissive_only: bool, tally: Tally):
+        self.tally, self.names = tally, dict[str, Names]()
+        self.pool = Pool(
+            json.loads(pool),
+            seed=seed,
+            cache=cache,
+            permissive_only=permissive_only,
+            translate=self._translate,
+            reject=lambda reason, detail, at: self.tally.reject(reason, detail, at),
+        )
+
+    def _translate(self, example: Example, response: Response) -> Response:
+        names = self.names.get(example.id)
+        return names.hide(response) if names and isinstance(response, list) else response
+
+    def answers(self, rows: Sequence[Row], tally: Tally) -> Iterator[Answer]:
+        """The answers to the examples of these rows, in their order."""
+        self.tally, before = tally, self.pool.counts()
+        self.names = {r["id"]: Names.from_json(r["names"]) for r in rows if "names" in r}
+        yield from self.pool.answers(map(example_of, rows))
+        for what, number in self.pool.counts().items():
+            if number > before.get(what, 0):
+                tally.count(what, number - before.get(what, 0))
+
+
+_open_pools: dict[tuple[Any, ...], _OpenPool] = {}
+
+
 @dataclasses.dataclass(frozen=True)
 class _Answer:
     """Stage 3: a unit is a shard of examples."""
 
+    pool: str  # the members, as JSON
     seed: int
+    cache: str
+    permissive_only: bool
+
+    def opened(self, tally: Tally) -> _OpenPool:
+        """This process's pool; what it rejects while it opens goes to the tally."""
+        key = dataclasses.astuple(self)
+        if key not in _open_pools:
+            while _open_pools:  # of another config, in one process
+                _open_pools.popitem()[1].pool.close()
+            _open_pools[key] = _OpenPool(*key, tally)
+        return _open_pools[key]
+
+    def plan(self, _: Path, tally: Tally) -> dict[str, Any]:
+        """Opens the pool once, for what it rejects and counts as it does."""
+        self.close()
+        for what, number in self.opened(tally).pool.counts().items():
+            tally.count(what, number)
+        return {}
+
+    def close(self) -> None:
+        """Closes this process's pool."""
+        opened = _open_pools.pop(dataclasses.astuple(self), None)
+        if opened is not None:
+            opened.pool.close()
 
     def __call__(self, unit: Unit, tally: Tally) -> Iterator[Row]:
-        for row in read_shard(unit.inputs[0]):
-            example = example_of(row)
-            answers = [
-                to_row(Answer(example.id, "corruption", "", True, w.response, kind=w.kind))
-                for w in corrupt(example, seed=self.seed)
-            ]
-            yield {"id": example.id, "answers": answers}
+        rows = list(read_shard(unit.inputs[0]))
+        opened = self.opened(_Silent())
+        stream = opened.answers(rows, tally)
+        groups = itertools.groupby(stream, key=lambda answer: answer.example_id)
+        following = next(groups, None)
+        for row in rows:
+            given: list[Row] = []
+            if following is not None and following[0] == row["id"]:
+                given = [_without_id(answer) for answer in following[1]]
+                following = next(groups, None)
+            yield {"id": row["id"], "answers": given}
+        assert following is None, following
+
+
+class _Silent(Tally):
+    """What a worker's pool rejects as it opens was told by the plan already."""
+
+    def __init__(self) -> None:
+        self.counts, self.rejected = collections.Counter(), collections.Counter()
+
+    def reject(self, reason: str, detail: str = "", at: str = "", **more: Any) -> None:
+        """Nothing."""
+
+
+def _without_id(answer: Answer) -> Row:
+    row = to_row(answer)
+    del row["example_id"]
+    return row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,7 +362,7 @@ class _Pair:
 
 
 def _plan_selection(
-    folder: Path, judged: Summary, settings: selection.SelectionSettings, workers: int
+    folder: Path, _: Tally, judged: Summary, settings: selection.SelectionSettings, workers: int
 ) -> dict[str, Any]:
     """Chooses among all candidates; leaves what was chosen beside each shard's rows."""
     read = functools.partial(_candidates, seed=settings.seed)
@@ -311,6 +392,30 @@ def _units(*summaries: Summary) -> list[Unit]:
 
 
 # The pipeline ------------------------------------------------------------------------------------
+
+
+# How a member is reached; nothing that it answers depends on it.
+_HOW = (
+    "url",
+    "key_variable",
+    "concurrency",
+    "timeout",
+    "tries",
+    "first_pause",
+    "longest_pause",
+    "give_up_after",
+    "budget_requests",
+    "budget_tokens",
+    "retry_refused",
+)
+
+
+def _said_of(entry: Row) -> Row:
+    """What a pool member's answers depend on; of a file, its content."""
+    kept = {name: value for name, value in entry.items() if name not in _HOW}
+    if "path" in kept:
+        kept["path"] = open_rows(kept["path"]).digest()
+    return kept
 
 
 class Pipeline:
@@ -428,11 +533,29 @@ class Pipeline:
     # 3 ---------------------------------------------------------------------------------------
 
     def _stage_answers(self) -> Stage:
-        settings = {"seed": self.seed, "answers": self.config.answers.to_dict()}
+        settings = {
+            "seed": self.seed,
+            "pool": [_said_of(dict(entry)) for entry in self.config.answers.pool],
+            "permissive_only": self.config.answers.permissive_only,
+        }
         return Stage(self.workdir, 3, "answers", settings, [self._summary("obfuscated")])
 
     def _run_answers(self) -> None:
-        self._run("answers", _units(self._summary("obfuscated")), _Answer(self.seed))
+        options = self.config.answers
+        work = _Answer(
+            json.dumps([dict(entry) for entry in options.pool]),
+            self.seed,
+            options.cache or str(self.workdir / "answers.sqlite"),
+            options.permissive_only,
+        )
+        # Endpoints are asked by one process: budgets and concurrency are of the whole run.
+        asks = any(entry["kind"] == "endpoint" for entry in options.pool)
+        workers = 0 if asks else self.workers
+        try:
+            units = _units(self._summary("obfuscated"))
+            self._run("answers", units, work, plan=work.plan, workers=workers)
+        finally:
+            work.close()
 
     # 4 ---------------------------------------------------------------------------------------
 

@@ -83,6 +83,7 @@ class Tally:
 
 
 Work = Callable[[Unit, Tally], Iterator[Row]]
+Plan = Callable[[Path, Tally], Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,14 +208,20 @@ def _do_unit(folder: Path, unit: Unit, *, work: Work, shard_rows: int) -> dict[s
         for writer in writers:
             writer.discard()
         raise
-    about = {
+    about = _about_unit(shards, rejects, tally)
+    write_text(_marker(folder, unit.name), json.dumps(about))
+    return about
+
+
+def _about_unit(
+    shards: list[dict[str, Any]], rejects: ShardWriter, tally: Tally
+) -> dict[str, Any]:
+    return {
         "shards": shards,
         "rejects": rejects.about(),
         "counts": dict(tally.counts),
         "rejected": dict(tally.rejected),
     }
-    write_text(_marker(folder, unit.name), json.dumps(about))
-    return about
 
 
 def _write_rows(
@@ -330,12 +337,12 @@ class Stage:
         *,
         workers: int = 0,
         shard_rows: int = 0,
-        plan: Callable[[Path], Mapping[str, Any]] | None = None,
+        plan: Plan | None = None,
     ) -> Summary:
         """Does the units that are not done yet, in so many processes (0: in this one).
 
-        `plan(folder)` is for what has to be known of all rows before the first unit: it leaves files
-        in the folder, and gives what the summary is to hold beside the counts.
+        `plan(folder, tally)` is for what has to be known of all rows before the first unit: it leaves
+        files in the folder, and gives what the summary is to hold beside the counts.
         """
         done = self.finished()
         if done is not None:
@@ -344,9 +351,9 @@ class Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
             self._begin()
-            planned = plan(self.folder) if plan else {}
+            planned, about = self._planned(plan)
             found = self._unit_results(units, work, workers, shard_rows)
-            return self._finish(units, found, planned)
+            return self._finish([about, *(found[unit.name] for unit in units)], planned)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -374,6 +381,18 @@ class Stage:
             if not same or file.name.endswith(".partial"):
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
         write_text(settings, json.dumps(self.about, indent=1) + "\n")
+
+    def _planned(self, plan: Plan | None) -> tuple[Mapping[str, Any], dict[str, Any]]:
+        """(what the plan gave, its counts and rejects as of a unit without rows)."""
+        rejects = ShardWriter(self.folder / "plan.rejects.jsonl.zst")
+        tally = Tally(rejects)
+        try:
+            given = plan(self.folder, tally) if plan else {}
+            rejects.close()
+        except BaseException:
+            rejects.discard()
+            raise
+        return given, _about_unit([], rejects, tally)
 
     def _unit_results(
         self, units: Sequence[Unit], work: Work, workers: int, shard_rows: int
@@ -405,20 +424,15 @@ class Stage:
         for index, made in in_processes(do, units, workers):
             yield units[index].name, made
 
-    def _finish(
-        self,
-        units: Sequence[Unit],
-        found: Mapping[str, dict[str, Any]],
-        more: Mapping[str, Any],
-    ) -> Summary:
+    def _finish(self, done: Sequence[dict[str, Any]], more: Mapping[str, Any]) -> Summary:
         """Joins rejects and counts in the order of the units; the summary comes last."""
         counts: collections.Counter[str] = collections.Counter()
         rejected: collections.Counter[str] = collections.Counter()
-        shards = [shard for unit in units for shard in found[unit.name]["shards"]]
-        for unit in units:
-            counts.update(found[unit.name]["counts"])
-            rejected.update(found[unit.name]["rejected"])
-        self._join_rejects([found[unit.name]["rejects"]["name"] for unit in units])
+        shards = [shard for about in done for shard in about["shards"]]
+        for about in done:
+            counts.update(about["counts"])
+            rejected.update(about["rejected"])
+        self._join_rejects([about["rejects"]["name"] for about in done])
         hashes = "\n".join(shard["sha256"] for shard in shards)
         content = {
             "digest": self.digest,

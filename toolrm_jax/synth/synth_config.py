@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from toolrm_jax.errors import InputError
+from toolrm_jax.synth.generators import member_settings
 from toolrm_jax.synth.selection import PAPER_QUOTAS, SelectionSettings
 
 STAGES = ("examples", "obfuscated", "answers", "judged", "pairs", "dataset")
@@ -43,11 +44,9 @@ def synth_config() -> ConfigDict:
     config.overlap.drop_shared_tools = False  # also what shares no more than a tool's name
 
     config.answers = ConfigDict()
-    config.answers.corruptions = True  # wrong answers made from right ones
-    # Answers that someone has: {"path", "format", ...}; see synth/replay.py.
-    config.answers.replay = ()
-    # Models behind OpenAI-compatible servers; see synth/endpoint_settings.py.
-    config.answers.endpoints = ()
+    # Who answers, as in synth/generators.py: {"kind": "corruption"}, {"kind": "replay", "path"} (see
+    # synth/replay.py), {"kind": "endpoint", "model", "license", "url"} (see endpoint_settings.py).
+    config.answers.pool = ({"kind": "corruption"},)
     config.answers.permissive_only = True  # leave out models without a permissive licence
     config.answers.cache = ""  # of endpoints' answers; "": WORKDIR/answers.sqlite
 
@@ -136,4 +135,8 @@ def check(config: ConfigDict) -> None:
             "config.sources is empty: a config names at least one, as configs/synth/local.py does."
         )
     source_list(config, "overlap.evaluation")
+    if not config.answers.pool:
+        raise SynthError("config.answers.pool is empty: name at least {'kind': 'corruption'}.")
+    for entry in config.answers.pool:
+        member_settings(entry)
     selection_settings(config)
