@@ -196,7 +196,13 @@ def _sketches(shard: Path, seed: int) -> tuple[overlap.Sketches, list[str]]:
 
 
 def _plan_thinning(
-    folder: Path, _: Tally, examples: Summary, similarity: float, seed: int, near: bool, workers: int
+    folder: Path,
+    _: Tally,
+    examples: Summary,
+    similarity: float,
+    seed: int,
+    near: bool,
+    workers: int,
 ) -> dict[str, Any]:
     """Finds what repeats an earlier example: by shard, a list of ids, or None where it does not."""
     sketch = functools.partial(_sketches, seed=seed)

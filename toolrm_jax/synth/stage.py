@@ -213,9 +213,7 @@ def _do_unit(folder: Path, unit: Unit, *, work: Work, shard_rows: int) -> dict[s
     return about
 
 
-def _about_unit(
-    shards: list[dict[str, Any]], rejects: ShardWriter, tally: Tally
-) -> dict[str, Any]:
+def _about_unit(shards: list[dict[str, Any]], rejects: ShardWriter, tally: Tally) -> dict[str, Any]:
     return {
         "shards": shards,
         "rejects": rejects.about(),
