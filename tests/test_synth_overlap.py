@@ -1,5 +1,6 @@
 """Near-duplicates, and what an evaluation set holds too."""
 
+import itertools
 import random
 
 import numpy as np
@@ -62,7 +63,7 @@ def test_a_sketch_estimates_how_alike_two_requests_are():
         shared = [f"w{rng.random()}" for _ in range(round(1000 * overlap))]
         mine, other = ([f"{side}{i}" for i in range(1000 - len(shared))] for side in "ab")
         a, b = shared + mine, shared + other
-        pairs = [set(r) | set(map(" ".join, zip(r, r[1:], strict=False))) for r in (a, b)]
+        pairs = [set(r) | set(map(" ".join, itertools.pairwise(r))) for r in (a, b)]
         true = len(pairs[0] & pairs[1]) / len(pairs[0] | pairs[1])
         assert (minima_of(a) == minima_of(b)).mean() == pytest.approx(true, abs=0.2)
 

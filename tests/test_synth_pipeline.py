@@ -150,7 +150,7 @@ def _next_stage(run: Path, attempt: int):
         return lambda: False
     at = run / stages[attempt // 2]
     wanted = "settings.json" if attempt % 2 == 0 else "*0*.jsonl.zst"
-    return lambda: at.name == "dataset.partial" and at.exists() or any(at.glob(wanted))
+    return lambda: (at.name == "dataset.partial" and at.exists()) or any(at.glob(wanted))
 
 
 def broken_rows() -> list:
@@ -201,7 +201,7 @@ def test_too_many_rejects_fail_at_the_end_and_keep_what_is_sound(tmp_path):
 
 def test_what_an_evaluation_set_holds_is_left_out_and_listed(tmp_path):
     source = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(60)])
-    held = write_rows(tmp_path / "eval.jsonl.gz", [row(n) for n in range(0, 30)])
+    held = write_rows(tmp_path / "eval.jsonl.gz", [row(n) for n in range(30)])
     evaluation = ({"name": "held", "format": "normalised", "path": str(held)},)
     settings = config(source, **{"overlap.evaluation": evaluation})
     Pipeline(settings, tmp_path / "run").run(("examples", "obfuscated"))

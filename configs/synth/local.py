@@ -2,9 +2,9 @@
 
     python -m toolrm_jax.synth --config configs/synth/local.py:DATA --workdir runs/synth
 
-DATA is a folder with train/*.jsonl.gz (examples: docs/synth.md, "normalised") and, if there are such,
-replay/*.jsonl.gz (the same with what models answered) and eval/*.jsonl.gz (what training must not
-hold). On 2 cores, 58,000 examples give over 100,000 pairs in minutes: docs/synth.md.
+DATA is a folder with train/*.jsonl.gz (examples: docs/synth.md, "normalised") and, if there are
+such, replay/*.jsonl.gz (the same with what models answered) and eval/*.jsonl.gz (what training must
+not hold).
 """
 
 from pathlib import Path

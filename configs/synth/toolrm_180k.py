@@ -1,18 +1,19 @@
-"""The paper's training set (arXiv:2509.11963): 85K single-turn, 85K multi-turn, 10K irrelevance pairs.
+"""The paper's training set (arXiv:2509.11963): 85K single-turn, 85K multi-turn, 10K irrelevance.
 
     python -m toolrm_jax.synth --config configs/synth/toolrm_180k.py --workdir runs/toolrm_180k
 
-Sources and models are those that the paper names, by hub id, with the licences that their pages gave
-when this was written: check them. The endpoints are yours: serve each model (vLLM, SGLang, llama.cpp,
-Ollama or hosted) and put its address under "url"; a model that you do not serve, leave out. This was
-never run as it stands: it needs the hub and eleven models. `configs/synth/local.py` needs neither.
+The sources are the paper's, by hub id. The models are eleven of its kind (open weights, 0.5B to 32B,
+permissive licences), not its own list. Licences are written from memory: check each page. The
+endpoints are yours: serve each model (vLLM, SGLang, llama.cpp, Ollama or hosted) and put its address
+under "url"; a model that you do not serve, leave out. This was never run as it stands: it needs the
+hub and eleven models. `configs/synth/local.py` needs neither.
 """
 
 from ml_collections import ConfigDict
 
 from toolrm_jax.synth.synth_config import synth_config
 
-# (hub id, licence). Sizes 0.5B to 32B, permissive licences only, as in the paper.
+# (hub id, licence).
 MODELS = (
     ("Qwen/Qwen2.5-0.5B-Instruct", "apache-2.0"),
     ("Qwen/Qwen2.5-1.5B-Instruct", "apache-2.0"),

@@ -100,8 +100,8 @@ def markdown(card: Card) -> str:
     parts = [
         _HEADER,
         f"# {card['pairs']:,} preference pairs for tool-calling reward models\n",
-        f"{card['prompts']:,} prompts; made by toolrm_jax {card['versions']['toolrm_jax']} with seed "
-        f"{card['seed']}. `parquet/` is for TRL's RewardTrainer and `datasets.load_dataset`, "
+        f"{card['prompts']:,} prompts; made by toolrm_jax {card['versions']['toolrm_jax']} with "
+        f"seed {card['seed']}. `parquet/` is for TRL's RewardTrainer and `datasets.load_dataset`, "
         "`array_record/` for toolrm_jax's loader. Each row keeps its source and licence, which "
         "differ: check those in the table before you pass the data on.\n",
         "![pairs by error type and turn type](plots/mix.png)\n",

@@ -1,16 +1,16 @@
 """Examples that say the same thing twice, and examples that an evaluation set holds too.
 
-    example --> request   "book a table for two in rome"       all user turns, words and digits alone
+    example --> request   "book a table for two in rome"       all user turns, words and digits
                 last      the last user turn, if it has six words or more
                 tools     {"reservetable", ...}                 letters of the names alone
                 answer    the right calls (for irrelevance: the tools)
                 sketch    64 minima of hashed words and pairs of words (MinHash): 256 bytes
 
 An example goes where an evaluation set has the same request or last turn (of a request of less than
-four words: and a tool of the same name), or nearly the same request (sketches alike to `similarity`)
-and a tool of the same name; with `drop_shared_tools`, wherever it has a tool of the same name. Of
-examples with the same right answer and nearly the same request one is kept: that which a hash of the
-seed and its id puts first, so that the order of files does not matter.
+four words: and a tool of the same name), or nearly the same request (sketches alike to
+`similarity`) and a tool of the same name; with `drop_shared_tools`, wherever it has a tool of the
+same name. Of examples with the same right answer and nearly the same request one is kept: that which
+a hash of the seed and its id puts first, so that the order of files does not matter.
 
 Memory: 300 bytes an example (54 MB for 180,000), and the evaluation sets' requests.
 
@@ -19,6 +19,7 @@ Memory: 300 bytes an example (54 MB for 180,000), and the evaluation sets' reque
 """
 
 import dataclasses
+import itertools
 import json
 import re
 import zlib
@@ -31,7 +32,7 @@ from toolrm_jax.splits import digest
 
 SKETCH, BANDS = 64, 16
 _ROWS = SKETCH // BANDS
-# Odd multipliers and offsets of 64 hash functions h -> a h + b mod 2^64, of which the top bits count.
+# Odd multipliers and offsets of 64 hash functions h -> a h + b mod 2^64; their top bits count.
 _rng = np.random.default_rng(20250911)
 _A_H = _rng.integers(0, 1 << 63, SKETCH, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _B_H = _rng.integers(0, 1 << 63, SKETCH, dtype=np.uint64)
@@ -69,7 +70,7 @@ def hash64(text: str) -> int:
 
 def minima_of(request: Sequence[str]) -> np.ndarray:
     """MinHash of a request's words and pairs of words: uint32 [64]."""
-    shingles = {*request, *map(" ".join, zip(request, request[1:], strict=False))} or {""}
+    shingles = {*request, *map(" ".join, itertools.pairwise(request))} or {""}
     hashes = np.array([zlib.crc32(s.encode("utf-8", "replace")) for s in shingles], np.uint64)
     mixed_SH = (hashes[:, None] + np.uint64(1)) * _A_H[None, :] + _B_H[None, :]
     return (mixed_SH >> np.uint64(32)).min(0).astype(np.uint32)
@@ -167,8 +168,8 @@ class EvaluationSets:
     def add(self, name: str, examples: Iterable[Example]) -> int:
         """Adds one set under its name; gives how many examples it has."""
         self._names.append(name)
-        here, count = len(self._names) - 1, 0
-        for count, example in enumerate(examples, 1):
+        here, before = len(self._names) - 1, len(self._of)
+        for example in examples:
             tools = _tool_names(example)
             for key in _request_keys(example):
                 old = self._requests.get(key, (here, frozenset()))
@@ -180,7 +181,7 @@ class EvaluationSets:
                 self._bands.setdefault(band, []).append(len(self._of))
             self._minima.append(minima)
             self._of.append((here, tools))
-        return count
+        return len(self._of) - before
 
     def overlap(self, example: Example, minima: np.ndarray) -> tuple[str, str] | None:
         """(the set's name, how the example overlaps it), or None."""

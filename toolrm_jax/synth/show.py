@@ -148,8 +148,8 @@ def find_dataset(folder: str) -> Path:
         if array_record_files(at):
             return at
     raise InputError(
-        f"No data set at {folder}: expected a folder with array_record/*.array_record, or the workdir "
-        f"of a finished `python -m toolrm_jax.synth`."
+        f"No data set at {folder}: expected a folder with array_record/*.array_record, or the "
+        f"workdir of a finished `python -m toolrm_jax.synth`."
     )
 
 

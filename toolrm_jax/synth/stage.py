@@ -8,9 +8,9 @@
       summary.json             the stage's commit marker, written last
     WORKDIR/rejects-judged.jsonl.zst
 
-Every file is written under a temporary name and renamed. A stage that finds its summary for the same
-settings and inputs does nothing; one that was killed does the units that are missing, and ends with
-the same bytes. Other settings, or other inputs, start it anew. A unit is done by one process, as a
+Every file is written under a temporary name and renamed. A stage that finds its summary for the
+same settings and inputs does nothing; one that was killed does the units that are missing, and ends
+with the same bytes. Other settings, or other inputs, start it anew. A unit is done by one process, as a
 stream: memory does not grow with the number of rows.
 
     stage = Stage(workdir, 5, "judged", settings={"seed": 0}, inputs=[examples, answers])
@@ -339,8 +339,8 @@ class Stage:
     ) -> Summary:
         """Does the units that are not done yet, in so many processes (0: in this one).
 
-        `plan(folder, tally)` is for what has to be known of all rows before the first unit: it leaves
-        files in the folder, and gives what the summary is to hold beside the counts.
+        `plan(folder, tally)` is for what has to be known of all rows before the first unit: it
+        leaves files in the folder, and gives what the summary is to hold beside the counts.
         """
         done = self.finished()
         if done is not None:

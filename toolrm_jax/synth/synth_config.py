@@ -1,8 +1,8 @@
 """Every field of a synthesis, its meaning, and the value it has where a config says nothing.
 
 A config (`configs/synth/*.py`) starts from this and changes what it needs; the command line changes
-any field, as `--config.selection.wrong_per_prompt=1`. Sources, replayed files and endpoints are lists
-of plain objects, which a config file writes down.
+any field, as `--config.selection.wrong_per_prompt=1`. Sources, replayed files and endpoints are
+lists of plain objects, which a config file writes down.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,9 +31,9 @@ def synth_config() -> ConfigDict:
     # A stage fails at its end if more than this share of what it read had to be rejected.
     config.most_rejects = 0.2
 
-    # {"name", "format": one of synth/sources, "path": file, folder, gs:// or hub id; and, if wanted,
-    #  "options" of the format, as {"split": "train"} of a hub's data set; "obfuscate": share of its
-    #  examples whose names are replaced; "keep": share of its examples to use}
+    # {"name", "format": one of synth/sources, "path": file, folder, gs:// or hub id; and, if
+    #  wanted, "options" of the format, as {"split": "train"} of a hub's data set; "obfuscate": share
+    #  of its examples whose names are replaced; "keep": share of its examples to use}
     config.sources = ()
 
     config.overlap = ConfigDict()
@@ -44,8 +44,8 @@ def synth_config() -> ConfigDict:
     config.overlap.drop_shared_tools = False  # also what shares no more than a tool's name
 
     config.answers = ConfigDict()
-    # Who answers, as in synth/generators.py: {"kind": "corruption"}, {"kind": "replay", "path"} (see
-    # synth/replay.py), {"kind": "endpoint", "model", "license", "url"} (see endpoint_settings.py).
+    # Who answers: {"kind": "corruption"}, {"kind": "replay", "path"} (see replay.py), {"kind":
+    # "endpoint", "model", "license", "url"} (see endpoint_settings.py).
     config.answers.pool = ({"kind": "corruption"},)
     config.answers.permissive_only = True  # leave out models without a permissive licence
     config.answers.cache = ""  # of endpoints' answers; "": WORKDIR/answers.sqlite
