@@ -34,8 +34,10 @@ NAMES = {
 
 class FaultyServer(ThreadingHTTPServer):
     daemon_threads = True
-    # Resets leave no trace on the console.
-    handle_error = lambda self, *_: None  # noqa: E731
+    request_queue_size = 128  # connections beyond Python's five would be reset by the kernel
+
+    def handle_error(self, *_) -> None:
+        """Clients that hang up leave no trace on the console."""
 
     def __init__(self, faults: list[str], *, hold: float, delay: float, echo: str = ""):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -112,7 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "reset":
             linger = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.rfile.close()  # it keeps the socket open
             self.connection.close()
+            self.close_connection = True
         else:
             time.sleep(self.server.delay)
             with self.server.lock:

@@ -1,4 +1,4 @@
-"""Asking models: whatever a server does, nothing is lost, nothing is asked twice, all is counted."""
+"""Asking models: nothing is lost, nothing asked twice, every fault counted."""
 
 import collections
 import json
@@ -16,7 +16,7 @@ from faulty_server import NAMES, completion, faulty_server
 from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Example
 from toolrm_jax.synth.answer import to_row
-from toolrm_jax.synth.endpoint import EndpointError
+from toolrm_jax.synth.endpoint_settings import EndpointError
 from toolrm_jax.synth.generators import Pool
 
 FAULTS = list(NAMES)
@@ -113,7 +113,7 @@ def test_a_question_without_answer_is_reported_and_asked_again_by_the_next_run(t
 def test_a_refused_question_is_kept_as_such(tmp_path):
     with faulty_server(["400", ""], echo="room") as server:
         rejected = []
-        rows, counts = run(server, tmp_path, count=4, reject=lambda *why: rejected.append(why))
+        rows, _ = run(server, tmp_path, count=4, reject=lambda *why: rejected.append(why))
         assert [row["example_id"] for row in rows] == ["q/1", "q/3"]
         assert rejected[0][:2] == ("refused", 'status 400: {"error": "no room"}')
         assert run(server, tmp_path, count=4)[0] == rows

@@ -244,13 +244,14 @@ def _literal(node: ast.expr) -> Any:
 
 
 # Each gives the calls, None for a text that is not in its dialect, or ValueError for a text that is
-# but is broken. The first that knows the dialect decides.
+# but is broken. The first that knows the dialect decides; those that look for a mark anywhere come
+# last, since an argument may hold it.
 DIALECTS = {
-    "mistral": _parse_mistral,
-    "granite": _parse_granite,
-    "function_call": _parse_function_call,
-    "llama_tags": _parse_llama_tags,
-    "fenced": _parse_fenced,
     "objects": _parse_objects,
     "python": _parse_python,
+    "function_call": _parse_function_call,
+    "llama_tags": _parse_llama_tags,
+    "granite": _parse_granite,
+    "mistral": _parse_mistral,
+    "fenced": _parse_fenced,
 }

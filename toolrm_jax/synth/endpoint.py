@@ -8,7 +8,7 @@
                                         questions to this server back, else doubling, with jitter
     time-out, lost connection           the same; so are broken or truncated JSON, another content
                                         type, and JSON that is no completion
-    401, 403, 404, anything else        EndpointError at once: asking on would not help
+    401, 403, 404, anything else        the end: asking on would not help
 
 Every fault is counted by its name, and every question ends in one Outcome. A question that all
 tries left unanswered is none of the cache's: the next run asks it again. One that was under way
@@ -29,19 +29,14 @@ from typing import Any
 
 import httpx
 
-from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Example, Response
 from toolrm_jax.synth.answer_cache import AnswerCache, key
 from toolrm_jax.synth.chat_request import read_message, request_body
-from toolrm_jax.synth.endpoint_settings import EndpointSettings
+from toolrm_jax.synth.endpoint_settings import EndpointError, EndpointSettings
 
 _REFUSED = (400, 413, 422)
 _AGAIN = (408, 409, 425, 429)
 _LONGEST_REASON = 300
-
-
-class EndpointError(InputError):
-    """A server that cannot be used; what it has answered is in the cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Outcome:
 
     sample: int
     response: Response | None
-    reason: str = ""  # "refused", "no answer", "over budget", "cut off"
+    reason: str = ""  # "refused", "no answer", "over budget", "cut off", "ended"
     detail: str = ""
 
 
@@ -72,8 +67,8 @@ class Endpoint:
     `counts` holds "asked" (requests sent), "fault: ..." (tries that failed), "from cache",
     "answers", and the reasons of the questions without one.
 
-    Raises:
-      EndpointError: see the module's list, or `give_up_after` questions in a row got no answer.
+    After the end (see the module's list, or `give_up_after` questions in a row without an answer)
+    nothing more is asked.
     """
 
     def __init__(self, settings: EndpointSettings, cache: AnswerCache, *, seed: int):
@@ -92,6 +87,7 @@ class Endpoint:
         self._under_way: dict[str, asyncio.Lock] = {}
         self._not_before = 0.0
         self._unanswered = 0
+        self._end: str | None = None
         self._requests, self._tokens = cache.spent(settings.model)
 
     async def close(self) -> None:
@@ -102,10 +98,17 @@ class Endpoint:
         """The outcome of every sample, in their order."""
         async with asyncio.TaskGroup() as group:
             numbers = range(self.settings.samples)
-            tasks = [group.create_task(self._outcome(example, sample)) for sample in numbers]
+            tasks = [group.create_task(self._one(example, sample)) for sample in numbers]
         outcomes = [task.result() for task in tasks]
         self.counts.update(outcome.reason or "answers" for outcome in outcomes)
         return outcomes
+
+    async def _one(self, example: Example, sample: int) -> Outcome:
+        try:
+            return await self._outcome(example, sample)
+        except EndpointError as error:
+            # Handed over, not raised: many questions meet it, and the first in order is to tell.
+            return Outcome(sample, None, "ended", str(error))
 
     async def _outcome(self, example: Example, sample: int) -> Outcome:
         body = request_body(example, self.settings, sample, self._seed)
@@ -158,12 +161,19 @@ class Endpoint:
     def _no_answer(self, fault: _Fault, sample: int) -> Outcome:
         self._unanswered += 1
         if self._unanswered >= self.settings.give_up_after:
-            raise EndpointError(
-                f"{self._name()}: {self._unanswered} questions in a row got no answer in "
-                f"{self.settings.tries} tries each, the last for: {fault.name}. Is the server up, "
-                "and large enough for the concurrency? Run again to go on from here."
+            raise self._ended(
+                f"{self._unanswered} questions in a row got no answer in {self.settings.tries} "
+                f"tries each, the last for: {fault.name}. Is the server up, and large enough for "
+                "the concurrency? Run again to go on from here."
             )
         return Outcome(sample, None, "no answer", f"{self.settings.tries} tries; {fault.name}")
+
+    def _ended(self, why: str) -> EndpointError:
+        """The error that ends the run; every question after it meets the same one."""
+        if self._end is None:
+            name = f"The endpoint of {self.settings.model!r} at {self.settings.url}"
+            self._end = f"{name}: {why}"
+        return EndpointError(self._end)
 
     # One question ---------------------------------------------------------------------------------
 
@@ -171,6 +181,8 @@ class Endpoint:
         """An entry for the cache; after the last try its fault is raised."""
         for attempt in range(1, self.settings.tries + 1):
             await self._wait_turn()
+            if self._end is not None:
+                raise EndpointError(self._end)
             self.counts["asked"] += 1
             try:
                 return await self._try(body)
@@ -215,16 +227,12 @@ class Endpoint:
         said = " ".join(text.split())[:_LONGEST_REASON]
         if reply.status_code in _REFUSED:
             raise _Refused(f"status {reply.status_code}: {said}")
-        raise EndpointError(
-            f"{self._name()} answered {reply.status_code}: {said}. {self._remedy(reply.status_code)}"
-        )
+        remedy = self._remedy(reply.status_code)
+        raise self._ended(f"it answered {reply.status_code}: {said}. {remedy}")
 
     def _redacted(self, text: str) -> str:
         # Some servers repeat the key in their errors.
         return text.replace(self._secret, "[key]") if self._secret else text
-
-    def _name(self) -> str:
-        return f"The endpoint of {self.settings.model!r} at {self.settings.url}"
 
     def _remedy(self, status: int) -> str:
         if status in (401, 403):

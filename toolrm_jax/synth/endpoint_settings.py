@@ -21,6 +21,10 @@ from toolrm_jax.errors import InputError
 _OURS = {"model", "messages", "tools", "temperature", "max_tokens", "seed", "n", "stream"}
 
 
+class EndpointError(InputError):
+    """A server that cannot be used; what it has answered is in the cache."""
+
+
 @dataclasses.dataclass(frozen=True)
 class EndpointSettings:
     """What to ask of whom, and how hard.

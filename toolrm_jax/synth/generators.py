@@ -33,7 +33,7 @@ from toolrm_jax.examples import Example, Response
 from toolrm_jax.synth.answer import Answer
 from toolrm_jax.synth.answer_cache import AnswerCache
 from toolrm_jax.synth.corruption_answers import MODEL, corruption_answers
-from toolrm_jax.synth.endpoint_settings import EndpointSettings
+from toolrm_jax.synth.endpoint_settings import EndpointError, EndpointSettings
 from toolrm_jax.synth.model_license import is_permissive
 from toolrm_jax.synth.replay import Reject, Replay, ReplaySettings
 
@@ -172,7 +172,7 @@ class Pool:
 
     def _of(self, example: Example, futures: list[Any]) -> Iterator[Answer]:
         for endpoint, future in zip(self._endpoints, futures, strict=True):
-            yield from self._read(example, endpoint.settings, _result(future))
+            yield from self._read(example, endpoint.settings, future.result())
         for answer in self._replay.answers(example.id):
             if not self._lets_in(answer.permissive):
                 self._counts[f"{answer.model}: left out: not permissive"] += answer.count
@@ -188,6 +188,8 @@ class Pool:
         self, example: Example, settings: EndpointSettings, outcomes: Any
     ) -> Iterator[Answer]:
         for outcome in outcomes:
+            if outcome.reason == "ended":
+                raise EndpointError(outcome.detail)
             if outcome.response is None:
                 where = f"{settings.model}, sample {outcome.sample} of {example.id}"
                 self._reject(outcome.reason, outcome.detail, where)
@@ -248,15 +250,6 @@ def _permissive(settings: EndpointSettings) -> bool:
     if settings.permissive is not None:
         return settings.permissive
     return is_permissive(settings.license)
-
-
-def _result(future: concurrent.futures.Future[Any]) -> Any:
-    try:
-        return future.result()
-    except BaseExceptionGroup as group:
-        # A task group wraps what one of its questions met.
-        first = group.exceptions[0]
-        raise first from None
 
 
 class _Loop:

@@ -52,10 +52,11 @@ def array_rows(name: str) -> Iterator[tuple[int, Any]]:
 
 @contextlib.contextmanager
 def _opened(name: str) -> Iterator[io.TextIOWrapper]:
-    with as_path(name).open("rb") as file:
-        unpacked: Any = gzip.open(file) if name.endswith(".gz") else file
-        with io.TextIOWrapper(unpacked, encoding="utf-8-sig") as text:
-            yield text
+    with contextlib.ExitStack() as opened:
+        file: Any = opened.enter_context(as_path(name).open("rb"))
+        if name.endswith(".gz"):
+            file = opened.enter_context(gzip.open(file))
+        yield opened.enter_context(io.TextIOWrapper(file, encoding="utf-8-sig"))
 
 
 def _no_constant(name: str) -> Any:

@@ -1,10 +1,10 @@
 """Names of functions and parameters as random strings, so that none can be known by heart.
 
-    get_weather(city, unit)  "Use get_weather for ..."   ->   k7_QmZ2a(Bx3tq9, vN0_hJ)  "Use k7_QmZ2a ..."
+    get_rain(city, unit)  "Use get_rain if ..."   ->   k7_QmZ2(Bx3tq9, vN0_h)  "Use k7_QmZ2 if ..."
 
 As in ToolRM's data (arXiv:2509.11963): names are replaced, the tools and the keys of their schemas
-shuffled, alike in the tools, in calls earlier in the conversation, in the reference and in gold. The
-same name gets the same string throughout an example. Names of fields within a value stay.
+shuffled, alike in the tools, in calls earlier in the conversation, in the reference and in gold.
+The same name gets the same string throughout an example. Names of fields within a value stay.
 
 Where names stand in text, one rule: a name that can be no ordinary word (it has an underscore, a
 dot, a digit behind a letter, a capital behind a small letter) is replaced wherever it stands as a
@@ -19,10 +19,11 @@ that come with an example turn its answers into the new names, and everything ba
 """
 
 import dataclasses
+import functools
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from toolrm_jax.errors import InputError
@@ -38,6 +39,7 @@ _UNFOLLOWED = ('"$ref"', '"$dynamicRef"', '"patternProperties"', '"propertyNames
 _SCHEMAS_BY_NAME = ("properties", "$defs", "definitions")
 _SCHEMAS = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
 _LISTS_OF_SCHEMAS = ("anyOf", "allOf", "oneOf", "prefixItems")
+_DATA = {"enum", "default", "const", "examples"}
 _SAME_OBJECT = ("anyOf", "allOf", "oneOf", "not", "if", "then", "else")
 
 Rename = Callable[[str], str]
@@ -126,7 +128,7 @@ def obfuscate(example: Example, rng: random.Random) -> tuple[Example, Names | No
 
 
 def reveal(example: Example, names: Names) -> Example:
-    """The example that `obfuscate` was given; the order of keys within its schemas may differ."""
+    """The example that `obfuscate` was given; the order of keys in schemas and calls may differ."""
     back = names.reversed()
     words = {**back.parameters, **back.functions}
     pattern = _whole_words(words)
@@ -189,27 +191,34 @@ def _text_rules(example: Example, names: Names, schemas: str) -> tuple[Rename, R
 
 
 def _rule(new: dict[str, str], texts: str, opening: str, closing: str) -> Rename:
-    # Most names stand in no text: a search for each is far cheaper than a pattern of all.
-    present = {old: fresh for old, fresh in new.items() if old in texts}
-    plain = [old for old in present if not _NO_WORD.search(old)]
-    other = [old for old in present if _NO_WORD.search(old)]
-    parts = []
-    if other:
-        parts.append(_whole_words(other).pattern)
-    if plain:
-        parts.append(rf"(?<={opening})(?:{_any_of(plain)})(?={closing})")
-    if not parts:
-        return lambda text: text
-    pattern = re.compile("|".join(parts))
-    return lambda text: pattern.sub(lambda match: present[match[0]], text)
+    # Most names stand in no text, and a search for each is far cheaper than a pattern of all. One
+    # after the other is safe: no fresh name is, or holds, another name as a whole word.
+    present = [
+        (old, new[old], _mention(old, opening, closing))
+        for old in sorted(new, key=len, reverse=True)
+        if old in texts
+    ]
+
+    def rename(text: str) -> str:
+        for old, fresh, pattern in present:
+            if old in text:
+                text = pattern.sub(fresh, text)
+        return text
+
+    return rename
 
 
-def _whole_words(names: Any) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w)(?:{_any_of(names)})(?!\w)")
+@functools.lru_cache(maxsize=65536)
+def _mention(name: str, opening: str, closing: str) -> re.Pattern[str]:
+    """Where a text speaks of the name: as a word, or between quotes if it is an ordinary one."""
+    if _NO_WORD.search(name):
+        return _whole_words([name])
+    return re.compile(rf"(?<={opening}){re.escape(name)}(?={closing})")
 
 
-def _any_of(names: Any) -> str:
-    return "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+def _whole_words(names: Collection[str]) -> re.Pattern[str]:
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
 
 
 def _values(example: Example) -> set[str]:
@@ -222,8 +231,8 @@ def _values(example: Example) -> set[str]:
             found |= set(_texts(list(call["arguments"].values())))
     for tool in example.tools:
         for node in _nodes(tool["parameters"]):
-            data = [node.get(key) for key in ("enum", "default", "const", "examples")]
-            found |= set(_texts(data))
+            for key in _DATA & node.keys():
+                found.update(_texts(node[key]))
     return found
 
 
@@ -241,26 +250,21 @@ def _texts(value: Any) -> Iterator[str]:
 # Schemas -----------------------------------------------------------------------------------------
 
 
-def _parts(node: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The schemas right within a schema, each with the keyword that it stands under."""
-    for key in _SCHEMAS_BY_NAME:
-        named = node.get(key)
-        if isinstance(named, dict):
-            for part in named.values():
-                yield key, part
-    for key in _SCHEMAS:
-        yield key, node.get(key)
-    for key in _LISTS_OF_SCHEMAS:
-        listed = node.get(key)
-        if isinstance(listed, list):
-            for part in listed:
-                yield key, part
+def _parts(node: dict[str, Any]) -> Iterator[Any]:
+    """The schemas right within a schema."""
+    for key, value in node.items():
+        if key in _SCHEMAS_BY_NAME and isinstance(value, dict):
+            yield from value.values()
+        elif key in _SCHEMAS:
+            yield value
+        elif key in _LISTS_OF_SCHEMAS and isinstance(value, list):
+            yield from value
 
 
 def _nodes(node: Any) -> Iterator[dict[str, Any]]:
     if isinstance(node, dict):
         yield node
-        for _, part in _parts(node):
+        for part in _parts(node):
             yield from _nodes(part)
 
 

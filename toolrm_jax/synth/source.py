@@ -259,7 +259,7 @@ def _message(message: Any, index: int) -> Message:
     role = _ROLES.get(str(message.get("role"))) if isinstance(message, dict) else None
     if role is None:
         raise Fault(Reason.MESSAGES, f"messages[{index}] has no known role: {message!r:.80}")
-    out = {"role": role, "content": _text(message, index)}
+    out: Message = {"role": role, "content": _text(message, index)}
     if message.get("tool_calls"):
         out["tool_calls"] = _made_calls(message["tool_calls"], index)
     for key in ("name", "tool_call_id"):

@@ -5,8 +5,8 @@
     ibm-research/ToolRM-train-data    the same, or {"tools", "messages" | "conversation" | "prompt",
                                        "chosen", "rejected"}
 
-The chosen side is gold. `answers` gives the sides as answers that are already judged: the chosen one
-right, the rejected one wrong; their ids are those of the examples. Sides may be lists of calls,
+The chosen side is gold. `answers` gives the sides as answers that are already judged: the chosen
+one right, the rejected one wrong; their ids are those of the examples. Sides may be lists of calls,
 texts, assistant messages, or any of these as JSON text; a chosen side in words calls nothing.
 """
 

@@ -5,11 +5,11 @@
         {"from": "user", "value": "the request\nBegin!\n"},
         {"from": "assistant", "value": ["Thought:\nAction: name\nAction Input: {...}", ...]}]}]
 
-Any one of the assistant's values is right. Where all call one tool, the reference accepts the values
-of any of them for each argument, and what only some give may be left out. Where they call different
-tools the row makes a reject, for a reference holds one set of calls: a right answer would be judged
-wrong. `first_only=True` takes the first value alone, and all rows, as evaluations by greedy
-decoding do. Licence: Apache-2.0.
+Any one of the assistant's values is right. Where all call one tool, the reference accepts the
+values of any of them for each argument, and what only some give may be left out. Where they call
+different tools the row makes a reject: a reference holds one set of calls, and a right answer would
+be judged wrong. `first_only=True` takes the first value alone, and all rows, as evaluations by
+greedy decoding do. Licence: Apache-2.0.
 """
 
 import os

@@ -112,7 +112,7 @@ class _Service:
         """A slot's value as its schema has it; what does not read so stays as it is."""
         kind = self._schema(slot)["type"]
         if kind == "boolean":
-            return _TRUTHS.get(text, text)
+            return _TRUTHS.get(text, text) if isinstance(text, str) else text
         return int(text) if kind == "integer" and _is_number(text) else text
 
 
@@ -204,7 +204,7 @@ class _Dialogue:
         service = self._service(frame)
         state = self.states.get(frame["service"], {})
         intent = state.get("active_intent")
-        if intent not in service.intents:
+        if not isinstance(intent, str) or intent not in service.intents:
             return False
         known = field(state, "slot_values", dict)
         missing = {slot for slot in service.required(intent) if slot not in known}

@@ -6,8 +6,8 @@
       "Golden_Answers": [[{"Action": "LongWeekend", "Action_Input": "{\"year\": 2024}"}], ...]}]
 
 Every instruction is an example. A parameter's text opens with "Required." where it is, its type,
-and "One of: [...]" where it has choices. "components" describes results and is no tool. The training
-file has no Golden_Answers but what an LLM did step by step, so its rows make rejects.
+and "One of: [...]" where it has choices. "components" describes results and is no tool. The
+training file has no Golden_Answers but what an LLM did step by step, so its rows make rejects.
 Licence: Apache-2.0.
 """
 

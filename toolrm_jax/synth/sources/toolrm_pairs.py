@@ -1,8 +1,8 @@
 """The authors' training pairs: `ibm-research/ToolRM-train-data` (arXiv:2509.11963).
 
 Written from the published schema, not run on the real file: the columns are taken to be those of
-FC-RewardBench, or a prompt with chosen and rejected sides (see `preferences`). A row in another form
-makes a reject that names the columns found. Licence: Apache-2.0.
+FC-RewardBench, or a prompt with chosen and rejected sides (see `preferences`). A row in another
+form makes a reject that names the columns found. Licence: Apache-2.0.
 """
 
 import os

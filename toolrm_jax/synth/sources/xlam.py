@@ -2,7 +2,7 @@
 
     {"id": 7, "query": "Rain in Rome?",
      "tools": "[{\"name\": \"rain\", \"description\": ..., \"parameters\":
-                {\"city\": {\"type\": \"str, optional\", \"description\": ..., \"default\": \"\"}}}]",
+                {\"city\": {\"type\": \"str, optional\", \"description\": ...}}}]",
      "answers": "[{\"name\": \"rain\", \"arguments\": {\"city\": \"Rome\"}}]"}
 
 Written from the published schema, not run on the real file. `tools` and `answers` are JSON text (a
