@@ -2,11 +2,11 @@
 
     python -m toolrm_jax.synth --config configs/synth/toolrm_180k.py --workdir runs/toolrm_180k
 
-The sources are the paper's, by hub id. The models are eleven of its kind (open weights, 0.5B to 32B,
-permissive licences), not its own list. Licences are written from memory: check each page. The
-endpoints are yours: serve each model (vLLM, SGLang, llama.cpp, Ollama or hosted) and put its address
-under "url"; a model that you do not serve, leave out. This was never run as it stands: it needs the
-hub and eleven models. `configs/synth/local.py` needs neither.
+The sources are the paper's, by hub id. The models are eleven of its kind (open weights, 0.5B to
+32B, permissive licences), not its own list. Licences are written from memory: check each page. The
+endpoints are yours: serve each model (vLLM, SGLang, llama.cpp, Ollama or hosted) and put its
+address under "url"; a model that you do not serve, leave out. This was never run as it stands: it
+needs the hub and eleven models. `configs/synth/local.py` needs neither.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
     sources -> examples -> obfuscated -> answers -> judged -> pairs -> dataset
 
 Any field of the config can be set on the command line: `--config.selection.wrong_per_prompt=1`.
-Each stage leaves its rows in DIR and is skipped where they are complete for the same settings; a run
-that was killed continues with the same command, and ends with the same bytes. What could not be
+Each stage leaves its rows in DIR and is skipped where they are complete for the same settings; a
+run that was killed continues with the same command, and ends with the same bytes. What could not be
 used is in DIR/rejects-STAGE.jsonl.zst with its reason and line. Look at the result with
 
     python -m toolrm_jax.synth.show DIR

@@ -6,9 +6,10 @@
             "license", "error_type", "kind", "detail"}                 the last three of wrong ones
 
 The judge is `tool_calls.judge`. Where the upstream has its own verdict (`Answer.right`), that
-decides; its wrong answers are named by the judge, and one that the judge finds right is left out, as
-is one that the upstream calls both. What does not parse and is no plain words has the error "Parsing
-error". A corruption that is not what it was made to be is left out. All of this is counted.
+decides; its wrong answers are named by the judge, and one that the judge finds right is left out,
+as is one that the upstream calls both. What does not parse and is no plain words has the error
+"Parsing error". A corruption that is not what it was made to be is left out. All of this is
+counted.
 
 Answers are the same if they differ in the order of calls and arguments alone.
 

@@ -8,9 +8,9 @@
     card.json comes last: a folder that has it is complete.
 
 A row of Parquet has `chosen` and `rejected` (message lists: the conversation and the answer),
-`tools` (JSON text, as TRL takes it) and columns about the pair. Calls stand in the text of a message,
-as <tool_call> blocks: Arrow would give the arguments of every call all names that any call has. In
-Qwen's templates this is, byte for byte, what they make of `tool_calls`.
+`tools` (JSON text, as TRL takes it) and columns about the pair. Calls stand in the text of a
+message, as <tool_call> blocks: Arrow would give the arguments of every call all names that any call
+has. In Qwen's templates this is, byte for byte, what they make of `tool_calls`.
 
     python -m toolrm_jax.train --config.data.train=DATASET/array_record ...
     datasets.load_dataset("DATASET", split="train")

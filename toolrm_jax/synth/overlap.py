@@ -9,8 +9,8 @@
 An example goes where an evaluation set has the same request or last turn (of a request of less than
 four words: and a tool of the same name), or nearly the same request (sketches alike to
 `similarity`) and a tool of the same name; with `drop_shared_tools`, wherever it has a tool of the
-same name. Of examples with the same right answer and nearly the same request one is kept: that which
-a hash of the seed and its id puts first, so that the order of files does not matter.
+same name. Of examples with the same right answer and nearly the same request one is kept: that
+which a hash of the seed and its id puts first, so that the order of files does not matter.
 
 Memory: 300 bytes an example (54 MB for 180,000), and the evaluation sets' requests.
 

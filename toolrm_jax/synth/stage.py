@@ -10,8 +10,8 @@
 
 Every file is written under a temporary name and renamed. A stage that finds its summary for the
 same settings and inputs does nothing; one that was killed does the units that are missing, and ends
-with the same bytes. Other settings, or other inputs, start it anew. A unit is done by one process, as a
-stream: memory does not grow with the number of rows.
+with the same bytes. Other settings, or other inputs, start it anew. A unit is done by one process,
+as a stream: memory does not grow with the number of rows.
 
     stage = Stage(workdir, 5, "judged", settings={"seed": 0}, inputs=[examples, answers])
     summary = stage.run(units, work, workers=2)       # work(unit, tally) yields rows
