@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
             f"Unexpected arguments {argv[1:]}; fields are set as --config.selection.fill=False."
         )
     with reported():
-        Pipeline(_CONFIG.value, _WORKDIR.value).run(_STAGES.value)
+        Pipeline(_CONFIG.value, str(_WORKDIR.value)).run(_STAGES.value)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -260,9 +260,6 @@ class _OpenPool:
                 tally.count(what, number - before.get(what, 0))
 
 
-_open_pools: dict[tuple[Any, ...], _OpenPool] = {}
-
-
 @dataclasses.dataclass(frozen=True)
 class _Answer:
     """Stage 3: a unit is a shard of examples."""
@@ -274,12 +271,13 @@ class _Answer:
 
     def opened(self, tally: Tally) -> _OpenPool:
         """This process's pool; what it rejects while it opens goes to the tally."""
-        key = dataclasses.astuple(self)
-        if key not in _open_pools:
+        if self not in _open_pools:
             while _open_pools:  # of another config, in one process
                 _open_pools.popitem()[1].pool.close()
-            _open_pools[key] = _OpenPool(*key, tally)
-        return _open_pools[key]
+            _open_pools[self] = _OpenPool(
+                self.pool, self.seed, self.cache, self.permissive_only, tally
+            )
+        return _open_pools[self]
 
     def plan(self, _: Path, tally: Tally) -> dict[str, Any]:
         """Opens the pool once, for what it rejects and counts as it does."""
@@ -290,7 +288,7 @@ class _Answer:
 
     def close(self) -> None:
         """Closes this process's pool."""
-        opened = _open_pools.pop(dataclasses.astuple(self), None)
+        opened = _open_pools.pop(self, None)
         if opened is not None:
             opened.pool.close()
 
@@ -307,6 +305,9 @@ class _Answer:
                 following = next(groups, None)
             yield {"id": row["id"], "answers": given}
         assert following is None, following
+
+
+_open_pools: dict[_Answer, _OpenPool] = {}  # of this process; one at most
 
 
 class _Silent(Tally):

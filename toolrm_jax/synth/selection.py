@@ -193,6 +193,9 @@ class _Selector:
         self.per_example = np.zeros(len(candidates.turn), np.int32)
         self.kinds: collections.Counter[int] = collections.Counter()
         self.models: collections.Counter[int] = collections.Counter()
+        self.missing: dict[int, float] = {}  # pairs that the mix still wants, by error type
+        # Examples not yet seen that offer the error type; empty where the mix is not looked at.
+        self.chances: collections.Counter[int] = collections.Counter()
         self.silence = 0  # how much oftener silence is right than wrong
         self.left: collections.Counter[str] = collections.Counter()
         weights = [KIND_WEIGHTS.get(name, 1.0) for name in candidates.names]
