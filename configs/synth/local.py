@@ -4,7 +4,7 @@
 
 DATA is a folder with train/*.jsonl.gz (examples: docs/synth.md, "normalised") and, if there are
 such, replay/*.jsonl.gz (the same with what models answered) and eval/*.jsonl.gz (what training must
-not hold).
+not hold; the wheel of BFCL is added: python -m toolrm_jax.assets).
 """
 
 from pathlib import Path
@@ -26,7 +26,11 @@ def get_config(data: str = "") -> ConfigDict:
     config.overlap.evaluation = tuple(
         {"name": _name(file), "format": _format(file), "path": str(file)}
         for file in files.get("eval", ())
+        if not file.name.startswith("pools")  # BFCL's tasks again
     )
+    if config.overlap.evaluation:  # and BFCL, of which FC-RewardBench is made
+        bfcl = {"name": "bfcl", "format": "bfcl", "path": "wheel"}
+        config.overlap.evaluation = (*config.overlap.evaluation, bfcl)
     config.answers.pool = (
         {"kind": "corruption"},
         *({"kind": "replay", "path": str(file)} for file in files.get("replay", ())),

@@ -28,6 +28,7 @@ import zstandard
 from etils import epath
 from ml_collections import ConfigDict
 
+from toolrm_jax.assets import WHEELS
 from toolrm_jax.examples import Example, Response
 from toolrm_jax.output_folder import new_folder
 from toolrm_jax.paths import as_path, is_remote
@@ -78,7 +79,7 @@ def _open(source: Source) -> Iterator[Example | Reject]:
 def source_digest(source: Source) -> str:
     """What tells a source's content from another's: of a folder, all its files."""
     if source["format"] == "bfcl" and source["path"] == "wheel":
-        return "wheel"
+        return f"bfcl-eval {WHEELS['bfcl-eval']}"
     path = as_path(source["path"])
     if path.is_dir() and not is_remote(path):
         files = sorted(file for file in path.rglob("*") if file.is_file())

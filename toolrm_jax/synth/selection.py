@@ -140,7 +140,9 @@ def candidates_of(rows: Iterable[Row], seed: int) -> Candidates:
 
 def _is_silent(response: Response) -> bool:
     """Does it call nothing, and say so in words or with nothing at all?"""
-    return isinstance(response, str) and not parse_calls(response) and response[:1] not in "[{<"
+    return (
+        isinstance(response, str) and not parse_calls(response) and response[:1] not in tuple("[{<")
+    )
 
 
 def _sign(number: int) -> int:
