@@ -1,6 +1,7 @@
 """A whole synthesis: killed and resumed, broken rows, the data set and what reads it."""
 
 import hashlib
+import importlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from toolrm_jax.synth import show
 from toolrm_jax.synth.output import dataset_rows
 from toolrm_jax.synth.pipeline import Pipeline
 from toolrm_jax.synth.stage import StageError, read_shard
-from toolrm_jax.synth.synth_config import SynthError
+from toolrm_jax.synth.synth_config import SynthError, check, synth_config
 
 
 @pytest.fixture(scope="module")
@@ -315,3 +316,58 @@ def test_trl_trains_on_the_folder_as_it_is(made, tmp_path):
     assert trainer.train().global_step == 2
     text = tokenizer.decode(trainer.train_dataset[0]["chosen_ids"])
     assert json.loads(data[0]["tools"])[0]["function"]["name"] in text
+
+
+@pytest.mark.parametrize("name", ["local", "toolrm_180k"])
+def test_every_config_is_valid_and_says_how_it_is_run(name, toolrm_data):
+    module = importlib.import_module(f"configs.synth.{name}")
+    found = module.get_config(str(toolrm_data / "data")) if name == "local" else module.get_config()
+    check(found)
+    assert set(found.keys()) == set(synth_config().keys())
+    assert f"python -m toolrm_jax.synth --config configs/synth/{name}.py" in module.__doc__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config.selection.fil=False"], 'Did you mean "fill" instead of "fil"?'),
+        (["--config.output.form=both"], "error: config.output.form='both'"),
+        (["--stages=exmaples"], "error: --stages: no stage 'exmaples'; there are examples,"),
+        (["stray"], "Unexpected arguments ['stray']"),
+        ([], "error: config.sources is empty"),
+    ],
+)
+def test_a_wrong_command_line_gets_a_clear_line_and_no_traceback(tmp_path, arguments, said):
+    (tmp_path / "config.py").write_text(
+        "from toolrm_jax.synth.synth_config import synth_config\n"
+        "def get_config():\n"
+        "    config = synth_config()\n"
+        f"    config.sources = {SOURCES if arguments else ()!r}\n"
+        "    return config\n"
+    )
+    command = [sys.executable, "-m", "toolrm_jax.synth", "--config", str(tmp_path / "config.py")]
+    done = subprocess.run(
+        [*command, "--workdir", str(tmp_path / "run"), *arguments],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+SOURCES = ({"name": "made", "format": "normalised", "path": "absent.jsonl"},)
+
+
+@pytest.mark.slow
+def test_real_examples_with_corruptions_and_replay_give_100_000_pairs(toolrm_data, tmp_path):
+    """Minutes on 2 cores; the figures are in docs/synth.md."""
+    found = importlib.import_module("configs.synth.local").get_config(str(toolrm_data / "data"))
+    Pipeline(found, tmp_path / "run").run()
+    card = json.loads((tmp_path / "run/dataset/card.json").read_text())
+    assert card["pairs"] >= 100_000
+    assert len(card["pairs_by"]["model"]) > 5
+    for error, about in card["selection"]["error_types"].items():
+        if error not in found.selection.any_length:
+            assert about["after"]["right_longer"] == pytest.approx(0.5, abs=0.02)

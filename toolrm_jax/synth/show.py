@@ -82,15 +82,20 @@ def difference(right: str, wrong: str, style: Style) -> tuple[str, str]:
     return "".join(out[0]), "".join(out[1])
 
 
-def pair_text(row: Row, style: Style, turns: int = 4) -> str:
-    """A row with all its wrong responses; of the conversation, the last turns."""
+def pair_text(row: Row, style: Style, turns: int = 4, most_lines: int = 12) -> str:
+    """A row with all its wrong responses; of the conversation, the last turns.
+
+    Of the list of tools and of a message, at most so many lines are shown (0: all).
+    """
     lines = [f"{_plain(row['id'])}   {row.get('source')}, {row.get('license')}, {row.get('turn')}"]
-    lines += _labelled("tools", "\n".join(map(_tool_text, row["tools"])) or "(none)", style)
+    tools = "\n".join(map(_tool_text, row["tools"])) or "(none)"
+    lines += _labelled("tools", _shortened(tools, most_lines), style)
     skipped = len(row["messages"]) - turns
     if skipped > 0:
         lines += _labelled("", f"... {skipped} earlier turns", style)
     for message in row["messages"][-turns:]:
-        lines += _labelled(str(message["role"]), _message_text(message), style)
+        said = _shortened(_message_text(message), most_lines)
+        lines += _labelled(str(message["role"]), said, style)
     right = response_text(row["chosen"])
     for wrong in row["rejected"]:
         sides = difference(right, response_text(wrong["response"]), style)
@@ -98,6 +103,13 @@ def pair_text(row: Row, style: Style, turns: int = 4) -> str:
         lines += _labelled("right", sides[0], style)
         lines += _labelled("wrong", sides[1] + style.faint(f"    {about}"), style)
     return "\n".join(lines)
+
+
+def _shortened(text: str, most_lines: int) -> str:
+    lines = text.split("\n")
+    if not most_lines or len(lines) <= most_lines:
+        return text
+    return "\n".join([*lines[: most_lines - 1], f"... {len(lines) - most_lines + 1} more lines"])
 
 
 def _labelled(label: str, text: str, style: Style) -> list[str]:
@@ -161,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         rows = matching(dataset_rows(find_dataset(args.folder)), args)
         for row in itertools.islice(rows, args.limit or None):
-            print(("\n" if shown else "") + pair_text(row, style, args.turns))
+            print(("\n" if shown else "") + pair_text(row, style, args.turns, args.lines))
             shown += 1
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -190,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--turn", choices=("single", "multi", "irrelevance"), help="turn type")
     add("--limit", type=int, default=10, help="rows to show; 0: all (default: %(default)s)")
     add("--turns", type=int, default=4, help="of the conversation, the last (default: %(default)s)")
+    add("--lines", type=int, default=12, help="of a message; 0: all (default: %(default)s)")
     add("--no-colour", "--no-color", action="store_true", help="mark differences with brackets")
     return parser
 
