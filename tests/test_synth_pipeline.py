@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,7 +15,17 @@ import pytest
 import tiny
 from synth_files import config, row, write_rows
 
-from toolrm_jax.loader import ArrayRecordRows, LoaderError, open_row_file
+from toolrm_jax.batch import RowShape
+from toolrm_jax.batch_plan import PlanConfig
+from toolrm_jax.loader import (
+    ArrayRecordRows,
+    Loader,
+    LoaderError,
+    RowTokenizer,
+    build_index,
+    open_row_file,
+)
+from toolrm_jax.rendering import Renderer
 from toolrm_jax.synth import show
 from toolrm_jax.synth.output import dataset_rows
 from toolrm_jax.synth.pipeline import Pipeline
@@ -55,6 +66,20 @@ def test_the_loader_reads_the_array_records(made):
     assert isinstance(rows, ArrayRecordRows)
     assert [rows[i]["id"] for i in range(len(rows))] == [r["id"] for r in dataset_rows(made)]
     assert rows.sha256 == ArrayRecordRows(made / "dataset/array_record").sha256
+    assert pickle.loads(pickle.dumps(rows))[3] == rows[3]  # as the loader's workers get it
+
+
+def test_batches_are_made_of_array_records(made):
+    rows = open_row_file(made / "dataset/array_record")
+    tokenize = RowTokenizer(Renderer(tiny.tokenizer()))
+    plan = PlanConfig((RowShape(8192, 16),), 8192)
+    index = build_index(rows, tokenize, plan.shapes)
+    assert index.usable.all()
+    loader = Loader(rows, index, tokenize, plan)
+    (batch,) = loader.batches(0, 1)
+    answered, right = batch.answers > 0, batch.right
+    assert (answered & right).sum() > 2  # prompts
+    assert (answered & ~right).sum() > (answered & right).sum()  # K-way
 
 
 def test_a_folder_without_records_is_refused(tmp_path):
