@@ -19,7 +19,7 @@ def rain(**changes) -> Example:
     tools = [
         {
             "name": "get_rain",
-            "description": "Rain by city. Use get_rain, not 'search'; give `city`. A city, in short.",
+            "description": "Rain by city. Use get_rain, not 'search'; give `city`. A city.",
             "parameters": {
                 "type": "object",
                 "properties": {
