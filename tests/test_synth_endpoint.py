@@ -215,6 +215,7 @@ def test_a_key_that_cannot_be_used_is_named_by_its_variable(tmp_path, monkeypatc
         ({"temperature": 0, "samples": 2}, "temperature 0"),
         ({"extra": {"stream": True}}, "stream"),
         ({"tries": 0}, "tries=0"),
+        ({"samples": "3"}, "samples='3'; expected a number"),
     ],
 )
 def test_a_bad_entry_is_explained(tmp_path, changes, message):

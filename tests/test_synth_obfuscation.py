@@ -19,7 +19,7 @@ def rain(**changes) -> Example:
     tools = [
         {
             "name": "get_rain",
-            "description": "Rain by city. Use get_rain, not 'search'; give `city`. A city, in short.",
+            "description": "Rain by city. Use get_rain, not 'search'; give `city`. A city, short.",
             "parameters": {
                 "type": "object",
                 "properties": {
@@ -81,7 +81,7 @@ def test_names_in_text_follow_the_rule():
     tool = next(tool for tool in example.tools if tool["name"] == rained)
     # In quotes and backticks any name goes; "search" is a value of an enum as well, so it stays.
     assert tool["description"] == (
-        f"Rain by city. Use {rained}, not 'search'; give `{city}`. A city, in short."
+        f"Rain by city. Use {rained}, not 'search'; give `{city}`. A city, short."
     )
     assert tool["parameters"]["properties"][city]["description"] == f"The '{city}' of {rained}"
     assert example.messages[3]["content"] == "Again, with `search` maybe."

@@ -60,8 +60,13 @@ def model_directory(smollm2_path, tmp_path_factory):
 
     source, folder = tmp_path_factory.mktemp("gguf"), tmp_path_factory.mktemp("model")
     shutil.copy(smollm2_path, source / "m.gguf")
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file="m.gguf", dtype="bfloat16")
-    model.save_pretrained(folder)
+    read = AutoModelForCausalLM.from_pretrained(source, gguf_file="m.gguf", dtype="float32")
+    # A model read from GGUF refuses to be saved, though its weights are plain by now.
+    config = read.config
+    config.__dict__.pop("quantization_config", None)
+    plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(read.state_dict())
+    plain.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source, gguf_file="m.gguf").save_pretrained(folder)
     return folder
 

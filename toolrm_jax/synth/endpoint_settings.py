@@ -14,7 +14,7 @@ import dataclasses
 import os
 import urllib.parse
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from toolrm_jax.errors import InputError
 
@@ -84,10 +84,10 @@ class EndpointSettings:
             if not getattr(self, field) or not isinstance(getattr(self, field), str):
                 self._bad(field, "expected a name")
         for field in ("samples", "max_tokens", "concurrency", "tries", "give_up_after", "timeout"):
-            if not getattr(self, field) > 0:
+            if not self._number(field) > 0:
                 self._bad(field, "expected a positive number")
         for field in ("temperature", "first_pause", "longest_pause"):
-            if not getattr(self, field) >= 0:
+            if not self._number(field) >= 0:
                 self._bad(field, "expected zero or more")
         if self.tools not in ("native", "text"):
             self._bad("tools", "expected 'native' or 'text'")
@@ -96,6 +96,12 @@ class EndpointSettings:
         if taken := _OURS & set(self.extra):
             self._bad("extra", f"{', '.join(sorted(taken))} have fields of their own, or are fixed")
         self._check_url()
+
+    def _number(self, field: str) -> float:
+        value = getattr(self, field)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self._bad(field, "expected a number")
+        return value
 
     def _check_url(self) -> None:
         parts = urllib.parse.urlsplit(self.url)
@@ -107,7 +113,7 @@ class EndpointSettings:
                 "secret belongs into the environment: name the variable in key_variable."
             )
 
-    def _bad(self, field: str, expected: str) -> None:
+    def _bad(self, field: str, expected: str) -> NoReturn:
         raise InputError(f"Endpoint {self.model!r}: {field}={getattr(self, field)!r}; {expected}.")
 
     def secret(self) -> str | None:
