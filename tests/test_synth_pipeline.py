@@ -52,7 +52,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_a_run_makes_pairs_of_every_turn_type_with_one_right_side(made):
-    rows = list(dataset_rows(made))
+    rows = list(dataset_rows(made / "dataset"))
     assert {r["turn"] for r in rows} == {"single", "multi", "irrelevance"}
     card = json.loads((made / "dataset/card.json").read_text())
     assert card["pairs"] == sum(len(r["rejected"]) for r in rows)
@@ -64,7 +64,9 @@ def test_a_run_makes_pairs_of_every_turn_type_with_one_right_side(made):
 def test_the_loader_reads_the_array_records(made):
     rows = open_row_file(made / "dataset/array_record")
     assert isinstance(rows, ArrayRecordRows)
-    assert [rows[i]["id"] for i in range(len(rows))] == [r["id"] for r in dataset_rows(made)]
+    assert [rows[i]["id"] for i in range(len(rows))] == [
+        r["id"] for r in dataset_rows(made / "dataset")
+    ]
     assert rows.sha256 == ArrayRecordRows(made / "dataset/array_record").sha256
     assert pickle.loads(pickle.dumps(rows))[3] == rows[3]  # as the loader's workers get it
 
@@ -234,7 +236,9 @@ def test_what_an_evaluation_set_holds_is_left_out_and_listed(tmp_path):
     left = {r["id"] for r in read_shard(tmp_path / "run/rejects-obfuscated.jsonl.zst")}
     assert {f"made/{n}" for n in range(30)} <= left
     kept = {
-        r["id"] for s in (tmp_path / "run/2-obfuscated").glob("*0.jsonl.zst") for r in read_shard(s)
+        r["id"]
+        for s in (tmp_path / "run/2-obfuscated").glob("00-made-0000?.jsonl.zst")
+        for r in read_shard(s)
     }
     assert left | kept == {f"made/{n}" for n in range(60)}
 
@@ -290,7 +294,7 @@ def test_calls_in_the_parquet_are_what_qwens_template_makes_of_tool_calls(qwen_t
 
     for name in ("qwen2.5", "qwen3"):
         tokenizer = qwen_tokenizer(name)
-        for found in list(dataset_rows(made))[:20]:
+        for found in list(dataset_rows(made / "dataset"))[:20]:
             if not isinstance(found["chosen"], list) or not found["chosen"]:
                 continue
             calls = [{"type": "function", "function": c} for c in found["chosen"]]

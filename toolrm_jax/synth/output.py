@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Call, Message, Response
 from toolrm_jax.synth.stage import Row, Summary, in_order, read_shard
 from toolrm_jax.task_view import response_length
@@ -249,10 +250,13 @@ def array_record_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def dataset_rows(folder: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a data set, in order."""
+    """The rows of a data set, in order. Raises InputError where there is none."""
     from array_record.python import array_record_module
 
-    for path in array_record_files(folder):
+    files = array_record_files(folder)
+    if not files:
+        raise InputError(f"No data set at {folder}: expected array_record/*.array_record in it.")
+    for path in files:
         reader = array_record_module.ArrayRecordReader(str(path))
         try:
             for index in range(reader.num_records()):
