@@ -66,6 +66,8 @@ def model_directory(smollm2_path, tmp_path_factory):
     config.__dict__.pop("quantization_config", None)
     plain = AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(read.state_dict())
+    # The server samples only where the model's own settings do, whatever temperature is asked for.
+    plain.generation_config.do_sample = True
     plain.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source, gguf_file="m.gguf").save_pretrained(folder)
     return folder
@@ -135,7 +137,7 @@ def test_a_run_killed_midway_ends_as_one_that_was_not(server, model_directory, t
     uninterrupted, counts = run(server, model, cache)
     assert "SmolLM2-135M-Instruct: asked" not in counts
     assert json.dumps(uninterrupted) == json.dumps(resumed)
-    # Real generations: words that differ from question to question.
+    # Real generations: words that differ from question to question, and from sample to sample.
     assert len({json.dumps(row["response"]) for row in resumed}) > COUNT
 
 
