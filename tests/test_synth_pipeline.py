@@ -337,7 +337,7 @@ def test_trl_trains_on_the_folder_as_it_is(made, tmp_path):
         report_to=[],
         use_cpu=True,
         bf16=False,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
     )
     trainer = RewardTrainer(
         model=model, args=arguments, train_dataset=data, processing_class=tokenizer
