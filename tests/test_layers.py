@@ -37,7 +37,9 @@ def imported(module: str) -> set[str]:
     for node in ast.walk(ast.parse(FILES[module].read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("toolrm_jax"):
             inner = node.module.removeprefix("toolrm_jax").removeprefix(".")
-            found |= {f"{inner}.{name.name}".removeprefix(".") for name in node.names} | {inner}
+            for name in node.names:  # a module of the package, or something in the module itself
+                inside = f"{inner}.{name.name}".removeprefix(".")
+                found.add(inside if inside in MODULES else inner)
     return found & MODULES
 
 

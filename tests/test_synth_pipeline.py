@@ -27,6 +27,7 @@ from toolrm_jax.loader import (
 )
 from toolrm_jax.rendering import Renderer
 from toolrm_jax.synth import show
+from toolrm_jax.synth.judging import MADE_TO_BE
 from toolrm_jax.synth.output import dataset_rows
 from toolrm_jax.synth.pipeline import Pipeline
 from toolrm_jax.synth.stage import StageError, read_shard
@@ -337,7 +338,7 @@ def test_trl_trains_on_the_folder_as_it_is(made, tmp_path):
         report_to=[],
         use_cpu=True,
         bf16=False,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
     )
     trainer = RewardTrainer(
         model=model, args=arguments, train_dataset=data, processing_class=tokenizer
@@ -397,6 +398,10 @@ def test_real_examples_with_corruptions_and_replay_give_100_000_pairs(toolrm_dat
     card = json.loads((tmp_path / "run/dataset/card.json").read_text())
     assert card["pairs"] >= 100_000
     assert len(card["pairs_by"]["model"]) > 5
+    counts = card["stages"]["judged"]["counts"]
+    for kind in MADE_TO_BE:
+        kept, lost = (counts.get(f"corruptions {w}: {kind}", 0) for w in ("kept", "discarded"))
+        assert lost <= 0.05 * (kept + lost), kind
     for error, about in card["selection"]["error_types"].items():
         if error not in found.selection.any_length:
             assert about["after"]["right_longer"] == pytest.approx(0.5, abs=0.02)

@@ -11,7 +11,8 @@ nothing), then single, then multi, each until its quota of pairs is reached; of 
   3. length: within a turn type and an error type the right side may be longer as often as shorter,
      but for `length_tolerance` of the pairs. A wrong answer that would tip this is left. Missing
      optional arguments make an answer shorter by nature: such types are named in `any_length`;
-  4. number of arguments, answers of models before corruptions, and the rarer kind, in this order.
+  4. answers of models before corruptions; then the number of arguments, balanced like the length
+     where that can be had, and the rarer kind.
 A turn that calls nothing is wrong at most as often as it is right.
 
 The text of no example is held: memory is 30 bytes a candidate and 20 an example, 110 MB for 180,000
@@ -266,7 +267,9 @@ class _Selector:
             and (offered := [w for w in wrongs if self._may(w)])
         ):
             errors = {w.error for w in offered}
-            best = max(errors, key=lambda e: (used_errors[e] < 2, need(e), -e))
+            said = {w.error for w in offered if not self.is_corruption[w.model]}
+            # What models really said is scarce wherever there are corruptions as well.
+            best = max(errors, key=lambda e: (used_errors[e] < 2, e in said, need(e), -e))
             wrong = min(
                 (w for w in offered if w.error == best), key=lambda w: self._cost(w, used_kinds)
             )
@@ -306,7 +309,7 @@ class _Selector:
         more = wrong.more * _sign(self.excess[wrong.error, "arguments"])
         rare = self.kinds[wrong.kind] / self.weights[wrong.kind]
         corruption = self.is_corruption[wrong.model]
-        return length + more, corruption, wrong.kind in used, rare, wrong.index
+        return corruption, length + more, wrong.kind in used, rare, wrong.index
 
     def _take(self, i: int, wrong: _Wrong) -> None:
         self.chosen[wrong.index] = True

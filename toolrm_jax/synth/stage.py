@@ -240,6 +240,7 @@ def _write_rows(
         writer.write(row)
         if writer.rows == shard_rows:
             writer.close()
+            writers.remove(writer)  # a compressor holds 2 MB, a source may have hundreds of shards
             yield writer.about()
             number, writer = number + 1, None
     if writer is None and not shard_rows:  # so that a unit has its shard, be it empty
