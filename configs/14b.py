@@ -1,7 +1,8 @@
 """Qwen2.5-14B-Instruct as a reward model: one of the paper's base models.
 
-    python -m toolrm_jax.train --config configs/14b.py --workdir runs/14b \\
-        --config.data.train=train.jsonl --config.data.heldout=heldout.jsonl
+    python -m toolrm_jax.train --config configs/14b.py --workdir gs://bucket/14b \\
+        --config.data.train=gs://bucket/train.jsonl \\
+        --config.data.heldout=gs://bucket/heldout.jsonl
 
 The recipe is that of arXiv:2509.11963: see `toolrm_jax/paper_config.py`. Planned, not measured, by
 `python -m toolrm_jax.plan` (docs/plan.md): memory a chip, and between two bounds the tokens/s and

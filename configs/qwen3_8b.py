@@ -1,7 +1,8 @@
 """Qwen3-8B as a reward model: by the paper's recipe, whose base models are Qwen2.5's.
 
-    python -m toolrm_jax.train --config configs/qwen3_8b.py --workdir runs/qwen3_8b \\
-        --config.data.train=train.jsonl --config.data.heldout=heldout.jsonl
+    python -m toolrm_jax.train --config configs/qwen3_8b.py --workdir gs://bucket/qwen3_8b \\
+        --config.data.train=gs://bucket/train.jsonl \\
+        --config.data.heldout=gs://bucket/heldout.jsonl
 
 The recipe is that of arXiv:2509.11963: see `toolrm_jax/paper_config.py`. Planned, not measured, by
 `python -m toolrm_jax.plan` (docs/plan.md): memory a chip, and between two bounds the tokens/s and

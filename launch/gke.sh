@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on GKE's TPU slices by launch/jobset.yaml, whose comment says what the cluster must have.
 #
-# usage: launch/gke.sh COMMAND [option ...]
+# usage: launch/gke.sh COMMAND [option ...] [-- field ...]
 #
 #   apply    creates the JobSet; does nothing if it exists
 #   logs     follows the first host's log
@@ -20,10 +20,12 @@
 #   --spot               on Spot nodes only
 #   --yes                do not ask
 #   --dry-run            print the JobSet and the commands, and do nothing
+#   -- field ...         for the training: --config.data.train=gs://bucket/train.jsonl
 #
 # Predicted (toolrm_jax.plan, configs/14b.py on v5p:2x2x4): 36.0 of 95 GiB a chip; 0.76 to 1.17 hours an epoch of 180,000 pairs, 65,900 to 42,700 tokens/s.
 #
-# example: launch/gke.sh apply --image us-docker.pkg.dev/project/rm/toolrm:tpu --workdir gs://b/rm
+# example: launch/gke.sh apply --image us-docker.pkg.dev/project/rm/toolrm:tpu --workdir gs://b/rm \
+#   -- --config.data.train=gs://b/train.jsonl --config.data.heldout=gs://b/heldout.jsonl
 set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -31,7 +33,7 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 source "$here/commands.sh"
 
 name=toolrm-14b namespace="" topology=v5p:2x2x4 slices=1 image="" config=configs/14b.py workdir=""
-restarts=3 service_account=default spot=false
+restarts=3 service_account=default spot=false fields=()
 
 read_options() {
     while (($#)); do
@@ -49,6 +51,7 @@ read_options() {
         --yes) yes=true ;;
         --dry-run) dry_run=true ;;
         --help | -h) show_help "$here/gke.sh" && exit 0 ;;
+        --) shift && fields=("$@") && return ;;
         *) die "unknown option '$1'; see --help" ;;
         esac
         shift
@@ -87,12 +90,27 @@ jobset() {
     edits+=(-e "s|: [^ ]*\\(  # chip\\)\$|: $accelerator\\1|")
     edits+=(-e "s|: [^ ]*\\(  # shape\\)\$|: $shape\\1|")
     if "$spot"; then edits+=(-e 's|# For Spot nodes: \(.*\)$|\1|'); fi
-    sed "${edits[@]}" "$here/jobset.yaml"
+    sed "${edits[@]}" "$here/jobset.yaml" | with_fields
+}
+
+# The lines of a JobSet, and the fields as arguments where the comment about them stands.
+with_fields() {
+    local line field
+    while IFS= read -r line; do
+        printf '%s\n' "$line"
+        if [[ $line != *"# Fields of the config"* ]]; then continue; fi
+        for field in "${fields[@]}"; do
+            field=${field//\\/\\\\} field=${field//\"/\\\"}
+            # Kubernetes puts a variable's value for $(NAME), and one dollar for two.
+            printf '%*s- "%s"\n' 20 "" "${field//\$/\$\$}"
+        done
+    done
 }
 
 apply() {
     need image "$image"
     need workdir "$workdir"
+    complete_fields "$slices" "$config"
     if "$dry_run"; then
         jobset
     elif [[ -n $(kubectl get jobset "$name" "${where[@]}" --ignore-not-found --output name) ]]; then

@@ -28,7 +28,8 @@
 #
 # Predicted (toolrm_jax.plan, configs/14b.py on h100:2x8): 29.8 of 72.8 GiB a GPU; 0.39 to 0.56 hours an epoch of 180,000 pairs, 128,700 to 89,700 tokens/s.
 #
-# example: launch/slurm.sh --workdir /shared/rm-14b --partition h100 --dry-run
+# example: launch/slurm.sh --workdir /shared/rm-14b --partition h100 --dry-run \
+#   -- --config.data.train=/shared/train.jsonl --config.data.heldout=/shared/heldout.jsonl
 set -euo pipefail
 
 dry_run=false config=configs/14b.py workdir="" nodes=2 gpus=8 time=1-00:00:00 partition=""

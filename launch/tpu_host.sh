@@ -21,9 +21,9 @@ install() {
     # The VMs' own Python is 3.10, which is too old; uv brings one along.
     python3 -m pip install --user --quiet --upgrade uv
     python3 -m uv venv --quiet --clear --python 3.12 "$HOME/.toolrm_venv"
-    python3 -m uv pip install --quiet --python "$python" "${repository}[tpu]"
+    python3 -m uv pip install --quiet --python "$python" "${repository}[tpu,gcs]"
     if [[ -f $HOME/.toolrm_secrets ]]; then chmod 600 "$HOME/.toolrm_secrets"; fi
-    "$python" -c 'import toolrm_jax.train'
+    "$python" -c 'import gcsfs, toolrm_jax.train'
 }
 
 # In the background, and not ended with the connection that started it.

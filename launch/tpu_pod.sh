@@ -35,7 +35,8 @@
 #
 # Predicted (toolrm_jax.plan, configs/14b.py on v5p:2x2x4): 36.0 of 95 GiB a chip; 0.76 to 1.17 hours an epoch of 180,000 pairs, 65,900 to 42,700 tokens/s.
 #
-# example: launch/tpu_pod.sh up --name rm --zone us-east5-a --spot --workdir gs://bucket/rm-14b
+# example: launch/tpu_pod.sh up --name rm --zone us-east5-a --spot --workdir gs://b/rm \
+#   -- --config.data.train=gs://b/train.jsonl --config.data.heldout=gs://b/heldout.jsonl
 set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -191,6 +192,7 @@ setup() {
 run() {
     need workdir "$workdir"
     local training=""
+    complete_fields "$slices" "$config"
     printf -v training ' %q' --config "$config" --workdir "$workdir" "${fields[@]}"
     on_hosts all "bash toolrm_jax/launch/tpu_host.sh start --restarts $restarts --$training"
 }

@@ -100,7 +100,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self._incomplete():
                 self._say(f"removing {path}: a save that was not completed")
-                path.rmtree()
+            self._remove_incomplete()
             told = json.dumps({step: self._score(step) for step in self._on_disk()})
         scores = json.loads(self._main.from_first(told))
         self._scores = {int(step): s and (s[0], s[1]) for step, s in scores.items()}
@@ -111,6 +111,12 @@ class Checkpoints:
             steps = [self.folder / str(step) for step in self._on_disk()]
             paths += [path for path in steps if not (path / LISTING).exists()]
         return paths
+
+    def _remove_incomplete(self) -> None:
+        """Only between saves. Of one that failed, writers may still be at work, so that its folder
+        cannot be removed at once: the next save tries again."""
+        for path in self._incomplete():
+            path.rmtree()
 
     def _on_disk(self) -> list[int]:
         try:
@@ -177,7 +183,7 @@ class Checkpoints:
         return self.folder / (str(step) if _is_bucket(self.folder) else f"{step}.partial")
 
     def _prepare(self, partial: epath.Path) -> None:
-        _remove(partial)
+        self._remove_incomplete()
         (partial / "state").mkdir(parents=True)
         (partial / "meta").mkdir()
 
@@ -198,7 +204,7 @@ class Checkpoints:
         try:
             problem = self._commit(step, futures, problem, meta, score)
             if problem and _is_lead():  # it takes room that the next one needs
-                _attempt(lambda: _remove(self._partial(step)))
+                _attempt(self._remove_incomplete)
             if not problem:
                 self._scores[step] = score
                 self._prune(step)
@@ -430,11 +436,6 @@ def _write_durably(path: epath.Path, text: str) -> None:
         file.flush()
         if not _is_bucket(path):
             os.fsync(file.fileno())
-
-
-def _remove(folder: epath.Path) -> None:
-    if folder.exists():
-        folder.rmtree()
 
 
 def config_to_json(config: ModelConfig) -> dict[str, Any]:

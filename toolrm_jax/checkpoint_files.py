@@ -82,6 +82,16 @@ def refuse_damage(folder: epath.Path, files: dict[str, Entry], names: Sequence[s
                 raise DamagedError(f"{name} {difference}")
 
 
+def refuse_incomplete(folder: epath.Path) -> None:
+    """Compares the sizes of all files with what the folder's listing says; reads none of them.
+
+    Raises:
+      DamagedError: naming the first that is missing or of another size, or the listing.
+    """
+    files = read_listing(folder)["files"]
+    refuse_damage(folder, {name: [size, None] for name, (size, _) in files.items()}, list(files))
+
+
 def share(files: dict[str, Entry], process: int, processes: int) -> list[str]:
     """The files that one process checks: every n-th, from the largest on."""
     by_size = sorted(files, key=lambda name: (-(files[name][0] or 0), name))

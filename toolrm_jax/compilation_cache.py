@@ -15,16 +15,22 @@ from jax.experimental.compilation_cache import compilation_cache
 NONE = "none"
 
 
-def use_compilation_cache(folder: str | os.PathLike[str] | None = None) -> None:
+def use_compilation_cache(
+    folder: str | os.PathLike[str] | None = None, default: str | os.PathLike[str] | None = None
+) -> None:
     """Keeps compiled programs in `folder` ("none": not at all), or where JAX is already told to
-    (JAX_COMPILATION_CACHE_DIR), or in $TOOLRM_CACHE_DIR, or in ~/.cache/toolrm_jax/compiled."""
+    (JAX_COMPILATION_CACHE_DIR), or in `default`, or in $TOOLRM_CACHE_DIR, or in
+    ~/.cache/toolrm_jax/compiled."""
     if folder == NONE:
         jax.config.update("jax_compilation_cache_dir", None)
         return
     if not folder and jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
-    default = os.environ.get("TOOLRM_CACHE_DIR") or Path.home() / ".cache/toolrm_jax/compiled"
-    jax.config.update("jax_compilation_cache_dir", os.fspath(folder or default))
+    default = default or os.environ.get("TOOLRM_CACHE_DIR")
+    chosen = os.fspath(folder or default or Path.home() / ".cache/toolrm_jax/compiled")
+    jax.config.update("jax_compilation_cache_dir", chosen)
+    if "://" in chosen:  # XLA's own caches, on GPUs, would be put into a local folder "gs:"
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 @contextlib.contextmanager

@@ -356,7 +356,10 @@ def trip_count(program: Program, computation: Computation, loop: Instruction) ->
     counters = [side for side in sides if side.opcode == "get-tuple-element"]
     if len(bounds) != 1 or len(counters) != 1 or "direction=LT" not in direction:
         return None
-    number = int(re.search(r"index=(\d+)", counters[0].attributes)[1])  # type: ignore[index]
+    indices = re.findall(r"index=(\d+)", counters[0].attributes)
+    if len(indices) != 1:
+        return None
+    number = int(indices[0])
     start = _start(computation, loop, number)
     step = _step(program.computations[loop.called("body")[0]], number)
     return max(0, math.ceil((bounds[0] - start) / step))

@@ -382,7 +382,18 @@ def save_directory(
     tokenizer: Any,
     extra_files: Mapping[str, str] | None = None,
 ) -> epath.Path:
-    """Writes a Hugging Face directory in the type of the parameters: weights, config, tokenizer,
+    """`save_tensors` of parameters that this process holds."""
+    return save_tensors(folder, config, ParamTensors(config, params), tokenizer, extra_files)
+
+
+def save_tensors(
+    folder: str | os.PathLike[str],
+    config: ModelConfig,
+    tensors: Tensors,
+    tokenizer: Any,
+    extra_files: Mapping[str, str] | None = None,
+) -> epath.Path:
+    """Writes a Hugging Face directory in the type of the tensors: weights, config, tokenizer,
     template, and `extra_files` (name -> text).
 
     It is built under a temporary name and renamed when complete; an earlier checkpoint of that name
@@ -393,7 +404,6 @@ def save_directory(
       OutputError: there is no room for it.
     """
     folder = absolute(folder)
-    tensors = ParamTensors(config, params)
     size = sum(tensors.spec(name).nbytes for name in tensors)
     with new_folder(folder, is_directory, nbytes=size) as partial:
         write_directory(partial, config, tensors, tokenizer, extra_files)

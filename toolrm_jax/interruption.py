@@ -5,8 +5,9 @@
     a lost process, a step that hangs          -> exit with 76 (BROKEN_OFF), nothing is saved.
         The same command continues from the newest checkpoint.
 
-No handler saves. With several processes the notice goes to JAX's preemption service, which makes
-all of them stop after the same step, whichever of them was told; alone, a handler sets a flag.
+No handler saves. Where JAX's processes were joined (on a TPU VM, one alone as well), the notice
+goes to JAX's preemption service, which makes all of them stop after the same step, whichever of
+them was told, and which knows of notices from before the first step; else a handler sets a flag.
 
     with StopRequest() as stop:
         for step in range(1, 1 + steps):
@@ -51,7 +52,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
             self._handle(signal.SIGINT, self._interrupted)
-            if jax.process_count() == 1:  # of several, JAX's service handles it
+            if not jax.distributed.is_initialized():  # where it is, JAX's service handles it
                 self._handle(signal.SIGTERM, self._terminated)
         return self
 
@@ -68,12 +69,12 @@ class StopRequest:
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self._asked = True
-        if jax.process_count() > 1:
+        if jax.distributed.is_initialized():
             os.kill(os.getpid(), signal.SIGTERM)  # what JAX's service waits for
 
     def reached(self, step: int) -> bool:
         """Whether to stop after this step; to be asked at every step, by all processes."""
-        if jax.process_count() == 1:
+        if not jax.distributed.is_initialized():
             return self._asked
         return multihost_utils.reached_preemption_sync_point(step)
 

@@ -103,6 +103,6 @@ class MetricsLog:
         if self.enabled:
             self._file.close()
             self._board.close()
+            self.share()
             if self._scratch is not None:
-                self._store()
                 self._scratch.cleanup()

@@ -20,6 +20,7 @@ the way. `orbax.checkpoint` restores it like any other.
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,12 +33,14 @@ from etils import epath
 from tqdm import tqdm
 
 from toolrm_jax.checkpoint import config_from_json, config_to_json
-from toolrm_jax.checkpoint_files import LISTING
+from toolrm_jax.checkpoint_files import DamagedError, refuse_incomplete
 from toolrm_jax.huggingface import Entry, RewardTensors, Source, entries, placed, refuse_misfits
 from toolrm_jax.model_config import ModelConfig
 from toolrm_jax.paths import absolute, is_remote
 from toolrm_jax.safetensors_folder import read_json, refuse, write_durably
 from toolrm_jax.tensors import DTYPES, CheckpointError, Spec, Tensors, piece_rows, transfer
+
+logger = logging.getLogger(__name__)
 
 _STATE, _META, TOKENIZER = "state", Path("meta/metadata"), "tokenizer"
 
@@ -96,11 +99,17 @@ def find_step(path: str | os.PathLike[str]) -> epath.Path | None:
 
 
 def _is_whole(folder: epath.Path) -> bool:
-    """Whether it was written to its end: a folder has its name only then, objects have a marker. Of
-    what `convert` wrote, that is the metadata; of a step of a run, the list of its files."""
-    if not is_remote(folder) or folder.parent.name != "checkpoints":
+    """Whether it was written to its end. Of what `convert` wrote, the metadata say so; of a step of
+    a run, the list of its files, all of which must be there in their sizes (training, which may
+    choose an earlier step, compares checksums as well)."""
+    if folder.parent.name != "checkpoints":
         return True
-    return (folder / LISTING).exists()
+    try:
+        refuse_incomplete(folder)
+    except DamagedError as error:
+        logger.warning("checkpoint %s is damaged and is passed over: %s", folder, error)
+        return False
+    return True
 
 
 def _newest_first(folder: epath.Path) -> list[epath.Path]:

@@ -1,7 +1,8 @@
 """The recipe of the paper (arXiv:2509.11963) for one base model: what the configs of it share.
 
 Published: one epoch, learning rate 1e-6, cosine with 3% warm-up, reward centering. Not published,
-and chosen here: eta 0.01, the usual value; 64k tokens a step, about 65 pairs; AdamW's betas.
+and chosen here: eta 0.01, the usual value; 64k tokens a step, about 65 pairs; AdamW's betas. Each
+shard of rows takes one row at least, so 32 chips take 128k tokens a step: training says so.
 """
 
 from ml_collections import ConfigDict

@@ -46,7 +46,13 @@ from toolrm_jax.cluster import MODES, start_processes
 from toolrm_jax.compilation_cache import use_compilation_cache
 from toolrm_jax.errors import reported
 from toolrm_jax.files import write_text
-from toolrm_jax.huggingface import load_params, save_directory, truncate
+from toolrm_jax.huggingface import (
+    ParamTensors,
+    RewardTensors,
+    load_params,
+    save_tensors,
+    truncate,
+)
 from toolrm_jax.interruption import Stopped, StopRequest, break_off
 from toolrm_jax.loader import (
     Index,
@@ -64,17 +70,20 @@ from toolrm_jax.model import Forward, Params, abstract_params
 from toolrm_jax.model_card import model_card
 from toolrm_jax.model_config import ModelConfig
 from toolrm_jax.optimizer import make_optimizer
-from toolrm_jax.orbax_folder import TOKENIZER, about_run
+from toolrm_jax.orbax_folder import TOKENIZER, about_run, open_orbax
 from toolrm_jax.output_folder import new_folder
 from toolrm_jax.pretrained import Pretrained, open_pretrained
 from toolrm_jax.processes import Exchange, LostProcessError
 from toolrm_jax.rendering import Renderer
+from toolrm_jax.sharding import row_shards
 from toolrm_jax.start_up import StartUp
 from toolrm_jax.step_trace import StepTrace
+from toolrm_jax.tensors import Tensors
 from toolrm_jax.throughput import Throughput, line
 from toolrm_jax.train_config import (
     TrainingError,
     refuse_other_run,
+    refuse_unshared,
     run_folder,
     section,
     unpack,
@@ -92,7 +101,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> evaluate.Repor
     mesh, plan, optimizer_config, compute = unpack(config)
     folder = run_folder(workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    use_compilation_cache(config.train.compilation_cache)
+    refuse_unshared(folder)
+    # Several machines have no other folder in common.
+    shared = folder / "compiled" if jax.process_count() > 1 else None
+    use_compilation_cache(config.train.compilation_cache, shared)
     start_up = StartUp()
 
     # --- Model and data ------------------------------------------------------------------------
@@ -112,6 +124,14 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> evaluate.Repor
             pretrained.tokenizer.save_pretrained(partial)
     steps = config.train.steps or _steps_of(loader, config.train.epochs)
     step_tokens = plan.micro_batches * max(plan.rows(shape) * shape.tokens for shape in plan.shapes)
+    for shape in plan.shapes:
+        if plan.rows(shape) * shape.tokens > config.data.batch_tokens:
+            say(
+                f"note: {plan.rows(shape)} rows of {shape.tokens} tokens a micro-batch, more than "
+                f"data.batch_tokens={config.data.batch_tokens} asks for: each of the "
+                f"{row_shards(mesh)} shards of rows takes one. The learning rate may want to "
+                f"follow; mesh.tensor and mesh.sequence make fewer shards."
+            )
     say(
         f"{config.model.source}: {source.config.num_layers} layers, "
         f"{source.config.num_parameters / 1e6:.1f}M parameters; {steps} steps of up to "
@@ -245,14 +265,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> evaluate.Repor
             f"{summary['pairs_seen']:,} pairs seen; held-out accuracy {found.accuracy} on "
             f"{found.accuracy.n:,} pairs, {found.ties} ties"
         )
-        params = _on_host(state.params) if config.train.export else None
         if lead:
             evaluate.write_scores(folder / "heldout_scores.jsonl", scores)
-            if params is not None:
-                path = _export(folder, pretrained, source.config, params, steps, meta, found)
+            if config.train.export:
+                tensors = _tensors(state.params, source.config, checkpoints, steps)
+                path = _export(folder, pretrained, source.config, tensors, steps, meta, found)
                 say(f"exported to {path}")
             # Last, so that it stands for a finished run.
             write_text(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
+        # JAX ends processes that wait for another one's exit for 5 minutes: wait for it here.
+        Exchange("end").gather("")
     return found
 
 
@@ -455,19 +477,25 @@ def _scalars(report: evaluate.Report) -> dict[str, float]:
     return accuracy | named | {name: getattr(report, name) for name in rest}
 
 
-def _on_host(params: Params) -> Params:
-    """The parameters where this process can read them; all processes must take part."""
+def _tensors(params: Params, model: ModelConfig, checkpoints: Checkpoints, step: int) -> Tensors:
+    """The trained tensors, where this process can read them: with several processes that is the
+    checkpoint, as none holds the whole model, nor has room for it."""
     if jax.process_count() == 1:
-        return params
-    # Tensor by tensor: whole on each device for a moment, then on the host alone.
-    return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), params)
+        return ParamTensors(model, params)
+    if checkpoints.latest() != step:
+        raise TrainingError(
+            f"The last step, {step}, could not be saved (see above), so there is nothing to "
+            f"export. Make room, and run the same command again: it continues from the newest "
+            f"checkpoint."
+        )
+    return RewardTensors(open_orbax(checkpoints.folder / str(step)).source)
 
 
 def _export(
     workdir: epath.Path,
     pretrained: Pretrained,
     model: ModelConfig,
-    params: Params,
+    tensors: Tensors,
     steps: int,
     meta: dict[str, Any],
     found: evaluate.Report,
@@ -478,7 +506,7 @@ def _export(
         "toolrm.json": json.dumps(about, indent=2) + "\n",
         "README.md": model_card(workdir.name, model, about, "float32"),
     }
-    return save_directory(workdir / "export", model, params, pretrained.tokenizer, files)
+    return save_tensors(workdir / "export", model, tensors, pretrained.tokenizer, files)
 
 
 def _say(message: str) -> None:

@@ -7,6 +7,7 @@ Every error names the field, its value and what it may be, before a model is ope
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from toolrm_jax.errors import InputError
 from toolrm_jax.model import Compute
 from toolrm_jax.optimizer import OptimizerConfig
 from toolrm_jax.paths import PathError, absolute
+from toolrm_jax.processes import Exchange
 from toolrm_jax.sharding import make_mesh, row_shards
 
 
@@ -33,6 +35,27 @@ def run_folder(path: str | os.PathLike[str]) -> epath.Path:
         return absolute(path)
     except PathError as error:
         raise TrainingError(f"--workdir={error}") from error
+
+
+def refuse_unshared(folder: epath.Path) -> None:
+    """Raises where the processes of the run do not see the same folder: their checkpoints would
+    never be complete. All processes must take part."""
+    probe = folder / f".seen-by-all-{uuid.uuid4().hex}"
+    if jax.process_count() == 1:
+        return
+    if jax.process_index() == 0:
+        probe.write_text("")
+    exchange = Exchange("workdir")
+    name = exchange.from_first(probe.name)
+    seen = exchange.gather(str((folder / name).exists()))
+    blind = [process for process, answer in enumerate(seen) if answer != str(True)]
+    if jax.process_index() == 0:
+        probe.unlink()
+    if blind:
+        raise TrainingError(
+            f"--workdir={folder}: what process 0 writes there, the processes {blind} do not see. "
+            f"Give a folder of a file system that all machines share, or gs://bucket/folder."
+        )
 
 
 @contextlib.contextmanager
@@ -55,7 +78,7 @@ def unpack(
     with section("mesh"):
         mesh = make_mesh(**config.mesh, devices=devices)
     with section("data"):
-        plan = _plan(config.data, row_shards(mesh))
+        plan = _plan(config.data, row_shards(mesh), mesh.shape["sequence"])
     with section("optimizer"):
         optimizer = OptimizerConfig(steps=max(config.train.steps, 1), **config.optimizer)
     with section("model"):
@@ -104,11 +127,16 @@ def _check_numbers(config: ConfigDict) -> None:
         )
 
 
-def _plan(data: ConfigDict, shards: int) -> PlanConfig:
+def _plan(data: ConfigDict, shards: int, sequence: int) -> PlanConfig:
     for shape in data.row_shapes:
         sizes = shape if isinstance(shape, tuple | list) else ()
         if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ValueError(f"row_shapes has {shape!r}; expected (tokens, responses), both > 0.")
+        if shape[0] % sequence:
+            raise ValueError(
+                f"row_shapes has {shape[0]} tokens, which mesh.sequence={sequence} devices cannot "
+                f"share alike: choose a multiple."
+            )
         if shape[0] > data.batch_tokens:
             raise ValueError(
                 f"batch_tokens={data.batch_tokens} is less than one row of {shape[0]} tokens: "
@@ -135,6 +163,11 @@ _FREE = (
     "train.export",
     "train.compilation_cache",
     "data.workers",
+    # They change in which order sums are rounded, as the mesh does.
+    "model.remat",
+    "model.attention",
+    # The weights are the checkpoint's; what the tokenizer does, the fingerprints of data tell.
+    "model.source",
     # Their content counts, which the fingerprints of data tell, not how the paths are spelled.
     "data.train",
     "data.heldout",
