@@ -25,7 +25,7 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Self
 
 from toolrm_jax.errors import InputError
@@ -38,6 +38,7 @@ from toolrm_jax.synth.model_license import is_permissive
 from toolrm_jax.synth.replay import Reject, Replay, ReplaySettings
 
 Translate = Callable[[Example, Response], Response]
+Repeats = Callable[[Example], Sequence[str]]
 AHEAD = 256  # examples under way; one whose questions are slow holds up no more than these
 
 
@@ -87,6 +88,7 @@ class Pool:
       cache: a file on a local disk for what endpoints answer; needed where there are any.
       permissive_only: leaves out answers of models without a permissive licence.
       translate: turns a replayed response into the example's own names, where those were replaced.
+      repeats: the ids of examples that ask the very same; what was replied to them counts too.
       reject: is told what had to be left out: reason, detail, and where it stood.
 
     Raises:
@@ -101,10 +103,12 @@ class Pool:
         cache: str | os.PathLike[str] | None = None,
         permissive_only: bool = True,
         translate: Translate | None = None,
+        repeats: Repeats = lambda _: (),
         reject: Reject | None = None,
     ):
         settings = [member_settings(entry) for entry in entries]
         self._seed, self._permissive_only, self._translate = seed, permissive_only, translate
+        self._repeats = repeats
         self._reject = reject or (lambda *_: None)
         self._counts: collections.Counter[str] = collections.Counter()
         self._endpoints: list[Any] = []
@@ -173,7 +177,7 @@ class Pool:
     def _of(self, example: Example, futures: list[Any]) -> Iterator[Answer]:
         for endpoint, future in zip(self._endpoints, futures, strict=True):
             yield from self._read(example, endpoint.settings, future.result())
-        for answer in self._replay.answers(example.id):
+        for answer in self._replayed(example):
             if not self._lets_in(answer.permissive):
                 self._counts[f"{answer.model}: left out: not permissive"] += answer.count
                 continue
@@ -183,6 +187,16 @@ class Pool:
             for answer in corruption_answers(example, seed=self._seed):
                 self._counts[f"{MODEL}: answers"] += 1
                 yield answer
+
+    def _replayed(self, example: Example) -> Iterator[Answer]:
+        yield from self._replay.answers(example.id)
+        for other in self._repeats(example):
+            for answer in self._replay.answers(other):
+                yield dataclasses.replace(answer, example_id=example.id)
+
+    def unused(self, ids: Set[str]) -> int:
+        """How many of the replayed answers are to examples other than these."""
+        return self._replay.count_beside(ids)
 
     def _read(
         self, example: Example, settings: EndpointSettings, outcomes: Any

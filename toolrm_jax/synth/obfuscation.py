@@ -27,8 +27,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from toolrm_jax.errors import InputError
-from toolrm_jax.examples import Call, Example, Message, Tool
-from toolrm_jax.tool_calls import canonical_calls
+from toolrm_jax.examples import Call, Example, Message, Response, Tool
+from toolrm_jax.tool_calls import attempts_call, canonical_calls
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _REST = _LETTERS + "0123456789_"
@@ -78,6 +78,22 @@ class Names:
         """Calls by the original names."""
         return self.reversed().hide(calls)
 
+    def hide_answer(self, response: Response, seed: str) -> Response:
+        """What a model said to the original example, by the new names.
+
+        A name that the example does not know gets a random one too, for a natural name among
+        random ones would give a wrong answer away. In a text that tries to call, all names are
+        replaced as whole words; other text stays.
+        """
+        rng = random.Random(f"{seed}/answer")
+        taken = " ".join([*self.functions.values(), *self.parameters.values()])
+        if isinstance(response, list):
+            return _with_strangers(self, response, _fresh(rng, taken)).hide(response)
+        words = {**self.parameters, **self.functions}
+        if isinstance(response, str) and words and _looks_like_call(response, self.functions):
+            return _whole_words(words).sub(lambda match: words[match[0]], response)
+        return response
+
 
 @dataclasses.dataclass(frozen=True)
 class Obfuscation:
@@ -125,6 +141,22 @@ def obfuscate(example: Example, rng: random.Random) -> tuple[Example, Names | No
         for place in names.places
     ]
     return _renamed(example, tools, names, in_messages), names
+
+
+def _with_strangers(names: Names, calls: list[Call], fresh: Iterator[str]) -> Names:
+    """The names, and new ones for what the calls name beside them."""
+    functions, parameters = dict(names.functions), dict(names.parameters)
+    for call in calls:
+        if call["name"] not in functions:
+            functions[call["name"]] = next(fresh)
+        for name in call["arguments"]:
+            if name not in parameters:
+                parameters[name] = next(fresh)
+    return Names(functions, parameters, names.places)
+
+
+def _looks_like_call(text: str, functions: Collection[str]) -> bool:
+    return attempts_call(text, []) or any(name in text for name in functions)
 
 
 def reveal(example: Example, names: Names) -> Example:

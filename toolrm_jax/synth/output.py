@@ -1,7 +1,8 @@
 """The finished data set: a folder that the loader, TRL and `datasets.load_dataset` read as it is.
 
     DATASET/
-      array_record/train-00000-of-00012.array_record   rows of `pairs`, one JSON object a record
+      array_record/train-00000-of-00012.array_record   rows of `pairs`, one JSON object a record, in
+                                                       an order by seed and id: shuffled
       parquet/train-00000-of-00012.parquet             one row a pair, for TRL's RewardTrainer
       rejects.jsonl.zst                                what all stages rejected or left out, and why
       README.md  card.json  plots/*.png                the data card
@@ -17,9 +18,11 @@ has. In Qwen's templates this is, byte for byte, what they make of `tool_calls`.
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,8 @@ import numpy as np
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Call, Message, Response
-from toolrm_jax.synth.stage import Row, Summary, in_order, read_shard
+from toolrm_jax.splits import digest
+from toolrm_jax.synth.stage import Row, Summary, in_order
 from toolrm_jax.task_view import response_length
 
 MARKER = "card.json"
@@ -90,38 +94,57 @@ def _lengths(row: Row) -> tuple[int, int, list[int]]:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """One file of each form, and the shards it is made of."""
+    """One file of each form, and the rows that were dealt to it."""
 
     folder: Path
     name: str
-    shards: tuple[Path, ...]
+    dealt: Path
 
 
-def write_files(pairs: Summary, folder: Path, *, rows_per_file: int, workers: int) -> Contents:
-    """Writes the rows as ArrayRecord and Parquet, a share of the shards each; counts them."""
+def write_files(
+    pairs: Summary, folder: Path, *, rows_per_file: int, seed: int, workers: int
+) -> Contents:
+    """Writes the rows as ArrayRecord and Parquet, shuffled; counts them.
+
+    Any first part of the rows is a sample of all; a file has about rows_per_file.
+    """
     for form in (ARRAY_RECORD, PARQUET):
         (folder / form).mkdir()
-    groups = _groups(pairs, rows_per_file)
+    dealt = folder / "dealt"
+    dealt.mkdir()
+    files = _deal(pairs, dealt, -(-pairs.row_count // rows_per_file) or 1, seed)
     parts = [
-        _Part(folder, f"train-{i:05}-of-{len(groups):05}", group) for i, group in enumerate(groups)
+        _Part(folder, f"train-{i:05}-of-{len(files):05}", file) for i, file in enumerate(files)
     ]
     contents = Contents()
     for found in in_order(_write_part, parts, workers):
         contents.add(found)
+    shutil.rmtree(dealt)
     return contents
 
 
-def _groups(pairs: Summary, rows_per_file: int) -> list[tuple[Path, ...]]:
-    """Shards in order, so many that each group but the last has at least rows_per_file."""
-    groups: list[list[Path]] = [[]]
-    held = 0
-    for shard in pairs.content["shards"]:
-        if held >= rows_per_file:
-            groups.append([])
-            held = 0
-        groups[-1].append(pairs.folder / shard["name"])
-        held += shard["rows"]
-    return [tuple(group) for group in groups]
+def _deal(pairs: Summary, folder: Path, count: int, seed: int) -> list[Path]:
+    """Deals the rows to so many files, by a hash of seed and id, which precedes each row.
+
+    What lies under one hash range goes to one file, so that files in order, each sorted, are all
+    rows in the order of their hashes; no more than one file is ever held in memory.
+    """
+    paths = [folder / f"{i:05}" for i in range(count)]
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb", 1 << 16)) for path in paths]
+        for row in pairs.rows():
+            place = digest(seed, "place", row["id"])[:16]
+            line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")
+            files[int(place, 16) * count >> 64].write(place.encode() + line + b"\n")
+    return paths
+
+
+def _dealt_rows(path: Path) -> Iterator[bytes]:
+    """The rows of a dealt file, in the order of their hashes."""
+    with path.open("rb") as file:
+        lines = sorted(file)
+    for line in lines:
+        yield line[16:-1]
 
 
 def _write_part(part: _Part) -> Contents:
@@ -134,12 +157,12 @@ def _write_part(part: _Part) -> Contents:
     try:
         with _ParquetFile(part.folder / PARQUET / f"{part.name}.parquet") as parquet:
             measured = []
-            for shard in part.shards:
-                for row in read_shard(shard):
-                    writer.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
-                    parquet.add(row)
-                    contents.count(row)
-                    measured.append(_lengths(row))
+            for line in _dealt_rows(part.dealt):
+                row = json.loads(line)
+                writer.write(line)
+                parquet.add(row)
+                contents.count(row)
+                measured.append(_lengths(row))
     finally:
         writer.close()
     contents.lengths = {

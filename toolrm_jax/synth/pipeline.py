@@ -100,6 +100,7 @@ class _Read:
 
     sources: Mapping[str, Source]
     seed: int
+    longest_prompt: int
 
     def __call__(self, unit: Unit, tally: Tally) -> Iterator[Row]:
         source = self.sources[unit.name]
@@ -109,10 +110,18 @@ class _Read:
                 tally.reject(found.reason, found.detail, at, source=source["name"])
                 continue
             tally.count(f"read: {source['name']}")
+            if 0 < self.longest_prompt < _prompt_length(found):
+                tally.count(f"left out: beyond longest_prompt of {source['name']}")
+                continue
             if source["keep"] < 1 and _share(self.seed, "keep", found.id) >= source["keep"]:
                 tally.count(f"left out: beyond the share to keep of {source['name']}")
                 continue
             yield example_row(found) | {"from": source["name"]}
+
+
+def _prompt_length(example: Example) -> int:
+    """In characters; a token is three to four of them."""
+    return len(json.dumps([example.tools, example.messages], ensure_ascii=False))
 
 
 def _share(*parts: object) -> float:
@@ -146,8 +155,8 @@ class _Thin:
     seed: int
 
     def __call__(self, unit: Unit, tally: Tally) -> Iterator[Row]:
-        repeats = _read_plan(self.folder)[unit.name]
-        for row, repeated in zip(read_shard(unit.inputs[0]), repeats, strict=True):
+        plan = _read_plan(self.folder)[unit.name]
+        for row, repeated in zip(read_shard(unit.inputs[0]), plan["repeats"], strict=True):
             example = example_of(row)
             found = self._overlap(example, tally)
             if found is not None:
@@ -157,7 +166,8 @@ class _Thin:
                 why = "the same id" if repeated == example.id else "near-duplicate"
                 tally.leave_out(why, f"of {repeated}", id=example.id, source=row["from"])
             else:
-                yield self._obfuscated(row, example, tally)
+                also = plan["also"].get(example.id)
+                yield self._obfuscated(row, example, tally) | ({"also": also} if also else {})
 
     def _overlap(self, example: Example, tally: Tally) -> tuple[str, str] | None:
         sets = _evaluation_sets(self.evaluation, self.similarity, self.drop_shared_tools)
@@ -178,21 +188,23 @@ class _Thin:
         return example_row(hidden) | {"from": row["from"], "names": names.to_json()}
 
 
-def _read_plan(folder: Path) -> dict[str, list[str | None]]:
+def _read_plan(folder: Path) -> dict[str, Any]:
     return _cached_plan(folder, (folder / "plan.json.zst").stat().st_mtime_ns)
 
 
 @functools.lru_cache(1)
-def _cached_plan(folder: Path, _: int) -> dict[str, list[str | None]]:
+def _cached_plan(folder: Path, _: int) -> dict[str, Any]:
     packed = (folder / "plan.json.zst").read_bytes()
     return json.loads(zstandard.ZstdDecompressor().stream_reader(packed).read())
 
 
-def _sketches(shard: Path, seed: int) -> tuple[overlap.Sketches, list[str]]:
+def _sketches(shard: Path, seed: int) -> tuple[overlap.Sketches, list[str], list[str]]:
+    """Of a shard's examples: sketches, ids, and digests that are equal for the same task."""
     examples = [example_of(row) for row in read_shard(shard)]
     return (
         overlap.join(overlap.sketch(example, seed=seed) for example in examples),
         [example.id for example in examples],
+        [digest(json.dumps([e.tools, e.messages, e.reference]))[:16] for e in examples],
     )
 
 
@@ -205,22 +217,32 @@ def _plan_thinning(
     near: bool,
     workers: int,
 ) -> dict[str, Any]:
-    """Finds what repeats an earlier example: by shard, a list of ids, or None where it does not."""
+    """Finds what repeats another example: by shard, a list of ids, or None where it does not.
+
+    An example keeps the ids of its exact repeats: what was answered to them was answered to it.
+    """
     sketch = functools.partial(_sketches, seed=seed)
     parts = in_order(sketch, examples.shards, workers)
     sketches = overlap.concatenate([part[0] for part in parts])
     ids = [example_id for part in parts for example_id in part[1]]
+    tasks = [task for part in parts for task in part[2]]
     repeats: list[str | None] = [None] * len(ids)
+    also: dict[str, list[str]] = {}
     if near:
-        found = overlap.near_duplicates(sketches, similarity)
-        repeats = [None if kept < 0 else ids[kept] for kept in found.tolist()]
+        found = overlap.near_duplicates(sketches, similarity).tolist()
+        repeats = [None if kept < 0 else ids[kept] for kept in found]
+        for index, kept in enumerate(found):
+            if kept >= 0 and tasks[kept] == tasks[index] and ids[kept] != ids[index]:
+                also.setdefault(ids[kept], []).append(ids[index])
     first: dict[str, int] = {}
     for index, example_id in enumerate(ids):
         if first.setdefault(example_id, index) != index and repeats[index] is None:
             repeats[index] = example_id
-    plan, at = {}, 0
+    plan: dict[str, Any] = {}
+    at = 0
     for shard, part in zip(examples.shards, parts, strict=True):
-        plan[_unit_name(shard)] = repeats[at : at + len(part[1])]
+        here = {example_id: also[example_id] for example_id in part[1] if example_id in also}
+        plan[_unit_name(shard)] = {"repeats": repeats[at : at + len(part[1])], "also": here}
         at += len(part[1])
     packed = zstandard.ZstdCompressor().compress(json.dumps(plan).encode())
     _write_bytes(folder / "plan.json.zst", packed)
@@ -238,23 +260,26 @@ class _OpenPool:
 
     def __init__(self, pool: str, seed: int, cache: str, permissive_only: bool, tally: Tally):
         self.tally, self.names = tally, dict[str, Names]()
+        self.repeats = dict[str, list[str]]()
         self.pool = Pool(
             json.loads(pool),
             seed=seed,
             cache=cache,
             permissive_only=permissive_only,
             translate=self._translate,
+            repeats=lambda example: self.repeats.get(example.id, ()),
             reject=lambda reason, detail, at: self.tally.reject(reason, detail, at),
         )
 
     def _translate(self, example: Example, response: Response) -> Response:
         names = self.names.get(example.id)
-        return names.hide(response) if names and isinstance(response, list) else response
+        return names.hide_answer(response, example.id) if names else response
 
     def answers(self, rows: Sequence[Row], tally: Tally) -> Iterator[Answer]:
         """The answers to the examples of these rows, in their order."""
         self.tally, before = tally, self.pool.counts()
         self.names = {r["id"]: Names.from_json(r["names"]) for r in rows if "names" in r}
+        self.repeats = {r["id"]: r["also"] for r in rows if "also" in r}
         yield from self.pool.answers(map(example_of, rows))
         for what, number in self.pool.counts().items():
             if number > before.get(what, 0):
@@ -269,6 +294,7 @@ class _Answer:
     seed: int
     cache: str
     permissive_only: bool
+    shards: tuple[str, ...]  # of the examples
 
     def opened(self, tally: Tally) -> _OpenPool:
         """This process's pool; what it rejects while it opens goes to the tally."""
@@ -283,8 +309,14 @@ class _Answer:
     def plan(self, _: Path, tally: Tally) -> dict[str, Any]:
         """Opens the pool once, for what it rejects and counts as it does."""
         self.close()
-        for what, number in self.opened(tally).pool.counts().items():
+        pool = self.opened(tally).pool
+        for what, number in pool.counts().items():
             tally.count(what, number)
+        if any(entry["kind"] == "replay" for entry in json.loads(self.pool)):
+            rows = (row for shard in self.shards for row in read_shard(shard))
+            ids = {name for row in rows for name in (row["id"], *row.get("also", ()))}
+            beside = "replay: left out: to examples that were left out, or are of no source"
+            tally.count(beside, pool.unused(ids))
         return {}
 
     def close(self) -> None:
@@ -491,13 +523,14 @@ class Pipeline:
             "sources": sources,
             "digests": self._source_digests,
             "shard_rows": self.config.shard_rows,
+            "longest_prompt": self.config.longest_prompt,
             "seed": self.seed,
         }
         return Stage(self.workdir, 1, "examples", settings)
 
     def _run_examples(self) -> None:
         units = [Unit(name) for name in self._sources]
-        work = _Read(self._sources, self.seed)
+        work = _Read(self._sources, self.seed, self.config.longest_prompt)
         self._run("examples", units, work, shard_rows=self.config.shard_rows)
 
     # 2 ---------------------------------------------------------------------------------------
@@ -555,6 +588,7 @@ class Pipeline:
             self.seed,
             options.cache or str(self.workdir / "answers.sqlite"),
             options.permissive_only,
+            tuple(map(str, self._summary("obfuscated").shards)),
         )
         # Endpoints are asked by one process: budgets and concurrency are of the whole run.
         asks = any(entry["kind"] == "endpoint" for entry in options.pool)
@@ -602,7 +636,7 @@ class Pipeline:
 
     def _run_dataset(self) -> None:
         pairs = self._summary("pairs")
-        about = [pairs.digest, self.config.output.rows_per_file]
+        about = [pairs.digest, self.config.output.rows_per_file, self.seed, "shuffled"]
         made_of = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         marker = self.output / output.MARKER
         if marker.exists() and json.loads(marker.read_text()).get("digest") == made_of:
@@ -618,7 +652,9 @@ class Pipeline:
 
     def _write_dataset(self, folder: Path, pairs: Summary, made_of: str) -> None:
         rows = self.config.output.rows_per_file
-        contents = output.write_files(pairs, folder, rows_per_file=rows, workers=self.workers)
+        contents = output.write_files(
+            pairs, folder, rows_per_file=rows, seed=self.seed, workers=self.workers
+        )
         stages = [self._summary(name) for name in STAGES[:-1]]
         with (folder / "rejects.jsonl.zst").open("wb") as rejects:
             for name in STAGES[:-1]:

@@ -17,7 +17,7 @@ import collections
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import Any, Self
 
 from toolrm_jax.errors import InputError
@@ -95,6 +95,11 @@ class Replay:
         ).fetchall()
         for (line,) in found:
             yield from_row(json.loads(line))
+
+    def count_beside(self, examples: Set[str]) -> int:
+        """How many answers are to other examples than these."""
+        counts = self._table.execute("SELECT example, COUNT(*) FROM answers GROUP BY example")
+        return sum(count for example, count in counts if example not in examples)
 
     def close(self) -> None:
         self._table.close()

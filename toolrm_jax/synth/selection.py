@@ -4,15 +4,18 @@
 
 Examples are taken in the order of a hash of seed and id, irrelevance first (a right turn that calls
 nothing), then single, then multi, each until its quota of pairs is reached; of each example, up to
-`wrong_per_prompt` wrong answers by
-  1. the mix over error types that is wanted, scarce ones first; what is then lacking is filled from
-     the others (`fill`);
-  2. caps: of an error type (a share of its turn type's quota) and of a model (a share of all);
-  3. length: within a turn type and an error type the right side may be longer as often as shorter,
-     but for `length_tolerance` of the pairs. A wrong answer that would tip this is left. Missing
-     optional arguments make an answer shorter by nature: such types are named in `any_length`;
-  4. answers of models before corruptions; then the number of arguments, balanced like the length
-     where that can be had, and the rarer kind.
+`wrong_per_prompt` wrong answers:
+  1. What models really said comes first, for there is little of it, up to `answers_cap` of a turn
+     type's quota; whatever its error types and lengths. Then corruptions,
+  2. by the mix over error types that is wanted, scarce ones first; what is then lacking is filled
+     from the others (`fill`).
+  3. Caps: of an error type (a share of its turn type's quota) and of a model (a share of all).
+  4. Length: within a turn type and an error type the right side is longer as often as shorter, but
+     for `length_tolerance` of the pairs. A corruption that would tip this is left; one that makes
+     up for what models' answers have tipped is preferred; of what cannot be made up for,
+     corruptions and then answers are dropped again. Missing optional arguments make an answer
+     shorter by nature: such types are named in `any_length`.
+  5. The number of arguments is balanced like the length where that can be had; then rarer kinds.
 A turn that calls nothing is wrong at most as often as it is right.
 
 The text of no example is held: memory is 30 bytes a candidate and 20 an example, 110 MB for 180,000
@@ -32,6 +35,7 @@ from toolrm_jax.corruptions import KIND_WEIGHTS
 from toolrm_jax.examples import Response
 from toolrm_jax.pairs import MIX
 from toolrm_jax.splits import digest
+from toolrm_jax.synth.corruption_answers import MODEL as CORRUPTION
 from toolrm_jax.synth.stage import Row
 from toolrm_jax.synth.turn_type import TURN_TYPES
 from toolrm_jax.task_view import argument_count, response_length
@@ -54,6 +58,7 @@ class SelectionSettings:
     )  # empty: as it comes
     fill: bool = True
     error_caps: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    answers_cap: float = 1.0
     model_cap: float = 1.0
     model_caps: Mapping[str, float] = dataclasses.field(default_factory=dict)
     length_tolerance: float = 0.02
@@ -69,8 +74,9 @@ class SelectionSettings:
             raise ValueError(f"wrong_per_prompt={self.wrong_per_prompt}: it must be 1 or more.")
         if self.mix and not sum(self.mix.values()) > 0:
             raise ValueError("mix has no share above 0; leave it empty to take errors as they come")
-        if not 0 <= self.length_tolerance <= 1:
-            raise ValueError(f"length_tolerance={self.length_tolerance}: expected 0 to 1.")
+        for name in ("length_tolerance", "answers_cap"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 to 1.")
 
 
 def _known(name: str, given: Iterable[str], known: Sequence[str]) -> None:
@@ -106,7 +112,8 @@ def right_side(row: Row, seed: int) -> Response:
 
 def main_model(wrong: Row) -> str:
     """The model that gave an answer most often; of several, the first by name."""
-    return min(wrong["models"], key=lambda name: (-wrong["models"][name], name))
+    given = wrong["models"]
+    return min(given, key=lambda name: (name == CORRUPTION, -given[name], name))
 
 
 def candidates_of(rows: Iterable[Row], seed: int) -> Candidates:
@@ -196,6 +203,7 @@ class _Selector:
         self.per_example = np.zeros(len(candidates.turn), np.int32)
         self.kinds: collections.Counter[int] = collections.Counter()
         self.models: collections.Counter[int] = collections.Counter()
+        self.answering = False  # whether what models said is being taken
         self.missing: dict[int, float] = {}  # pairs that the mix still wants, by error type
         # Examples not yet seen that offer the error type; empty where the mix is not looked at.
         self.chances: collections.Counter[int] = collections.Counter()
@@ -203,7 +211,7 @@ class _Selector:
         self.left: collections.Counter[str] = collections.Counter()
         weights = [KIND_WEIGHTS.get(name, 1.0) for name in candidates.names]
         self.weights = weights
-        self.is_corruption = [name == "corruption" for name in candidates.names]
+        self.is_corruption = [name == CORRUPTION for name in candidates.names]
         total = sum(settings.quotas.values())
         self.model_room = [
             total * settings.model_caps.get(name, settings.model_cap) for name in candidates.names
@@ -220,29 +228,68 @@ class _Selector:
         ids = np.flatnonzero(self.found.turn == turn)
         ids = ids[np.argsort(self.found.order[ids], kind="stable")]
         self.quota, self.taken = quota, 0
+        self.answers_room = round(quota * self.settings.answers_cap)
         self.got: collections.Counter[int] = collections.Counter()
         self.excess: collections.Counter[tuple[int, str]] = collections.Counter()
         caps = self.settings.error_caps
         self.error_room = [quota * caps.get(error, 1.0) for error in ERRORS]
         mix = self.settings.mix if name != "irrelevance" else {}
+        self._take_answers(ids)
         if mix:
             self._by_mix(ids, mix)
-        if not mix or self.settings.fill:
-            self.missing = dict.fromkeys(range(len(ERRORS)), 0.0)
-            self.chances = collections.Counter()
+        fill = not mix or self.settings.fill
+        if fill:
+            self._pass(ids, self._least_taken)
+        if self._trim(ids) and fill:
             self._pass(ids, self._least_taken)
         if self.taken < quota:
             self.left[f"{name}: pairs that the quota lacks"] += quota - self.taken
+
+    def _take_answers(self, ids: np.ndarray) -> None:
+        """What models said, whatever its length and error type."""
+        said_N = np.array([not made for made in self.is_corruption] or [False])
+        said_N = said_N[self.found.table[:, 2]] if len(self.found.table) else said_N[:0]
+        before = np.r_[0, np.cumsum(said_N)]
+        per_example = before[self.found.first[1:]] - before[self.found.first[:-1]]
+        self.answering = True
+        for i in ids[per_example[ids] > 0]:
+            said = [w for w in self._wrongs(i) if not self.is_corruption[w.model]]
+            self._choose(i, said, self._least_taken)
+        self.answering = False
+
+    def _trim(self, ids: np.ndarray) -> bool:
+        """Drops what tips the lengths for good, corruptions first; says whether there was any."""
+        before = self.taken
+        for of_models in (False, True):
+            if not any(self._is_tipped(e) for e in range(len(ERRORS))):
+                break
+            for i in ids[::-1]:
+                for w in self._wrongs(i):
+                    tips = w.longer * self.excess[w.error, "length"] > 0
+                    is_chosen = self.chosen[w.index] and self.is_corruption[w.model] != of_models
+                    if is_chosen and tips and self._is_tipped(w.error):
+                        self._take(i, w, -1)
+        if self.taken < before:
+            self.left["chosen and dropped again, for their lengths"] += before - self.taken
+        return self.taken < before
+
+    def _is_tipped(self, error: int) -> bool:
+        return error not in self.any_length and abs(
+            self.excess[error, "length"]
+        ) > self._length_room(error)
 
     def _by_mix(self, ids: np.ndarray, mix: Mapping[str, float]) -> None:
         counts = np.diff(self.found.first)[ids]
         slots = min(self.quota, int(np.minimum(counts, self.settings.wrong_per_prompt).sum()))
         total = sum(mix.values())
-        self.missing = {e: mix.get(name, 0.0) / total * slots for e, name in enumerate(ERRORS)}
-        self.chances = collections.Counter()
+        self.missing = {
+            e: mix.get(name, 0.0) / total * slots - self.got[e] for e, name in enumerate(ERRORS)
+        }
         for i in ids:
             self.chances.update({w.error for w in self._wrongs(i)})
         self._pass(ids, self._need)
+        self.missing.clear()
+        self.chances.clear()
 
     def _pass(self, ids: np.ndarray, need: Any) -> None:
         for i in ids:
@@ -267,9 +314,7 @@ class _Selector:
             and (offered := [w for w in wrongs if self._may(w)])
         ):
             errors = {w.error for w in offered}
-            said = {w.error for w in offered if not self.is_corruption[w.model]}
-            # What models really said is scarce wherever there are corruptions as well.
-            best = max(errors, key=lambda e: (used_errors[e] < 2, e in said, need(e), -e))
+            best = max(errors, key=lambda e: (used_errors[e] < 2, need(e), -e))
             wrong = min(
                 (w for w in offered if w.error == best), key=lambda w: self._cost(w, used_kinds)
             )
@@ -296,33 +341,43 @@ class _Selector:
             return False
         if self.models[wrong.model] + 1 > self.model_room[wrong.model]:
             return False
-        return self._keeps_length(wrong)
+        if not self.is_corruption[wrong.model] and self.answers_room <= 0:
+            return False
+        return self.answering or self._keeps_length(wrong)
 
     def _keeps_length(self, wrong: _Wrong) -> bool:
         if not wrong.longer or wrong.error in self.any_length:
             return True
-        after = abs(self.excess[wrong.error, "length"] + wrong.longer)
-        return after <= max(1.0, self.settings.length_tolerance * self.got[wrong.error])
+        excess = self.excess[wrong.error, "length"]
+        return excess * wrong.longer < 0 or abs(excess + wrong.longer) <= self._length_room(
+            wrong.error
+        )
+
+    def _length_room(self, error: int) -> float:
+        return max(1.0, self.settings.length_tolerance * self.got[error])
 
     def _cost(self, wrong: _Wrong, used: set[int]) -> tuple[float, ...]:
         length = wrong.longer * _sign(self.excess[wrong.error, "length"])
         more = wrong.more * _sign(self.excess[wrong.error, "arguments"])
         rare = self.kinds[wrong.kind] / self.weights[wrong.kind]
-        corruption = self.is_corruption[wrong.model]
-        return corruption, length + more, wrong.kind in used, rare, wrong.index
+        return length + more, wrong.kind in used, rare, wrong.index
 
-    def _take(self, i: int, wrong: _Wrong) -> None:
-        self.chosen[wrong.index] = True
-        self.per_example[i] += 1
-        self.taken += 1
-        self.got[wrong.error] += 1
-        self.kinds[wrong.kind] += 1
-        self.models[wrong.model] += 1
-        self.missing[wrong.error] -= 1
-        self.excess[wrong.error, "length"] += wrong.longer
-        self.excess[wrong.error, "arguments"] += wrong.more
+    def _take(self, i: int, wrong: _Wrong, times: int = 1) -> None:
+        """Takes a wrong answer, or (-1) gives it back."""
+        self.chosen[wrong.index] = times > 0
+        self.per_example[i] += times
+        self.taken += times
+        self.got[wrong.error] += times
+        self.kinds[wrong.kind] += times
+        self.models[wrong.model] += times
+        if wrong.error in self.missing:
+            self.missing[wrong.error] -= times
+        if not self.is_corruption[wrong.model]:
+            self.answers_room -= times
+        self.excess[wrong.error, "length"] += times * wrong.longer
+        self.excess[wrong.error, "arguments"] += times * wrong.more
         if wrong.error == _CALL_COUNT:
-            self.silence += int(self.found.silent[i]) - wrong.silent
+            self.silence += times * (int(self.found.silent[i]) - wrong.silent)
 
 
 _CALL_COUNT = ERRORS.index(str(ErrorType.CALL_COUNT))

@@ -28,6 +28,7 @@ def synth_config() -> ConfigDict:
     config.seed = 0
     config.workers = 2  # processes
     config.shard_rows = 1000  # examples a shard, the unit of work that a kill may cost
+    config.longest_prompt = 0  # characters of an example's tools and messages; 0: any
     # A stage fails at its end if more than this share of what it read had to be rejected.
     config.most_rejects = 0.2
 
@@ -59,6 +60,7 @@ def synth_config() -> ConfigDict:
     config.selection.mix = tuple(settings.mix.items())
     config.selection.fill = settings.fill  # where an error type is short, take more of the others
     config.selection.error_caps = ()  # (error type, largest share of a turn type's quota)
+    config.selection.answers_cap = settings.answers_cap  # of a quota, from what models said
     config.selection.model_cap = settings.model_cap  # largest share of all pairs from one model
     config.selection.model_caps = ()  # (model, its own share), as ("corruption", 0.5)
     config.selection.length_tolerance = settings.length_tolerance
@@ -119,7 +121,8 @@ def source_list(config: ConfigDict, name: str) -> list[dict[str, Any]]:
 
 def check(config: ConfigDict) -> None:
     """Everything that can be checked before anything is read. Raises SynthError."""
-    least = {"workers": 0, "shard_rows": 1, "most_rejects": 0, "output.rows_per_file": 1}
+    least = {"workers": 0, "shard_rows": 1, "longest_prompt": 0, "most_rejects": 0}
+    least["output.rows_per_file"] = 1
     for name, low in least.items():
         value: Any = config
         for part in name.split("."):

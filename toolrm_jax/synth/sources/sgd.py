@@ -207,6 +207,6 @@ class _Dialogue:
         if not isinstance(intent, str) or intent not in service.intents:
             return False
         known = field(state, "slot_values", dict)
-        missing = {slot for slot in service.required(intent) if slot not in known}
+        missing = [slot for slot in service.required(intent) if slot not in known]
         actions = as_list(field(frame, "actions", list), dict, "actions")
         return any(a.get("act") == "REQUEST" and a.get("slot") in missing for a in actions)
