@@ -100,6 +100,42 @@ def test_answers_of_models_come_before_corruptions():
     assert report["models"] == {"m": 20}
 
 
+def said_and_made(count=60):
+    """To a third of the examples a model said something longer; corruptions differ both ways."""
+    return [
+        judged(n, [wrong(VALUE, 50 + d) for d in (-5, 5)])
+        if n % 3
+        else judged(n, [wrong(VALUE, 70, model="m", kind="answer"), wrong(VALUE, 45)])
+        for n in range(count)
+    ]
+
+
+def test_corruptions_make_up_for_the_lengths_of_what_models_said():
+    _, report = chosen(said_and_made(), wrong_per_prompt=1)
+    assert report["models"] == {"corruption": 40, "m": 20}
+    assert report["error_types"][VALUE]["after"]["right_longer"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_what_corruptions_cannot_make_up_for_is_dropped_again():
+    rows = [judged(n, [wrong(VALUE, 70, model="m", kind="answer")]) for n in range(50)]
+    rows += [judged(n, [wrong(VALUE, 45)]) for n in range(50, 70)]
+    _, report = chosen(rows)
+    assert report["models"] == {"m": 21, "corruption": 20}
+    assert report["lacking"]["chosen and dropped again, for their lengths"] == 29
+
+
+def test_what_models_said_takes_no_more_than_its_share_of_a_quota():
+    _, report = chosen(said_and_made(), quotas={"single": 20}, answers_cap=0.25)
+    assert report["models"] == {"corruption": 15, "m": 5}
+
+
+def test_of_one_prompt_more_answers_of_models_may_be_taken_than_corruptions():
+    rows = [judged(n, [wrong(VALUE, 50, model=m, kind="answer") for m in "abcdef"]) for n in (1, 2)]
+    rows += [judged(n, [wrong(VALUE, 50) for _ in range(6)]) for n in (3, 4)]
+    taken, _ = chosen(rows, wrong_per_prompt=3, answers_per_prompt=5)
+    assert list(map(len, taken)) == [5, 5, 3, 3]
+
+
 def test_silence_is_wrong_at_most_as_often_as_it_is_right():
     silent = [wrong(COUNT, 0, response="", kind="no_call"), wrong(VALUE, 50)]
     rows = [judged(n, silent) for n in range(100)]

@@ -48,10 +48,8 @@ def get_config(given: str = "") -> ConfigDict:
         *({"kind": "corruption"} for _ in range(answers != "replay")),
         *({"kind": "replay", "path": str(file)} for file in replayed),
     )
-    # There are few replayed answers: of one prompt all of them, and the types as they come.
     if answers == "replay":
-        config.selection.wrong_per_prompt = 8
-        config.selection.mix = ()
+        config.selection.mix = ()  # as they come
         config.selection.quotas = ConfigDict(dict.fromkeys(PAPER_QUOTAS, pairs))
     else:
         total = sum(PAPER_QUOTAS.values())

@@ -3,12 +3,11 @@
     judged examples --candidates--> arrays, 30 bytes a candidate --select--> chosen: bool [n]
 
 Examples are taken in the order of a hash of seed and id, irrelevance first (a right turn that calls
-nothing), then single, then multi, each until its quota of pairs is reached; of each example, up to
-`wrong_per_prompt` wrong answers:
-  1. What models really said comes first, for there is little of it, up to `answers_cap` of a turn
-     type's quota; whatever its error types and lengths. Then corruptions,
-  2. by the mix over error types that is wanted, scarce ones first; what is then lacking is filled
-     from the others (`fill`).
+nothing), then single, then multi, each until its quota of pairs is reached; of each example:
+  1. What models really said comes first, for there is little of it: up to `answers_per_prompt`,
+     and up to `answers_cap` of a turn type's quota, whatever its error types and lengths.
+  2. Corruptions, up to `wrong_per_prompt` wrong answers together, by the mix over error types that
+     is wanted, scarce ones first; what is then lacking is filled from the others (`fill`).
   3. Caps: of an error type (a share of its turn type's quota) and of a model (a share of all).
   4. Length: within a turn type and an error type the right side is longer as often as shorter, but
      for `length_tolerance` of the pairs. A corruption that would tip this is left; one that makes
@@ -53,6 +52,7 @@ class SelectionSettings:
 
     quotas: Mapping[str, int] = dataclasses.field(default_factory=lambda: PAPER_QUOTAS)
     wrong_per_prompt: int = 3
+    answers_per_prompt: int = 8
     mix: Mapping[str, float] = dataclasses.field(
         default_factory=lambda: {str(error): share for error, share in MIX.items()}
     )  # empty: as it comes
@@ -72,6 +72,8 @@ class SelectionSettings:
         _known("any_length", self.any_length, ERRORS)
         if self.wrong_per_prompt < 1:
             raise ValueError(f"wrong_per_prompt={self.wrong_per_prompt}: it must be 1 or more.")
+        if self.answers_per_prompt < 0:
+            raise ValueError(f"answers_per_prompt={self.answers_per_prompt}: 0 or more.")
         if self.mix and not sum(self.mix.values()) > 0:
             raise ValueError("mix has no share above 0; leave it empty to take errors as they come")
         for name in ("length_tolerance", "answers_cap"):
@@ -308,8 +310,11 @@ class _Selector:
     def _choose(self, i: int, wrongs: list[_Wrong], need: Any) -> None:
         used_errors: collections.Counter[int] = collections.Counter()
         used_kinds: set[int] = set()
+        most = (
+            self.settings.answers_per_prompt if self.answering else self.settings.wrong_per_prompt
+        )
         while (
-            self.per_example[i] < self.settings.wrong_per_prompt
+            self.per_example[i] < most
             and self.taken < self.quota
             and (offered := [w for w in wrongs if self._may(w)])
         ):

@@ -56,6 +56,8 @@ def synth_config() -> ConfigDict:
     # Pairs by turn type. Counts of pairs, not of prompts.
     config.selection.quotas = ConfigDict(dict(PAPER_QUOTAS))
     config.selection.wrong_per_prompt = settings.wrong_per_prompt
+    # As many of what models said; corruptions fill up to wrong_per_prompt.
+    config.selection.answers_per_prompt = settings.answers_per_prompt
     # Share of each error type, by name; (): as they come. Dots and blanks: a tuple, not an object.
     config.selection.mix = tuple(settings.mix.items())
     config.selection.fill = settings.fill  # where an error type is short, take more of the others
