@@ -12,23 +12,14 @@ import time
 import httpx
 import pytest
 import tiny
+from synth_files import row, write_rows
 
-from toolrm_jax.examples import Example
-from toolrm_jax.synth.answer import to_row
 from toolrm_jax.synth.answer_cache import AnswerCache
-from toolrm_jax.synth.generators import Pool
+from toolrm_jax.synth.stage import read_shard
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch]
 
 COUNT, SAMPLES = 8, 2
-
-
-def examples() -> list[Example]:
-    rows = tiny.rows("train", COUNT)
-    return [
-        Example(row["id"], "t", "MIT", row["tools"], row["messages"], [], row["chosen"])
-        for row in rows
-    ]
 
 
 def entry(url: str, model: str) -> dict:
@@ -46,11 +37,6 @@ def entry(url: str, model: str) -> dict:
         "concurrency": 2,
         "timeout": 120.0,
     }
-
-
-def run(url: str, model: str, cache) -> tuple[list[dict], dict[str, int]]:
-    with Pool([entry(url, model)], seed=0, cache=cache) as pool:
-        return [to_row(answer) for answer in pool.answers(examples())], pool.counts()
 
 
 @pytest.fixture(scope="module")
@@ -103,42 +89,82 @@ def _wait_until_up(process, port: int, log) -> None:
     raise AssertionError(f"transformers serve did not start: {log.read_text()[-2000:]}")
 
 
-PROGRAM = """
+CONFIG = """
 import sys
-sys.path.insert(0, sys.argv[4])
-from test_synth_real_server import run
-run(*sys.argv[1:4])
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import synth_files
+from test_synth_real_server import entry
+
+def get_config():
+    config = synth_files.config(Path({rows!r}), **{{"shard_rows": 2, "seed": 3}})
+    config.answers.pool = (entry({url!r}, {model!r}), {{"kind": "corruption"}})
+    config.answers.cache = {cache!r}
+    return config
 """
 
 
-def test_a_run_killed_midway_ends_as_one_that_was_not(server, model_directory, tmp_path):
-    model, cache = str(model_directory), tmp_path / "cache.sqlite"
-    arguments = [server, model, str(cache), str(tiny.ROOT / "tests")]
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments],
-        cwd=tiny.ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+def command(tmp_path, server, model_directory) -> list[str]:
+    """Of a whole synthesis of a few rows, as a user types it, but for its last argument."""
+    config, rows = tmp_path / "config.py", tmp_path / "rows.jsonl.gz"
+    write_rows(rows, [row(number) for number in range(COUNT)])
+    config.write_text(
+        CONFIG.format(
+            tests=str(tiny.ROOT / "tests"),
+            rows=str(rows),
+            url=server,
+            model=str(model_directory),
+            cache=str(tmp_path / "cache.sqlite"),
+        )
     )
+    synth = [sys.executable, "-m", "toolrm_jax.synth", "--config", str(config)]
+    return [*synth, "--workdir"]
+
+
+def test_a_run_killed_midway_ends_as_one_that_was_not(server, model_directory, tmp_path):
+    cache, killed, whole = (tmp_path / name for name in ("cache.sqlite", "killed", "whole"))
+    synth = command(tmp_path, server, model_directory)
+    start = [*synth, str(killed)]
+    process = subprocess.Popen(start, cwd=tiny.ROOT, start_new_session=True)
     deadline = time.monotonic() + 240
     while _entries(cache) < 5 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     before = _entries(cache)
     assert 5 <= before < COUNT * SAMPLES
+    assert not (killed / "3-answers/summary.json").exists()
 
-    resumed, counts = run(server, model, cache)
-    assert counts["SmolLM2-135M-Instruct: from cache"] == before
-    assert counts["SmolLM2-135M-Instruct: asked"] == COUNT * SAMPLES - before
-    assert [row["example_id"] for row in resumed] == [
-        example.id for example in examples() for _ in range(SAMPLES)
-    ]
+    resumed = subprocess.run(start, cwd=tiny.ROOT, check=True, capture_output=True, text=True)
+    assert "examples: complete already" in resumed.stdout
+    # What was answered before it was killed is not asked again; all of it is in the cache.
+    assert f"SmolLM2-135M-Instruct: asked: {COUNT * SAMPLES - before}\n" in resumed.stdout
+    assert _entries(cache) == COUNT * SAMPLES
 
-    uninterrupted, counts = run(server, model, cache)
-    assert "SmolLM2-135M-Instruct: asked" not in counts
-    assert json.dumps(uninterrupted) == json.dumps(resumed)
+    again = [*synth, str(whole)]
+    once = subprocess.run(again, cwd=tiny.ROOT, check=True, capture_output=True, text=True)
+    assert "asked" not in once.stdout
+    assert f"SmolLM2-135M-Instruct: from cache: {COUNT * SAMPLES}\n" in once.stdout
+    assert contents(killed) == contents(whole)
+
     # Real generations: words that differ from question to question, and from sample to sample.
-    assert len({json.dumps(row["response"]) for row in resumed}) > COUNT
+    said = [
+        answer["response"]
+        for shard in sorted((whole / "3-answers").glob("*-*.jsonl.zst"))
+        for found in read_shard(shard)
+        for answer in found["answers"]
+        if answer["model"] == "SmolLM2-135M-Instruct"
+    ]
+    assert len(said) == COUNT * SAMPLES
+    assert len({json.dumps(response) for response in said}) > COUNT
+    card = json.loads((whole / "dataset/card.json").read_text())
+    assert card["asked"]["SmolLM2-135M-Instruct"]["asked"] == COUNT * SAMPLES
+    assert card["pairs_by"]["model"]["SmolLM2-135M-Instruct"] > 0
+
+
+def contents(folder) -> dict[str, bytes]:
+    """Every file by its path."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 def _entries(cache) -> int:

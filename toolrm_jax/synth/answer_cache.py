@@ -4,17 +4,20 @@
                                      {"refused": "status 400: ..."}                 never will be
 
 One SQLite file. An answer is in it, whole and synced, before anything is done with it; entries are
-added and not changed. The raw message is kept, so that a better parser needs no new answers. Any
-number of runs may share a file on a local disk.
+added and not changed. The raw message is kept, so that a better parser needs no new answers. What
+it took to get them (requests, faults) is counted beside them, over all runs. Any number of runs may
+share a file on a local disk.
 
     with AnswerCache("answers.sqlite") as cache:
         cache.get(key(...)) or cache.put(key(...), model, entry)
 """
 
+import contextlib
 import json
 import os
 import sqlite3
 import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from toolrm_jax.errors import InputError
@@ -64,6 +67,10 @@ class AnswerCache:
                 "CREATE TABLE IF NOT EXISTS answers "
                 "(key TEXT PRIMARY KEY, model TEXT NOT NULL, entry TEXT NOT NULL) WITHOUT ROWID"
             )
+            self._file.execute(
+                "CREATE TABLE IF NOT EXISTS events "
+                "(model TEXT, what TEXT, number INT, PRIMARY KEY (model, what)) WITHOUT ROWID"
+            )
             self._file.execute(f"PRAGMA user_version={_FORMAT}")
         except sqlite3.Error:
             self._file.close()
@@ -75,15 +82,47 @@ class AnswerCache:
             row = self._file.execute("SELECT entry FROM answers WHERE key = ?", (key,)).fetchone()
         return None if row is None else json.loads(row[0])
 
-    def put(self, key: str, model: str, entry: dict[str, Any]) -> None:
-        """Adds an entry; an answer that is there stays, a refusal gives way."""
+    def put(self, key: str, model: str, entry: dict[str, Any], *events: str) -> None:
+        """Adds an entry and notes events; an answer that is there stays, a refusal gives way."""
         text = json.dumps(entry, ensure_ascii=True)  # a lone surrogate cannot be stored as UTF-8
-        with self._lock:
+        with self._lock, self._transaction():
             self._file.execute(
                 "INSERT INTO answers VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE "
                 "SET entry = excluded.entry WHERE json_extract(entry, '$.refused') IS NOT NULL",
                 (key, model, text),
             )
+            self._note(model, events)
+
+    def note(self, model: str, *events: str) -> None:
+        """Counts what happened on the way to answers, as "fault: time-out"."""
+        with self._lock, self._transaction():
+            self._note(model, events)
+
+    def _note(self, model: str, events: Sequence[str]) -> None:
+        self._file.executemany(
+            "INSERT INTO events VALUES (?, ?, 1) ON CONFLICT (model, what) DO UPDATE "
+            "SET number = number + 1",
+            [(model, what) for what in events],
+        )
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """One write to the disk for all of the block."""
+        self._file.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._file.execute("ROLLBACK")
+            raise
+        self._file.execute("COMMIT")
+
+    def noted(self, model: str) -> dict[str, int]:
+        """What happened to a model's questions, over all runs: what -> how often."""
+        with self._lock:
+            found = self._file.execute(
+                "SELECT what, number FROM events WHERE model = ? ORDER BY what", (model,)
+            )
+            return dict(found.fetchall())
 
     def spent(self, model: str) -> tuple[int, int]:
         """A model's entries, and their tokens, questions included, as its server counted them."""

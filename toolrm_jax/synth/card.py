@@ -26,9 +26,13 @@ _PACKAGES = ("array_record", "datasets", "numpy", "pyarrow", "zstandard")
 
 
 def make_card(
-    config: Mapping[str, Any], stages: Sequence[Summary], contents: Contents, digest: str
+    config: Mapping[str, Any],
+    stages: Sequence[Summary],
+    contents: Contents,
+    digest: str,
+    asked: Mapping[str, Mapping[str, int]],
 ) -> Card:
-    """Everything that is known of a data set, as JSON."""
+    """Everything that is known of a data set, as JSON; `asked`: of each endpoint's model."""
     by_name = {stage.content["stage"]: stage for stage in stages}
     selection = by_name["pairs"].content.get("selection", {})
     return {
@@ -43,6 +47,7 @@ def make_card(
             name: {"rows": stage.row_count, "counts": stage.counts, "rejected": stage.rejected}
             for name, stage in by_name.items()
         },
+        "asked": asked,
         "seed": config["seed"],
         "config": config,
         "versions": versions(),
@@ -110,6 +115,7 @@ def markdown(card: Card) -> str:
         _signal(card),
         _removed(card),
         _rejects(card),
+        *([_asked(card)] if card["asked"] else []),
         _made_with(card),
     ]
     return "\n".join(parts)
@@ -182,6 +188,14 @@ def _rejects(card: Card) -> str:
     ]
     for name, stage in card["stages"].items():
         lines += [f"| {name} | {_cell(why)} | {n:,} |" for why, n in stage["rejected"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _asked(card: Card) -> str:
+    lines = ["## Asked\n", "Over all runs with the same cache.\n"]
+    lines += ["| model | what | how many |", "|---|---|---:|"]
+    for model, counts in card["asked"].items():
+        lines += [f"| {_cell(model)} | {_cell(what)} | {n:,} |" for what, n in counts.items()]
     return "\n".join(lines) + "\n"
 
 

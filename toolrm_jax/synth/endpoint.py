@@ -139,7 +139,7 @@ class Endpoint:
             except _Refused as refusal:
                 entry = {"refused": str(refusal)}
             self._unanswered = 0
-            self._cache.put(found, self.settings.model, entry)
+            self._cache.put(found, self.settings.model, entry, "asked")
             self._tokens += entry.get("tokens") or 0
         return self._read(entry, sample)
 
@@ -188,6 +188,7 @@ class Endpoint:
                 return await self._try(body)
             except _Fault as fault:
                 self.counts[f"fault: {fault.name}"] += 1
+                self._cache.note(self.settings.model, "asked", f"fault: {fault.name}")
                 if attempt == self.settings.tries:
                     raise
                 await self._pause(attempt, fault.wanted)

@@ -226,12 +226,26 @@ class Pool:
 
     def counts(self) -> dict[str, int]:
         """What each member gave, left out and suffered: "MODEL: what" -> how often."""
+        return dict(sorted((self.given() | self.asked()).items()))
+
+    def given(self) -> dict[str, int]:
+        """Of the counts, those that another run with the same cache has as well."""
         found = collections.Counter(self._counts)
-        for endpoint in self._endpoints:
-            name = endpoint.settings.model
-            found.update({f"{name}: {what}": number for what, number in endpoint.counts.items()})
+        found.update(self._of_endpoints(of_run=False))
         found.update({f"replay: {what}": n for what, n in self._replay.counts.items()})
-        return dict(sorted(found.items()))
+        return dict(found)
+
+    def asked(self) -> dict[str, int]:
+        """Of the counts, those of this run alone: what it asked, and with what faults."""
+        return self._of_endpoints(of_run=True)
+
+    def _of_endpoints(self, *, of_run: bool) -> dict[str, int]:
+        return {
+            f"{endpoint.settings.model}: {what}": number
+            for endpoint in self._endpoints
+            for what, number in endpoint.counts.items()
+            if (what in ("asked", "from cache") or what.startswith("fault: ")) == of_run
+        }
 
     def _end(self) -> None:
         self._loop.cancel_all()

@@ -36,6 +36,7 @@ from toolrm_jax.row_source import file_digest, open_rows
 from toolrm_jax.splits import digest
 from toolrm_jax.synth import card, output, overlap, selection
 from toolrm_jax.synth.answer import Answer, from_row, to_row
+from toolrm_jax.synth.answer_cache import AnswerCache
 from toolrm_jax.synth.generators import Pool
 from toolrm_jax.synth.judging import judge_answers
 from toolrm_jax.synth.obfuscation import Names, Obfuscation
@@ -277,11 +278,11 @@ class _OpenPool:
 
     def answers(self, rows: Sequence[Row], tally: Tally) -> Iterator[Answer]:
         """The answers to the examples of these rows, in their order."""
-        self.tally, before = tally, self.pool.counts()
+        self.tally, before = tally, self.pool.given()
         self.names = {r["id"]: Names.from_json(r["names"]) for r in rows if "names" in r}
         self.repeats = {r["id"]: r["also"] for r in rows if "also" in r}
         yield from self.pool.answers(map(example_of, rows))
-        for what, number in self.pool.counts().items():
+        for what, number in self.pool.given().items():
             if number > before.get(what, 0):
                 tally.count(what, number - before.get(what, 0))
 
@@ -310,7 +311,7 @@ class _Answer:
         """Opens the pool once, for what it rejects and counts as it does."""
         self.close()
         pool = self.opened(tally).pool
-        for what, number in pool.counts().items():
+        for what, number in pool.given().items():
             tally.count(what, number)
         if any(entry["kind"] == "replay" for entry in json.loads(self.pool)):
             rows = (row for shard in self.shards for row in read_shard(shard))
@@ -323,6 +324,8 @@ class _Answer:
         """Closes this process's pool."""
         opened = _open_pools.pop(self, None)
         if opened is not None:
+            for what, number in sorted(opened.pool.asked().items()):
+                print(f"  {what}: {number:,}", flush=True)
             opened.pool.close()
 
     def __call__(self, unit: Unit, tally: Tally) -> Iterator[Row]:
@@ -586,7 +589,7 @@ class Pipeline:
         work = _Answer(
             json.dumps([dict(entry) for entry in options.pool]),
             self.seed,
-            options.cache or str(self.workdir / "answers.sqlite"),
+            str(self._cache),
             options.permissive_only,
             tuple(map(str, self._summary("obfuscated").shards)),
         )
@@ -598,6 +601,18 @@ class Pipeline:
             self._run("answers", units, work, plan=work.plan, workers=workers)
         finally:
             work.close()
+
+    @property
+    def _cache(self) -> Path:
+        return Path(self.config.answers.cache or self.workdir / "answers.sqlite")
+
+    def _noted(self) -> dict[str, dict[str, int]]:
+        """What the questions to each model took, over all runs with the same cache."""
+        models = [e["model"] for e in self.config.answers.pool if e["kind"] == "endpoint"]
+        if not models or not self._cache.exists():
+            return {}
+        with AnswerCache(self._cache) as cache:
+            return {model: cache.noted(model) for model in models}
 
     # 4 ---------------------------------------------------------------------------------------
 
@@ -662,7 +677,7 @@ class Pipeline:
                 if path.exists():
                     rejects.write(path.read_bytes())
         config = json.loads(self.config.to_json_best_effort())
-        made = card.make_card(config, stages, contents, made_of)
+        made = card.make_card(config, stages, contents, made_of, self._noted())
         card.write_card(folder, made, contents.lengths)
 
 
