@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import dataclasses
 import json
 import random
 
@@ -68,6 +69,26 @@ def test_an_answer_equal_to_gold_is_right_and_others_get_their_error_type():
         "Incorrect function name",
         "Incorrect number of function calls",
     ]
+
+
+def test_the_gold_in_other_words_is_neither_right_nor_wrong():
+    task = Example("made/0", "made", "MIT", tools(), [{"role": "user", "content": "?"}], [], [])
+    gold = call(city="Tokyo, Japan", dish="noodles of the house", guests=2)
+    task = dataclasses.replace(task, gold=gold, reference=exact_reference(gold))
+    reworded = {"city": "Tokyo", "dish": "house noodles", "guests": 2}
+    found, counts = judged(
+        task,
+        answer(call(**reworded), right=False),
+        answer(call(**reworded | {"city": "Kyoto"})),
+        answer(call(**reworded | {"dish": "noodles of house 7"})),
+        answer(call(**reworded | {"guests": 3})),
+    )
+    assert counts["left out: the gold in other words"] == 1
+    assert len(found["wrong"]) == 3
+    # A verdict by what the calls did says more than words, and a corruption is made to be wrong.
+    for more in ({"right": False, "outcome": True}, {"kind": "cut_text", "model": "corruption"}):
+        found, _ = judged(task, answer(call(**reworded), **more))
+        assert len(found["wrong"]) == 1
 
 
 def test_the_upstreams_verdict_decides_where_there_is_one():

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import tiny
+from fake_gcs import FakeGcs
+from faulty_server import faulty_server
 from synth_files import config, row, write_rows
 
 from toolrm_jax.batch import RowShape
@@ -172,6 +174,120 @@ def test_a_run_that_is_killed_anywhere_ends_with_the_same_files(made, tmp_path):
     assert contents(tmp_path / "run") == contents(made)
 
 
+ASKING = """
+import sys
+from pathlib import Path
+from synth_files import config
+from test_synth_endpoint import FAST
+from toolrm_jax.synth.pipeline import Pipeline
+made = config(Path(sys.argv[1]), shard_rows=10)
+entry = {"kind": "endpoint", "model": "m", "license": "MIT", "url": sys.argv[4], "samples": 2}
+made.answers.pool = (entry | FAST, {"kind": "corruption"})
+made.answers.cache = sys.argv[3]
+Pipeline(made, sys.argv[2]).run()
+"""
+
+
+def test_a_run_that_asks_and_is_killed_ends_with_the_files_of_one_that_was_not(tmp_path):
+    """SIGKILL while a server with faults is asked; what differs is said, and not in the files."""
+    source = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(45)])
+    path = os.pathsep.join((str(tiny.ROOT), str(tiny.ROOT / "tests")))
+    env = {**os.environ, "PYTHONPATH": path}
+    with faulty_server(["", "500", "", "truncated", "html"], delay=0.01) as server:
+
+        def start(name: str, cache: str = "cache.sqlite") -> subprocess.Popen:
+            where = [str(source), str(tmp_path / name), str(tmp_path / cache), server.url]
+            command = [sys.executable, "-c", ASKING, *where]
+            return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+
+        for answered in (20, 50):
+            process = start("killed")
+            while len(server.answers) < answered and process.poll() is None:
+                time.sleep(0.005)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            assert process.returncode == -signal.SIGKILL
+        resumed = start("killed")
+        assert "from cache" in resumed.communicate()[0]
+        assert resumed.returncode == 0
+        assert len(server.answers) == 90
+        twice = sum(n - 1 for n in server.answers.values())
+        assert twice <= 2 * 8  # what was under way when a run was killed, at most
+        whole = start("whole")
+        said = whole.communicate()[0]
+        assert whole.returncode == 0
+        assert "asked" not in said
+        assert sum(server.answers.values()) == 90 + twice
+        assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    card = json.loads((tmp_path / "whole/dataset/card.json").read_text())
+    faults = {what: n for what, n in card["asked"]["m"].items() if what.startswith("fault")}
+    assert set(faults) == {"fault: status 500", "fault: broken JSON", "fault: another content type"}
+    assert "| m | asked |" in (tmp_path / "whole/dataset/README.md").read_text()
+
+
+def test_the_papers_config_runs_whole_on_files_of_its_sources(tmp_path, toolrm_data):
+    """Rows in the form of xLAM, real dialogues of SGD, and one server for the eleven models."""
+    import shutil
+
+    from configs.synth.toolrm_180k import get_config
+
+    data = tmp_path / "data"
+    shutil.copytree(toolrm_data / "data/raw/sgd/dev", data / "sgd")
+    for name, empty in (("xlam", False), ("xlam-irrelevance", True)):
+        rows = [_xlam(n, empty) for n in range(60)]
+        (data / f"{name}.json").write_text(json.dumps(rows))
+    made = get_config(str(data))
+    with faulty_server(["", "500", ""]) as server, made.unlocked():
+        made.workers = 0
+        made.answers.pool = tuple(
+            {**entry, "url": server.url, "first_pause": 0.01} for entry in made.answers.pool[:3]
+        )
+        Pipeline(made, tmp_path / "run").run()
+    card = json.loads((tmp_path / "run/dataset/card.json").read_text())
+    assert set(card["pairs_by"]["turn type"]) == {"single", "multi", "irrelevance"}
+    assert set(card["asked"]) == {entry["model"] for entry in made.answers.pool}
+    assert set(card["pairs_by"]["model"]) <= set(card["asked"])  # they all say the same
+    assert not card["stages"]["examples"]["rejected"]
+    assert card["stages"]["obfuscated"]["counts"]["obfuscated"] > 400
+
+
+def test_sources_and_the_data_set_may_lie_in_a_bucket(made, tmp_path, toolrm_data, monkeypatch):
+    monkeypatch.setenv("TOOLRM_CACHE_DIR", str(tmp_path / "cache"))
+    source = made.parent / "rows.jsonl.gz"
+    with FakeGcs() as store, store.reached():
+        store.put("rows.jsonl.gz", source.read_bytes())
+        store.put_folder(toolrm_data / "data/raw/sgd/dev", "sgd")
+        settings = config(Path("rows"), **{"output.folder": "gs://bucket/sets/first"})
+        settings.sources = (
+            {"name": "made", "format": "normalised", "path": "gs://bucket/rows.jsonl.gz"},
+            {"name": "sgd", "format": "sgd", "path": "gs://bucket/sgd"},
+        )
+        Pipeline(settings, tmp_path / "run").run()
+        card = json.loads(store.objects["sets/first/card.json"])
+        assert set(card["pairs_by"]["source"]) == {"made", "sgd"}
+        stored = {name.removeprefix("sets/first/").split("/")[0] for name in store.objects}
+        assert {"array_record", "parquet", "plots", "README.md", "rejects.jsonl.zst"} <= stored
+        before = store.objects.copy()
+        Pipeline(settings, tmp_path / "run").run()  # complete already
+        assert store.objects == before
+
+
+def _xlam(number: int, empty: bool) -> dict:
+    """A row with xLAM's columns, the last two as JSON text."""
+    base = row(3 * number + 2 if empty else 3 * number)
+    parameters = {
+        name: {"description": "", "type": {"string": "str", "integer": "int"}[schema["type"]]}
+        for name, schema in base["tools"][0]["parameters"]["properties"].items()
+    }
+    tools = [{"name": "find_restaurant", "description": "Finds.", "parameters": parameters}]
+    return {
+        "id": number,
+        "query": base["conversation"][0]["content"],
+        "answers": json.dumps(base["gold_calls"]),
+        "tools": json.dumps(tools),
+    }
+
+
 def _next_stage(run: Path, attempt: int):
     """Whether the next stage has begun, or (every other time) has a first unit."""
     stages = ("1-examples", "2-obfuscated", "3-answers", "4-judged", "5-pairs", "dataset.partial")
@@ -192,6 +308,11 @@ def broken_rows() -> list:
     absent = row(0) | {"gold_calls": [{"name": "no_such_tool", "arguments": {}}]}
     unnamed = row(0)
     unnamed["tools"][1]["name"] = 7
+    circle = row(0)
+    circle["tools"][0]["parameters"] |= {
+        "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+        "properties": {"city": {"$ref": "#/$defs/a"}},
+    }
     large = row(0)
     large["gold_calls"][0]["arguments"]["dish"] = "x" * (1 << 20)
     return [
@@ -203,6 +324,7 @@ def broken_rows() -> list:
         unknown,
         absent,
         unnamed,
+        circle,
         large,
     ]
 
@@ -217,6 +339,9 @@ def test_broken_rows_end_in_the_rejects_with_reason_and_line(tmp_path):
     assert all(reject["reason"] and str(source) in reject["at"] for reject in rejects)
     assert set(range(1, len(broken) + 1)) - set(lines) <= {5}  # a schema may refer to itself
     assert {line for line in lines if line > len(broken)} == set()
+    Pipeline(config(source, most_rejects=0.5), tmp_path / "run").run()
+    listed = list(read_shard(tmp_path / "run/dataset/rejects.jsonl.zst"))
+    assert [r for r in listed if r.get("at")] == rejects
 
 
 def test_too_many_rejects_fail_at_the_end_and_keep_what_is_sound(tmp_path):

@@ -116,8 +116,11 @@ def test_wrong_silence_is_capped_and_right_silence_is_not(tmp_path):
 
 def test_unparsable_answers_keep_their_text(tmp_path):
     rows = [row("a", given(None, raw="Action: get_time"), given([], raw="Action: None"))]
-    answers, _ = replayed(tmp_path, rows, ["a"], no_call_share=1)
+    answers, _ = replayed(tmp_path, rows, ["a"], no_call_share=1, own_form=True)
     assert [answer.response for answer in answers] == ["Action: get_time", ""]
+    answers, counts = replayed(tmp_path, rows, ["a"], no_call_share=1)
+    assert [answer.response for answer in answers] == [""]
+    assert counts["replay: left out: a call in a form of the upstream's own"] == 1
 
 
 def test_malformed_rows_are_rejected_with_their_line(tmp_path):
@@ -201,7 +204,7 @@ def test_every_answer_of_the_replay_data_is_read(toolrm_data, name):
     with gzip.open(path) as lines:
         rows = [json.loads(line) for line in lines]
     everything = {"sound_gold": False, "min_right_rate": 0, "before_first_error": False}
-    everything |= {"rows_a_group": None, "no_call_share": 1}
+    everything |= {"rows_a_group": None, "no_call_share": 1, "own_form": True}
     members = [{"kind": "replay", "path": str(path), **everything}]
     with Pool(members, seed=0, permissive_only=False) as pool:
         answers = [a for row in rows for a in pool.answers([_example_of(row)])]

@@ -28,6 +28,7 @@ class Answer:
     right: bool | None = None  # the upstream's own verdict; None: judge against the gold
     count: int = 1  # how often the same answer was given
     kind: str | None = None  # a corruption's kind
+    outcome: bool = False  # whether `right` was found by what the calls did, not by their wording
 
 
 def to_row(answer: Answer) -> dict[str, Any]:

@@ -174,8 +174,8 @@ def _removed(card: Card) -> str:
     lines = ["## Left out\n", "| stage | what | how many |", "|---|---|---:|"]
     for name, stage in card["stages"].items():
         for what, n in stage["counts"].items():
-            if what.startswith("left out: ") and n:
-                lines.append(f"| {name} | {_cell(what.removeprefix('left out: '))} | {n:,} |")
+            if "left out: " in what and n:
+                lines.append(f"| {name} | {_cell(what.replace('left out: ', ''))} | {n:,} |")
     return "\n".join(lines) + "\n"
 
 

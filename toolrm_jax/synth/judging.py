@@ -7,7 +7,9 @@
 
 The judge is `tool_calls.judge`. Where the upstream has its own verdict (`Answer.right`), that
 decides; its wrong answers are named by the judge, and one that the judge finds right is left out,
-as is one that the upstream calls both. What does not parse and is no plain words has the error
+as is one that the upstream calls both. So is a model's answer that only words its texts differently
+("Tokyo" for "Tokyo, Japan"), unless its verdict came from what the calls did: whether it is wrong
+is open. What does not parse and is no plain words has the error
 "Parsing error". A corruption that is not what it was made to be is left out. All of this is
 counted.
 
@@ -29,6 +31,7 @@ import collections
 import dataclasses
 import json
 import random
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -63,6 +66,7 @@ class _Merged:
     models: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     verdicts: set[bool] = dataclasses.field(default_factory=set)
     kind: str | None = None
+    outcome: bool = False
 
     def to_row(self, **more: Any) -> Row:
         models = dict(sorted(self.models.items()))
@@ -98,6 +102,12 @@ def judge_answers(
                 right.append(answer.to_row())
         elif verdict.right:
             counts["left out: right by the gold, wrong by the upstream"] += 1
+        elif (
+            verdict.error_type is ErrorType.VALUE
+            and not (answer.kind or answer.outcome)
+            and is_reworded(answer.response, example.gold)
+        ):
+            counts["left out: the gold in other words"] += answer.models.total()
         else:
             counts["wrong"] += 1
             wrong.append(
@@ -115,6 +125,41 @@ def judge_answers(
         "right": right,
         "wrong": wrong,
     }
+
+
+# Words, numbers, and characters of Chinese and Japanese, each a word of its own.
+_WORD = re.compile(r"[^\W\d_\u3040-\u9fff]+|\d+|[\u3040-\u9fff]")
+_LITTLE = set("a an and at by for from in is of on or that the to what which with".split())  # noqa: SIM905
+
+
+def is_reworded(response: Response, gold: list[Call]) -> bool:
+    """Whether calls give other texts than the gold, but of much the same words, and nothing else.
+
+    >>> f = lambda text: [{"name": "f", "arguments": {"place": text}}]
+    >>> is_reworded(f("Tokyo"), f("Tokyo, Japan")), is_reworded(f("2 June"), f("3 June"))
+    (True, False)
+    """
+    if not isinstance(response, list) or len(response) != len(gold):
+        return False
+    for call, want in zip(response, gold, strict=True):
+        same = call["name"] == want["name"]
+        if not same or call["arguments"].keys() != want["arguments"].keys():
+            return False
+        for name, value in want["arguments"].items():
+            if call["arguments"][name] != value and not _alike(call["arguments"][name], value):
+                return False
+    return True
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Two texts with the same numbers, one's words among the other's, or half of them in both."""
+    if not (isinstance(a, str) and isinstance(b, str)):
+        return False
+    mine, theirs = (set(_WORD.findall(text.lower())) - _LITTLE for text in (a, b))
+    if {w for w in mine if w.isdigit()} != {w for w in theirs if w.isdigit()}:
+        return False
+    both = mine & theirs
+    return bool(both) and (both in (mine, theirs) or 2 * len(both) >= len(mine | theirs))
 
 
 def _silence(example: Example, seed: int) -> str:
@@ -152,6 +197,7 @@ def _merged(
         elif answer.kind is None:
             merged.kind = None  # what a model said counts as that
         merged.models[answer.model] += answer.count
+        merged.outcome |= answer.outcome
         if answer.right is not None:
             merged.verdicts.add(answer.right)
     counts["distinct answers"] += len(found)

@@ -32,7 +32,7 @@ from toolrm_jax.assets import WHEELS
 from toolrm_jax.examples import Example, Response
 from toolrm_jax.output_folder import new_folder
 from toolrm_jax.paths import as_path, is_remote
-from toolrm_jax.row_source import file_digest, open_rows
+from toolrm_jax.row_source import file_digest, files_below, open_rows
 from toolrm_jax.splits import digest
 from toolrm_jax.synth import card, output, overlap, selection
 from toolrm_jax.synth.answer import Answer, from_row, to_row
@@ -82,9 +82,8 @@ def source_digest(source: Source) -> str:
     if source["format"] == "bfcl" and source["path"] == "wheel":
         return f"bfcl-eval {WHEELS['bfcl-eval']}"
     path = as_path(source["path"])
-    if path.is_dir() and not is_remote(path):
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        parts = [f"{file.relative_to(path)} {file_digest(file)}" for file in files]
+    if path.is_dir():
+        parts = [f"{name} {file_digest(file)}" for name, file in files_below(path).items()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     where = {
         name: source["options"][name] for name in ("split", "subset") & source["options"].keys()

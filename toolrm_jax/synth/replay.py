@@ -16,6 +16,7 @@ line. The answers wait in a temporary file on disk, not in memory.
 import collections
 import dataclasses
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Set
 from typing import Any, Self
@@ -50,6 +51,8 @@ class ReplaySettings:
         one task in several settings. None: all.
       no_call_share: in this share of the rows, chosen by seed and id, answers are kept that call
         nothing where a call was wanted; more of them would teach that calling is right.
+      own_form: keeps texts with calls in the form that the upstream's prompt asked for ("Action:"),
+        which tell nothing about a model that is asked in another.
     """
 
     path: str
@@ -59,6 +62,7 @@ class ReplaySettings:
     before_first_error: bool = True
     rows_a_group: int | None = 4
     no_call_share: float = 0.25
+    own_form: bool = False
 
     def __post_init__(self) -> None:
         for field in ("min_right_rate", "no_call_share"):
@@ -144,6 +148,9 @@ class Replay:
             raise ValueError("answers is not a list")
         drawn = int(digest(self._seed, "no call", example)[:8], 16) / 16**8
         for made in row["answers"]:
+            if _own_form(made) and not settings.own_form:
+                self.counts["left out: a call in a form of the upstream's own"] += 1
+                continue
             answer = _row_answer(example, made, row, settings)
             silent = made.get("calls") == [] and row.get("gold_calls") and not answer.right
             if silent and drawn >= settings.no_call_share:
@@ -211,7 +218,16 @@ def _row_answer(example: str, made: Any, row: dict[str, Any], settings: ReplaySe
     if made.get("calls") is None:
         return _answer(example, made, _text(made.get("raw")), settings)
     calls = _calls(made["calls"])
-    return _answer(example, made, calls or _words(made.get("raw"), row), settings)
+    found = _answer(example, made, calls or _words(made.get("raw"), row), settings)
+    by_outcome = (row.get("meta") or {}).get("verdict") == "state_outcome"
+    return dataclasses.replace(found, outcome=by_outcome)
+
+
+def _own_form(made: Any) -> bool:
+    """Is it a call in the form that the upstream's prompt asked for, which nobody else reads?"""
+    if not isinstance(made, dict) or made.get("calls") is not None:
+        return False
+    return isinstance(made.get("raw"), str) and bool(re.search(r"\bAction( Input)?:", made["raw"]))
 
 
 def _words(raw: Any, row: dict[str, Any]) -> str:
@@ -244,6 +260,8 @@ def _answer(
     permissive = made.get("permissive")
     if permissive is None:
         permissive = is_permissive(str(license))
+    elif license == "unknown":
+        license = f"{'permissive' if permissive else 'not permissive'}, says its file"
     return Answer(example, model, str(license), bool(permissive), response, right, count)
 
 
