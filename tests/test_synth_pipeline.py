@@ -530,3 +530,26 @@ def test_real_examples_with_corruptions_and_replay_give_100_000_pairs(toolrm_dat
     for error, about in card["selection"]["error_types"].items():
         if error not in found.selection.any_length:
             assert about["after"]["right_longer"] == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("local.py:/no/such/folder", "/no/such/folder: expected a folder with train/*.jsonl.gz"),
+        ("local.py:.,answers=all", "answers=all: expected one of both, corruptions, replay"),
+        ("local.py", "config.sources is empty"),
+        ("toolrm_180k.py:/no/such", "No input at '/no/such/xlam.json'"),
+    ],
+)
+def test_a_wrong_command_line_gets_one_line_and_no_traceback(tmp_path, given, said):
+    command = [sys.executable, "-m", "toolrm_jax.synth", "--workdir", str(tmp_path / "run")]
+    done = subprocess.run(
+        [*command, "--config", f"configs/synth/{given}"],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -29,6 +29,8 @@ def get_config(given: str = "") -> ConfigDict:
     data, answers, pairs = _arguments(given)
     config = synth_config()
     files = {part: sorted(Path(data).glob(f"{part}/*.jsonl.gz")) for part in PARTS} if data else {}
+    if data and not files["train"] and not files["replay"]:
+        raise ValueError(f"{data}: expected a folder with train/*.jsonl.gz or replay/*.jsonl.gz")
     replayed = files.get("replay", []) if answers != "corruptions" else []
     examples = files.get("train", []) if answers != "replay" else []
     config.sources = tuple(

@@ -38,9 +38,12 @@ def main(argv: list[str]) -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parser; a field that does not exist, and a config that does not load, get one line."""
     try:
-        rest = app.parse_flags_with_usage(argv)
+        rest = flags.FLAGS(argv)
         if _CONFIG.value is not None:
             _CONFIG.value.get("seed")  # a config that failed to load says so when it is used
+    except flags.Error as error:  # what a config's own code raised is at the end of its traceback
+        *_, said = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        raise SystemExit(f"error: {said.removeprefix('ValueError: ')}") from None
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         reason = error.args[0] if error.args else error
         if isinstance(reason, KeyError):  # a mistyped field: ml_collections wraps its suggestion
