@@ -6,7 +6,21 @@ import re
 import tiny
 
 PACKAGE = tiny.ROOT / "toolrm_jax"
-MODULES = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+
+
+def module_name(path) -> str:
+    """toolrm_jax/synth/stage.py -> synth.stage; a package is named for its __init__.py."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+# An __init__.py that imports nothing, and so cannot be out of order, need not be in the table.
+FILES = {
+    module_name(path): path
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py" or "import" in path.read_text()
+}
+MODULES = set(FILES)
 
 
 def listed() -> list[str]:
@@ -14,17 +28,18 @@ def listed() -> list[str]:
     table = re.search(
         r"\| step \| modules \|\n(.*?)\n\n", (tiny.ROOT / "README.md").read_text(), re.S
     )
-    return re.findall(r"`(\w+)`", table[1])
+    return re.findall(r"`([\w.]+)`", table[1])
 
 
 def imported(module: str) -> set[str]:
     """Modules of the package that this one imports, anywhere in it."""
     found = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "toolrm_jax":
-            found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("toolrm_jax."):
-            found.add(node.module.split(".")[1])
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("toolrm_jax"):
+            inner = node.module.removeprefix("toolrm_jax").removeprefix(".")
+            for name in node.names:  # a module of the package, or something in the module itself
+                inside = f"{inner}.{name.name}".removeprefix(".")
+                found.add(inside if inside in MODULES else inner)
     return found & MODULES
 
 

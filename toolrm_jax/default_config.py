@@ -25,7 +25,8 @@ def default_config() -> ConfigDict:
     config.mesh = ConfigDict({"data": 1, "fsdp": -1, "sequence": 1, "tensor": 1})
 
     config.data = ConfigDict()
-    # Preference files (JSON lines). "embedded:bfcl": built from the BFCL wheel, in workdir/pairs.
+    # Preference files (JSON lines), or folders of ArrayRecord files (synth). "embedded:bfcl": built
+    # from the BFCL wheel, in workdir/pairs.
     config.data.train = "embedded:bfcl"
     config.data.heldout = "embedded:bfcl"
     config.data.wrong_per_task = 3

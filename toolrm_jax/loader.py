@@ -36,7 +36,7 @@ from toolrm_jax.batch_plan import Lengths, PlanConfig, Step
 from toolrm_jax.errors import InputError
 from toolrm_jax.files import write_text
 from toolrm_jax.pairs import parse_row
-from toolrm_jax.paths import as_path, local_file
+from toolrm_jax.paths import as_path, local_file, local_folder
 from toolrm_jax.rendering import Rendered, Renderer, RenderError
 from toolrm_jax.sharding import logical_to_spec, row_shards
 
@@ -78,21 +78,63 @@ class RowFile:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> Row:
-        at = f"{self.path}, line {self._lines[index]}"
         with self._file.open("rb") as file:
             file.seek(self._starts[index])
             line = file.readline()
-        try:
-            row = parse_row(line.decode(), at)
-        except UnicodeDecodeError as error:
-            raise LoaderError(f"{at}: expected UTF-8, found {error}.") from None
-        for number, wrong in enumerate(row["rejected"]):
-            margin = wrong.get("margin", 0.0)
-            if type(margin) not in (int, float) or not math.isfinite(margin):  # bool is an int
-                raise LoaderError(
-                    f"{at}: rejected[{number}] has the margin {margin!r}; expected a finite number."
-                )
-        return row
+        return _checked_row(line, f"{self.path}, line {self._lines[index]}")
+
+
+class ArrayRecordRows:
+    """The rows of a folder of ArrayRecord files, in the order of their names: a row is a record.
+
+    Nothing is read but what is asked for, save once for the digest. A folder in an object store is
+    read from a copy on this machine.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = as_path(path)
+        folder = local_folder(self.path, (ARRAY_RECORD,))
+        self._files = sorted(file for file in folder.iterdir() if file.name.endswith(ARRAY_RECORD))
+        if not self._files:
+            raise LoaderError(f"{path} has no file *{ARRAY_RECORD}: expected at least one.")
+        self._source = grain.sources.ArrayRecordDataSource(list(map(str, self._files)))
+        if not len(self._source):
+            raise LoaderError(f"{path} is empty: expected one row (a JSON object) a record.")
+        digest = hashlib.sha256()
+        for file in self._files:
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+        self.sha256 = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Row:
+        return _checked_row(self._source[int(index)], f"{self.path}, record {index}")
+
+
+ARRAY_RECORD = ".array_record"
+PreferenceRows = RowFile | ArrayRecordRows
+
+
+def open_row_file(path: str | os.PathLike[str]) -> PreferenceRows:
+    """JSON lines, or a folder of ArrayRecord files (as `toolrm_jax.synth` writes them)."""
+    return ArrayRecordRows(path) if as_path(path).is_dir() else RowFile(path)
+
+
+def _checked_row(line: bytes, at: str) -> Row:
+    """A row from its JSON; every error says where it stands."""
+    try:
+        row = parse_row(line.decode(), at)
+    except UnicodeDecodeError as error:
+        raise LoaderError(f"{at}: expected UTF-8, found {error}.") from None
+    for number, wrong in enumerate(row["rejected"]):
+        margin = wrong.get("margin", 0.0)
+        if type(margin) not in (int, float) or not math.isfinite(margin):  # bool is an int
+            raise LoaderError(
+                f"{at}: rejected[{number}] has the margin {margin!r}; expected a finite number."
+            )
+    return row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +197,7 @@ class Index:
 
 
 def build_index(
-    rows: RowFile,
+    rows: PreferenceRows,
     tokenize: RowTokenizer,
     shapes: Sequence[RowShape],
     workers: int = 0,
@@ -235,7 +277,7 @@ class Loader:
 
     def __init__(
         self,
-        rows: RowFile,
+        rows: PreferenceRows,
         index: Index,
         tokenize: RowTokenizer,
         plan: PlanConfig,
@@ -367,7 +409,7 @@ def _reject(row: Row, reason: str, detail: str) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Assemble(grain.transforms.Map):
-    rows: RowFile
+    rows: PreferenceRows
     tokenize: RowTokenizer
     share: RowShare
 

@@ -49,7 +49,10 @@ _OPENERS = frozenset(
 )
 # Words before a name that are none by themselves.
 _TITLES = frozenset(("mr", "mrs", "ms", "miss", "dr", "prof", "professor", "sir", "madam", "st"))
-_BEFORE_PLACES = r"(?:[Ii]n|[Ff]rom|[Tt]o|[Nn]ear|[Aa]t|[Aa]round|[Ww]ithin)"
+_PREPOSITION = re.compile(
+    r"\b(?:[Ii]n|[Ff]rom|[Tt]o|[Nn]ear|[Aa]t|[Aa]round|[Ww]ithin) (?=(the )?)"
+)
+_BORDER = re.compile(r"\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,8 @@ class TaskView:
         self.text = "\n".join(spoken)
         users = [m for m in example.messages if m.get("role") == "user"]
         self.request = str(users[-1].get("content", "")) if users else ""
+        self._places: dict[str, bool] = {}
+        self._fitting_by: dict[tuple[bool, bool], list[str]] = {}
 
     @functools.cached_property
     def numbers(self) -> list[int | float]:
@@ -116,7 +121,21 @@ class TaskView:
 
     def is_place(self, phrase: str) -> bool:
         """Does the conversation speak of it as of a place: in it, from it, near it?"""
-        return re.search(rf"\b{_BEFORE_PLACES} (the )?{re.escape(phrase)}\b", self.text) is not None
+        if phrase not in self._places:
+            self._places[phrase] = any(
+                self.text.startswith(phrase, at) and _BORDER.match(self.text, at + len(phrase))
+                for at in self._after_prepositions
+            )
+        return self._places[phrase]
+
+    @functools.cached_property
+    def _after_prepositions(self) -> list[int]:
+        """Where in the text a place may stand. Found once: a long conversation has hundreds of
+        phrases, and a search of all of it for each of them takes minutes."""
+        found = [(match.end(), match[1]) for match in _PREPOSITION.finditer(self.text)]
+        return [
+            at for start, the in found for at in ((start, start + len(the)) if the else (start,))
+        ]
 
     # The right calls -----------------------------------------------------------------------------
 
@@ -242,10 +261,13 @@ class TaskView:
 
     def _fitting(self, words: set[str]) -> list[str]:
         """The phrases that a parameter of these words may take: places, ids, or mere names."""
-        kinds = ("digits", "code") if words & _IDS else ("name", "text")
-        found = [phrase for phrase in self.phrases if value_kind(phrase) in kinds]
-        places = [phrase for phrase in found if self.is_place(phrase)]
-        return (places or found) if words & _PLACES else found
+        asked = bool(words & _IDS), bool(words & _PLACES)
+        if asked not in self._fitting_by:
+            kinds = ("digits", "code") if asked[0] else ("name", "text")
+            found = [phrase for phrase in self.phrases if value_kind(phrase) in kinds]
+            places = [phrase for phrase in found if self.is_place(phrase)] if asked[1] else []
+            self._fitting_by[asked] = places or found
+        return self._fitting_by[asked]
 
     @functools.cached_property
     def _known(self) -> dict[str, Any]:

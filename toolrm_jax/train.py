@@ -57,9 +57,10 @@ from toolrm_jax.interruption import Stopped, StopRequest, break_off
 from toolrm_jax.loader import (
     Index,
     Loader,
-    RowFile,
+    PreferenceRows,
     RowTokenizer,
     build_index,
+    open_row_file,
     row_share,
     to_device,
     write_rejects,
@@ -277,7 +278,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> evaluate.Repor
     return found
 
 
-def _row_files(config: ConfigDict, workdir: epath.Path, lead: bool) -> tuple[RowFile, RowFile]:
+def _row_files(
+    config: ConfigDict, workdir: epath.Path, lead: bool
+) -> tuple[PreferenceRows, PreferenceRows]:
     paths = {"train": config.data.train, "heldout": config.data.heldout}
     if EMBEDDED_PAIRS in paths.values():
         if not lead:  # one process builds them, the others find them built
@@ -291,12 +294,12 @@ def _row_files(config: ConfigDict, workdir: epath.Path, lead: bool) -> tuple[Row
         paths = {
             side: built[side] if path == EMBEDDED_PAIRS else path for side, path in paths.items()
         }
-    return RowFile(paths["train"]), RowFile(paths["heldout"])
+    return open_row_file(paths["train"]), open_row_file(paths["heldout"])
 
 
 def _loader(
     config: ConfigDict,
-    rows: RowFile,
+    rows: PreferenceRows,
     tokenize: RowTokenizer,
     plan: PlanConfig,
     side: str,

@@ -1,0 +1,192 @@
+"""Reading calls from models' texts: each dialect, and nothing that is only nearly one."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolrm_jax.synth.chat_request import read_message, request_body
+from toolrm_jax.synth.dialects import read_calls
+
+F = {"name": "f", "arguments": {"a": 1, "b": ["x", {"c": None}], "d": True}}
+G = {"name": "g.h", "arguments": {}}
+JSON_F, JSON_G = json.dumps(F), json.dumps(G)
+LLAMA_F = json.dumps({"name": "f", "parameters": F["arguments"]})
+ARGS_F = json.dumps(F["arguments"])
+PYTHON_F = "f(a=1, b=['x', {'c': None}], d=True)"
+
+ONE = {
+    "hermes": f"<tool_call>\n{JSON_F}\n</tool_call>",
+    "json": JSON_F,
+    "llama": LLAMA_F,
+    "llama, after its tag": f"<|python_tag|>{LLAMA_F}",
+    "llama's function tag": f"<function=f>{ARGS_F}</function>",
+    "python": PYTHON_F,
+    "python with JSON's words": 'f(a=1, b=["x", {"c": null}], d=true)',
+    "python in a list": f"[{PYTHON_F}]",
+    "fenced": f"```json\n{JSON_F}\n```",
+    "fenced, after words": f"I will look it up.\n```\n{JSON_F}\n```\n",
+    "fenced python": f"```python\n{PYTHON_F}\n```",
+    "mistral": f"[TOOL_CALLS] [{JSON_F}]",
+    "mistral, new": f"[TOOL_CALLS]f[ARGS]{ARGS_F}",
+    "mistral, with an id": f"[TOOL_CALLS]f[CALL_ID]9aB3[ARGS]{ARGS_F}",
+    "granite": f"<|tool_call|>[{JSON_F}]",
+    "granite, closed": f"<|tool_call|>[{JSON_F}]<|/tool_call|>",
+    "granite 3": f"<tool_call>[{JSON_F}]",
+    "granite 20b": f"<function_call> {JSON_F}",
+    "xlam": json.dumps({"tool_calls": [F]}),
+    "after a thought": f"<think>f(a=2)?</think>\n\n<tool_call>{JSON_F}</tool_call>",
+    "after a thought that the prompt began": f"f it is.</think>{JSON_F}",
+}
+TWO = {
+    "hermes": f"Both:<tool_call>{JSON_F}</tool_call>\n<tool_call>{JSON_G}</tool_call>",
+    "json": f"[{JSON_F}, {JSON_G}]",
+    "llama": f'{LLAMA_F}; {{"name": "g.h", "parameters": {{}}}}',
+    "lines": f"{JSON_F}\n{JSON_G}",
+    "function tags": f"<function=f>{ARGS_F}</function>\n<function=g.h>{{}}</function>",
+    "python": f"[{PYTHON_F}, g.h()]",
+    "fences": f"```json\n{JSON_F}\n```\n```json\n{JSON_G}\n```",
+    "mistral": f"[TOOL_CALLS]f[ARGS]{ARGS_F}[TOOL_CALLS]g.h[ARGS]{{}}",
+    "granite": f"<|tool_call|>[{JSON_F}, {JSON_G}]",
+    "granite 20b": f"<function_call>{JSON_F}\n<function_call>{JSON_G}",
+}
+
+
+@pytest.mark.parametrize("dialect", ONE)
+def test_one_call(dialect):
+    assert read_calls(ONE[dialect]) == [F]
+
+
+@pytest.mark.parametrize("dialect", TWO)
+def test_two_calls(dialect):
+    assert read_calls(TWO[dialect]) == [F, G]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Which unit do you want?",
+        "See (the docs)",
+        "f(1)",
+        "f(a=b)",
+        "f(a=g())",
+        "f(a=1, a=2)",
+        "f(**{'a': 1})",
+        "f(a=b'x')",
+        "f(a=1) and then g()",
+        "f(a=1",
+        "[f(a=1), 2]",
+        JSON_F[:-1],
+        f"{JSON_F} is my answer",
+        f"<tool_call>{JSON_F}",
+        f"<tool_call>{JSON_F}</tool_call> Done.",
+        f"```json\n{JSON_F}\n``` That is it.",
+        f"```json\n{JSON_F}\n```\n```\nx = 1\n```",
+        '```json\n{"x": 1}\n```',
+        "[TOOL_CALLS]f{}",
+        f"[TOOL_CALLS] [{JSON_F}] Done.",
+        f"<function=f>{ARGS_F}",
+        f"<function=f>{ARGS_F}</function> Done.",
+        '{"name": "f", "parameters": {}, "arguments": {}}',
+        '{"name": "f", "parameters": "x"}',
+        '{"tool_calls": [], "answer": 1}',
+        f"<think>{JSON_F}",
+        "f(a=" + "[" * 5000 + "]" * 5000 + ")",
+        '{"name": "f", "parameters": ' + '{"a":' * 5000,
+    ],
+)
+def test_what_is_nearly_a_call_is_none(text):
+    assert read_calls(text) is None
+
+
+@given(st.text(alphabet="f(a=1)[]{}\"':,`\n<>|tool_calTOOL_S/jsn ", max_size=60))
+def test_any_text_is_read_or_not_but_never_fails(text):
+    calls = read_calls(text)
+    assert calls is None or all(set(call) == {"name", "arguments"} for call in calls)
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.from_regex(r"[a-df-hj-z]{1,6}", fullmatch=True), _VALUES, max_size=3))
+def test_any_arguments_come_through_python_and_json(arguments):
+    arguments = {f"p_{name}": value for name, value in arguments.items()}
+    call = {"name": "f", "arguments": arguments}
+    try:
+        json.dumps(call, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return
+    python = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    assert read_calls(f"[f({python})]") == [call]
+    assert read_calls(f"[TOOL_CALLS]f[ARGS]{json.dumps(arguments)}") == [call]
+
+
+def test_native_calls_win_over_words():
+    made = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]
+    message = {"content": "Let me see.", "tool_calls": made}
+    assert read_message(message) == [{"name": "f", "arguments": {"a": 1}}]
+
+
+def test_native_calls_with_broken_arguments_stay_as_written():
+    made = [{"function": {"name": "f", "arguments": '{"a": 1'}}]
+    text = read_message({"content": None, "tool_calls": made})
+    assert text == '<tool_call>{"name": "f", "arguments": {"a": 1}</tool_call>'
+    assert read_calls(text) is None
+
+
+@pytest.mark.parametrize("content", ["", None, "<think>No tool fits.</think>"])
+def test_a_turn_that_says_nothing_is_empty(content):
+    assert read_message({"content": content}) == ""
+
+
+def conversation():
+    from toolrm_jax.examples import Example
+
+    call = {"name": "f", "arguments": {"a": 1}}
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "f and f?"},
+        {"role": "assistant", "content": "", "tool_calls": [call, call]},
+        {"role": "tool", "name": "f", "content": "2"},
+        {"role": "tool", "name": "f", "content": "3"},
+        {"role": "user", "content": "Again."},
+    ]
+    tools = [{"name": "f", "description": "", "parameters": {"type": "object"}}]
+    return Example("t/0", "t", "MIT", tools, messages, [], [])
+
+
+def test_earlier_calls_are_sent_as_the_protocol_wants_them():
+    from toolrm_jax.synth.endpoint_settings import EndpointSettings
+
+    settings = EndpointSettings("m", "MIT", "http://localhost/v1", extra={"top_p": 0.9})
+    body = request_body(conversation(), settings, 0, seed=0)
+    assert body["tools"] == [{"type": "function", "function": conversation().tools[0]}]
+    assert body["top_p"] == 0.9
+    made = body["messages"][2]["tool_calls"]
+    assert [json.loads(call["function"]["arguments"]) for call in made] == [{"a": 1}] * 2
+    ids = [call["id"] for call in made]
+    assert [m["tool_call_id"] for m in body["messages"] if m["role"] == "tool"] == ids
+    assert len(set(ids)) == 2
+    again = request_body(conversation(), settings, 1, seed=0)
+    assert again.pop("seed") != body.pop("seed")
+    assert again == body
+
+
+def test_as_text_the_tools_and_results_are_words():
+    from toolrm_jax.synth.endpoint_settings import EndpointSettings
+
+    settings = EndpointSettings("m", "MIT", "http://localhost/v1", tools="text", send_seed=False)
+    body = request_body(conversation(), settings, 0, seed=0)
+    assert "tools" not in body
+    assert "seed" not in body
+    roles = [message["role"] for message in body["messages"]]
+    assert roles == ["system", "user", "assistant", "user", "user", "user"]
+    assert body["messages"][0]["content"].startswith("Be brief.\n\n")
+    assert json.dumps(conversation().tools[0]) in body["messages"][0]["content"]
+    assert body["messages"][2]["content"].count("<tool_call>") == 2
+    assert all(set(message) == {"role", "content"} for message in body["messages"])

@@ -1,0 +1,176 @@
+"""Judging: right and wrong answers, each once, whatever their order."""
+
+import collections
+import copy
+import dataclasses
+import json
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+from synth_files import row, tools
+
+from toolrm_jax.corruptions import corrupt
+from toolrm_jax.examples import Example
+from toolrm_jax.synth.answer import Answer
+from toolrm_jax.synth.corruption_answers import corruption_answers
+from toolrm_jax.synth.judging import MADE_TO_BE, judge_answers
+from toolrm_jax.synth.obfuscation import obfuscate
+from toolrm_jax.tool_calls import canonical_calls, exact_reference, judge
+
+
+def example(number: int = 0) -> Example:
+    task = row(number)
+    gold = task["gold_calls"]
+    reference = exact_reference(gold)
+    return Example(task["id"], "made", "MIT", tools(), task["conversation"], reference, gold)
+
+
+def answer(response, model="m", **more) -> Answer:
+    return Answer("made/0", model, "MIT", True, response, **more)
+
+
+def judged(task, *answers):
+    counts = collections.Counter()
+    return judge_answers(task, answers, counts), counts
+
+
+def call(**arguments):
+    return [{"name": "find_restaurant", "arguments": arguments}]
+
+
+def shuffled(value, rng):
+    """The same JSON with its keys, and the calls of a list, in another order."""
+    if isinstance(value, dict):
+        items = [(key, shuffled(item, rng)) for key, item in value.items()]
+        rng.shuffle(items)
+        return dict(items)
+    return value
+
+
+def test_an_answer_equal_to_gold_is_right_and_others_get_their_error_type():
+    task = example()
+    right = {"city": "Rome", "dish": "pasta", "guests": 2}
+    found, _ = judged(
+        task,
+        answer(call(**right)),
+        answer(call(**right | {"dish": "PASTA"})),
+        answer(call(**right | {"guests": 5})),
+        answer(call(**right | {"guests": "2"})),
+        answer('<tool_call>{"name": "find_restaurant"'),
+        answer([{"name": "get_weather", "arguments": {"city": "Rome"}}]),
+        answer("Which city?"),
+    )
+    assert [r["response"][0]["arguments"]["dish"] for r in found["right"]] == ["PASTA"]
+    assert [w["error_type"] for w in found["wrong"]] == [
+        "Parameter value error",
+        "Parameter value type error",
+        "Parsing error",
+        "Incorrect function name",
+        "Incorrect number of function calls",
+    ]
+
+
+def test_the_gold_in_other_words_is_neither_right_nor_wrong():
+    task = Example("made/0", "made", "MIT", tools(), [{"role": "user", "content": "?"}], [], [])
+    gold = call(city="Tokyo, Japan", dish="noodles of the house", guests=2)
+    task = dataclasses.replace(task, gold=gold, reference=exact_reference(gold))
+    reworded = {"city": "Tokyo", "dish": "house noodles", "guests": 2}
+    found, counts = judged(
+        task,
+        answer(call(**reworded), right=False),
+        answer(call(**reworded | {"city": "Kyoto"})),
+        answer(call(**reworded | {"dish": "noodles of house 7"})),
+        answer(call(**reworded | {"guests": 3})),
+    )
+    assert counts["left out: the gold in other words"] == 1
+    assert len(found["wrong"]) == 3
+    # A verdict by what the calls did says more than words, and a corruption is made to be wrong.
+    for more in ({"right": False, "outcome": True}, {"kind": "cut_text", "model": "corruption"}):
+        found, _ = judged(task, answer(call(**reworded), **more))
+        assert len(found["wrong"]) == 1
+
+
+def test_the_upstreams_verdict_decides_where_there_is_one():
+    task = example()
+    unlike, like = call(city="Roma"), task.gold
+    found, counts = judged(task, answer(unlike, right=True), answer(like, right=False))
+    assert [r["response"] for r in found["right"]] == [unlike]
+    assert found["wrong"] == []
+    assert counts["left out: right by the gold, wrong by the upstream"] == 1
+    found, counts = judged(task, answer(unlike, right=True), answer(unlike, "n", right=False))
+    assert found["right"] == found["wrong"] == []
+    assert counts["left out: the upstream calls the answer both right and wrong"] == 1
+
+
+def test_the_same_answer_in_another_order_is_merged_with_its_counts():
+    task = example(1)
+    calls = [
+        {"name": "book_table", "arguments": {"city": "Oslo", "guests": 9}},
+        {"name": "get_weather", "arguments": {"city": "Oslo"}},
+    ]
+    turned = [calls[1], {"name": "book_table", "arguments": {"guests": 9, "city": "Oslo"}}]
+    found, _ = judged(
+        task, answer(calls, "a", count=2), answer(turned, "b"), answer(json.dumps(calls), "a")
+    )
+    (wrong,) = found["wrong"]
+    assert (wrong["count"], wrong["models"]) == (4, {"a": 3, "b": 1})
+
+
+def test_a_task_that_calls_nothing_has_a_right_side_in_words_or_silence():
+    golds = {judged(example(n))[0]["gold"] == "" for n in range(2, 62, 3)}
+    assert golds == {True, False}
+    found, _ = judged(example(2), answer("None of these can translate."), answer(call(city="Rome")))
+    assert [r["response"] for r in found["right"]] == ["None of these can translate."]
+    assert [w["error_type"] for w in found["wrong"]] == ["Incorrect number of function calls"]
+
+
+@given(st.integers(0, 300), st.randoms(use_true_random=False))
+def test_verdicts_do_not_depend_on_the_order_of_keys_and_calls(number, rng):
+    task = example(number)
+    answers = list(corruption_answers(task, seed=number))
+    turned = []
+    for given_ in answers:
+        response = copy.deepcopy(given_.response)
+        if isinstance(response, list):
+            response = [shuffled(c, rng) for c in response]
+            rng.shuffle(response)
+        turned.append(answer(response, kind=given_.kind, model="corruption"))
+    first, second = judged(task, *answers)[0], judged(task, *turned)[0]
+    kept = [[(w["error_type"], w["kind"], w["count"]) for w in f["wrong"]] for f in (first, second)]
+    assert kept[0] == kept[1]
+
+
+@given(st.integers(0, 300), st.integers(0, 5))
+def test_verdicts_do_not_depend_on_obfuscation(number, seed):
+    task = example(number)
+    hidden, names = obfuscate(task, random.Random(seed))
+    assert names is not None
+    for wrong in corrupt(task, seed=seed):
+        response = wrong.response
+        if isinstance(response, list):
+            there = judge(names.hide(response), hidden.reference, hidden.tools)
+            here = judge(response, task.reference, task.tools)
+            assert (there.right, there.error_type) == (here.right, here.error_type)
+
+
+@given(st.integers(0, 300), st.randoms(use_true_random=False))
+def test_canonical_calls_are_their_own_canonical_form(number, rng):
+    task = example(number)
+    for wrong in corrupt(task, seed=0):
+        if isinstance(wrong.response, list):
+            once = canonical_calls([shuffled(c, rng) for c in wrong.response], task.tools)
+            again = canonical_calls(once, task.tools)
+            assert json.dumps(once) == json.dumps(again)  # the order of keys, too
+
+
+def test_corruptions_that_are_kept_have_the_error_that_they_were_made_to_have():
+    counts = collections.Counter()
+    for number in range(200):
+        task = example(number)
+        found = judge_answers(task, corruption_answers(task, seed=1), counts)
+        for wrong in found["wrong"]:
+            assert wrong["error_type"] == MADE_TO_BE[wrong["kind"]]
+    for kind in MADE_TO_BE:
+        kept, lost = (counts[f"corruptions {what}: {kind}"] for what in ("kept", "discarded"))
+        assert lost <= 0.05 * (kept + lost)

@@ -1,0 +1,555 @@
+"""A whole synthesis: killed and resumed, broken rows, the data set and what reads it."""
+
+import hashlib
+import importlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+from fake_gcs import FakeGcs
+from faulty_server import faulty_server
+from synth_files import config, row, write_rows
+
+from toolrm_jax.batch import RowShape
+from toolrm_jax.batch_plan import PlanConfig
+from toolrm_jax.loader import (
+    ArrayRecordRows,
+    Loader,
+    LoaderError,
+    RowTokenizer,
+    build_index,
+    open_row_file,
+)
+from toolrm_jax.rendering import Renderer
+from toolrm_jax.synth import show
+from toolrm_jax.synth.judging import MADE_TO_BE
+from toolrm_jax.synth.output import dataset_rows
+from toolrm_jax.synth.pipeline import Pipeline
+from toolrm_jax.synth.stage import StageError, read_shard
+from toolrm_jax.synth.synth_config import SynthError, check, synth_config
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A finished workdir."""
+    folder = tmp_path_factory.mktemp("synth")
+    source = write_rows(folder / "rows.jsonl.gz", [row(n) for n in range(150)])
+    Pipeline(config(source), folder / "run").run()
+    return folder / "run"
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The digest of every file, but of those that name the folder's own path."""
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def test_a_run_makes_pairs_of_every_turn_type_with_one_right_side(made):
+    rows = list(dataset_rows(made / "dataset"))
+    assert {r["turn"] for r in rows} == {"single", "multi", "irrelevance"}
+    card = json.loads((made / "dataset/card.json").read_text())
+    assert card["pairs"] == sum(len(r["rejected"]) for r in rows)
+    assert card["pairs_by"]["turn type"]["single"] <= 100
+    hidden = [r for r in rows if r["tools"][0]["name"] not in ("find_restaurant",)]
+    assert 0 < len(hidden) < len(rows)  # some are obfuscated
+
+
+def test_the_loader_reads_the_array_records(made):
+    rows = open_row_file(made / "dataset/array_record")
+    assert isinstance(rows, ArrayRecordRows)
+    assert [rows[i]["id"] for i in range(len(rows))] == [
+        r["id"] for r in dataset_rows(made / "dataset")
+    ]
+    assert rows.sha256 == ArrayRecordRows(made / "dataset/array_record").sha256
+    assert pickle.loads(pickle.dumps(rows))[3] == rows[3]  # as the loader's workers get it
+
+
+def test_batches_are_made_of_array_records(made):
+    rows = open_row_file(made / "dataset/array_record")
+    tokenize = RowTokenizer(Renderer(tiny.tokenizer()))
+    plan = PlanConfig((RowShape(8192, 16),), 8192)
+    index = build_index(rows, tokenize, plan.shapes)
+    assert index.usable.all()
+    loader = Loader(rows, index, tokenize, plan)
+    (batch,) = loader.batches(0, 1)
+    answered, right = batch.answers > 0, batch.right
+    assert (answered & right).sum() > 2  # prompts
+    assert (answered & ~right).sum() > (answered & right).sum()  # K-way
+
+
+def test_a_folder_without_records_is_refused(tmp_path):
+    with pytest.raises(LoaderError, match=r"has no file \*\.array_record"):
+        open_row_file(tmp_path)
+
+
+def test_datasets_loads_the_folder_as_it_is(made, tmp_path):
+    import datasets
+
+    found = datasets.load_dataset(
+        str(made / "dataset"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    card = json.loads((made / "dataset/card.json").read_text())
+    assert len(found) == card["pairs"]
+    first = found[0]
+    assert first["chosen"][:-1] == first["rejected"][:-1]
+    assert first["chosen"][-1] != first["rejected"][-1]
+    assert json.loads(first["tools"])[0]["type"] == "function"
+
+
+def test_a_run_done_again_changes_nothing(made, tmp_path, capsys):
+    before = contents(made)
+    settings = made / "1-examples" / "settings.json"
+    written = settings.stat().st_mtime_ns
+    source = made.parent / "rows.jsonl.gz"
+    Pipeline(config(source), made).run()
+    assert "complete already" in capsys.readouterr().out
+    assert contents(made) == before
+    assert settings.stat().st_mtime_ns == written
+
+
+def test_other_settings_redo_only_what_depends_on_them(made, tmp_path, capsys):
+    source = made.parent / "rows.jsonl.gz"
+    changed = {"output.form": "pairs", "output.folder": str(tmp_path / "pairs")}
+    Pipeline(config(source, **changed), made).run()
+    said = capsys.readouterr().out
+    assert "judged: complete already" in said
+    assert "pairs: complete already" not in said
+    rows = list(dataset_rows(tmp_path / "pairs"))
+    assert {len(r["rejected"]) for r in rows} == {1}
+    assert len({r["id"] for r in rows}) == len(rows)
+    Pipeline(config(source), made).run()  # as it was, for the other tests
+
+
+def test_two_processes_make_the_same_bytes_as_one(made, tmp_path):
+    source = made.parent / "rows.jsonl.gz"
+    Pipeline(config(source, workers=2), tmp_path / "run").run()
+    mine, theirs = contents(tmp_path / "run"), contents(made)
+    for name in ("dataset/card.json", "dataset/README.md"):  # say with how many workers
+        assert mine.pop(name) != theirs.pop(name)
+    assert mine == theirs
+
+
+RUN = """
+import sys
+from pathlib import Path
+from synth_files import config
+from toolrm_jax.synth.pipeline import Pipeline
+Pipeline(config(Path(sys.argv[1])), sys.argv[2]).run()
+"""
+
+
+def test_a_run_that_is_killed_anywhere_ends_with_the_same_files(made, tmp_path):
+    """SIGKILL after a random while, again and again until it is done."""
+    source = made.parent / "rows.jsonl.gz"
+    path = os.pathsep.join((str(tiny.ROOT), str(tiny.ROOT / "tests")))
+    kills = 0
+    for attempt in range(40):
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN, str(source), str(tmp_path / "run")],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.DEVNULL,
+        )
+        until = _next_stage(tmp_path / "run", attempt)
+        while process.poll() is None and not until():
+            time.sleep(0.002)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
+    else:
+        pytest.fail("the run never ended")
+    assert kills >= 5
+    assert contents(tmp_path / "run") == contents(made)
+
+
+ASKING = """
+import sys
+from pathlib import Path
+from synth_files import config
+from test_synth_endpoint import FAST
+from toolrm_jax.synth.pipeline import Pipeline
+made = config(Path(sys.argv[1]), shard_rows=10)
+entry = {"kind": "endpoint", "model": "m", "license": "MIT", "url": sys.argv[4], "samples": 2}
+made.answers.pool = (entry | FAST, {"kind": "corruption"})
+made.answers.cache = sys.argv[3]
+Pipeline(made, sys.argv[2]).run()
+"""
+
+
+def test_a_run_that_asks_and_is_killed_ends_with_the_files_of_one_that_was_not(tmp_path):
+    """SIGKILL while a server with faults is asked; what differs is said, and not in the files."""
+    source = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(45)])
+    path = os.pathsep.join((str(tiny.ROOT), str(tiny.ROOT / "tests")))
+    env = {**os.environ, "PYTHONPATH": path}
+    with faulty_server(["", "500", "", "truncated", "html"], delay=0.01) as server:
+
+        def start(name: str, cache: str = "cache.sqlite") -> subprocess.Popen:
+            where = [str(source), str(tmp_path / name), str(tmp_path / cache), server.url]
+            command = [sys.executable, "-c", ASKING, *where]
+            return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+
+        for answered in (20, 50):
+            process = start("killed")
+            while len(server.answers) < answered and process.poll() is None:
+                time.sleep(0.005)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            assert process.returncode == -signal.SIGKILL
+        resumed = start("killed")
+        assert "from cache" in resumed.communicate()[0]
+        assert resumed.returncode == 0
+        assert len(server.answers) == 90
+        twice = sum(n - 1 for n in server.answers.values())
+        assert twice <= 2 * 8  # what was under way when a run was killed, at most
+        whole = start("whole")
+        said = whole.communicate()[0]
+        assert whole.returncode == 0
+        assert "asked" not in said
+        assert sum(server.answers.values()) == 90 + twice
+        assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    card = json.loads((tmp_path / "whole/dataset/card.json").read_text())
+    faults = {what: n for what, n in card["asked"]["m"].items() if what.startswith("fault")}
+    assert set(faults) == {"fault: status 500", "fault: broken JSON", "fault: another content type"}
+    assert "| m | asked |" in (tmp_path / "whole/dataset/README.md").read_text()
+
+
+def test_the_papers_config_runs_whole_on_files_of_its_sources(tmp_path, toolrm_data):
+    """Rows in the form of xLAM, real dialogues of SGD, and one server for the eleven models."""
+    import shutil
+
+    from configs.synth.toolrm_180k import get_config
+
+    data = tmp_path / "data"
+    shutil.copytree(toolrm_data / "data/raw/sgd/dev", data / "sgd")
+    for name, empty in (("xlam", False), ("xlam-irrelevance", True)):
+        rows = [_xlam(n, empty) for n in range(60)]
+        (data / f"{name}.json").write_text(json.dumps(rows))
+    made = get_config(str(data))
+    with faulty_server(["", "500", ""]) as server, made.unlocked():
+        made.workers = 0
+        made.answers.pool = tuple(
+            {**entry, "url": server.url, "first_pause": 0.01} for entry in made.answers.pool[:3]
+        )
+        Pipeline(made, tmp_path / "run").run()
+    card = json.loads((tmp_path / "run/dataset/card.json").read_text())
+    assert set(card["pairs_by"]["turn type"]) == {"single", "multi", "irrelevance"}
+    assert set(card["asked"]) == {entry["model"] for entry in made.answers.pool}
+    assert set(card["pairs_by"]["model"]) <= set(card["asked"])  # they all say the same
+    assert not card["stages"]["examples"]["rejected"]
+    assert card["stages"]["obfuscated"]["counts"]["obfuscated"] > 400
+
+
+def test_sources_and_the_data_set_may_lie_in_a_bucket(made, tmp_path, toolrm_data, monkeypatch):
+    monkeypatch.setenv("TOOLRM_CACHE_DIR", str(tmp_path / "cache"))
+    source = made.parent / "rows.jsonl.gz"
+    with FakeGcs() as store, store.reached():
+        store.put("rows.jsonl.gz", source.read_bytes())
+        store.put_folder(toolrm_data / "data/raw/sgd/dev", "sgd")
+        settings = config(Path("rows"), **{"output.folder": "gs://bucket/sets/first"})
+        settings.sources = (
+            {"name": "made", "format": "normalised", "path": "gs://bucket/rows.jsonl.gz"},
+            {"name": "sgd", "format": "sgd", "path": "gs://bucket/sgd"},
+        )
+        Pipeline(settings, tmp_path / "run").run()
+        card = json.loads(store.objects["sets/first/card.json"])
+        assert set(card["pairs_by"]["source"]) == {"made", "sgd"}
+        stored = {name.removeprefix("sets/first/").split("/")[0] for name in store.objects}
+        assert {"array_record", "parquet", "plots", "README.md", "rejects.jsonl.zst"} <= stored
+        before = store.objects.copy()
+        Pipeline(settings, tmp_path / "run").run()  # complete already
+        assert store.objects == before
+
+
+def _xlam(number: int, empty: bool) -> dict:
+    """A row with xLAM's columns, the last two as JSON text."""
+    base = row(3 * number + 2 if empty else 3 * number)
+    parameters = {
+        name: {"description": "", "type": {"string": "str", "integer": "int"}[schema["type"]]}
+        for name, schema in base["tools"][0]["parameters"]["properties"].items()
+    }
+    tools = [{"name": "find_restaurant", "description": "Finds.", "parameters": parameters}]
+    return {
+        "id": number,
+        "query": base["conversation"][0]["content"],
+        "answers": json.dumps(base["gold_calls"]),
+        "tools": json.dumps(tools),
+    }
+
+
+def _next_stage(run: Path, attempt: int):
+    """Whether the next stage has begun, or (every other time) has a first unit."""
+    stages = ("1-examples", "2-obfuscated", "3-answers", "4-judged", "5-pairs", "dataset.partial")
+    if attempt >= 2 * len(stages):
+        return lambda: False
+    at = run / stages[attempt // 2]
+    wanted = "settings.json" if attempt % 2 == 0 else "*0*.jsonl.zst"
+    return lambda: (at.name == "dataset.partial" and at.exists()) or any(at.glob(wanted))
+
+
+def broken_rows() -> list:
+    """One of each way in which a row may be no example."""
+    looped = row(0)
+    looped["tools"][0]["parameters"]["properties"]["city"] = {"$ref": "#"}
+    looped["gold_calls"] = []
+    unknown = row(0)
+    unknown["tools"][0]["parameters"]["properties"]["city"]["type"] = "strnig"
+    absent = row(0) | {"gold_calls": [{"name": "no_such_tool", "arguments": {}}]}
+    unnamed = row(0)
+    unnamed["tools"][1]["name"] = 7
+    circle = row(0)
+    circle["tools"][0]["parameters"] |= {
+        "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+        "properties": {"city": {"$ref": "#/$defs/a"}},
+    }
+    large = row(0)
+    large["gold_calls"][0]["arguments"]["dish"] = "x" * (1 << 20)
+    return [
+        '{"id": "cut',
+        b'{"id": "\xff\xfe"}',
+        "[1, 2]",
+        {"id": "no fields"},
+        looped,
+        unknown,
+        absent,
+        unnamed,
+        circle,
+        large,
+    ]
+
+
+def test_broken_rows_end_in_the_rejects_with_reason_and_line(tmp_path):
+    broken = broken_rows()
+    sound = [row(n) for n in range(30)]
+    source = write_rows(tmp_path / "rows.jsonl.gz", [*broken, *sound])
+    Pipeline(config(source, most_rejects=0.5), tmp_path / "run").run(("examples",))
+    rejects = list(read_shard(tmp_path / "run/rejects-examples.jsonl.zst"))
+    lines = [int(reject["at"].rpartition("line ")[2]) for reject in rejects]
+    assert all(reject["reason"] and str(source) in reject["at"] for reject in rejects)
+    assert set(range(1, len(broken) + 1)) - set(lines) <= {5}  # a schema may refer to itself
+    assert {line for line in lines if line > len(broken)} == set()
+    Pipeline(config(source, most_rejects=0.5), tmp_path / "run").run()
+    listed = list(read_shard(tmp_path / "run/dataset/rejects.jsonl.zst"))
+    assert [r for r in listed if r.get("at")] == rejects
+
+
+def test_too_many_rejects_fail_at_the_end_and_keep_what_is_sound(tmp_path):
+    source = write_rows(tmp_path / "rows.jsonl.gz", [*broken_rows(), *map(row, range(10))])
+    pipeline = Pipeline(config(source, most_rejects=0.2), tmp_path / "run")
+    with pytest.raises(StageError, match=r"rows were rejected.*at most 20\.0%"):
+        pipeline.run()
+    assert (tmp_path / "run/1-examples/summary.json").exists()
+    Pipeline(config(source, most_rejects=0.5), tmp_path / "run").run(("examples",))
+
+
+def test_what_an_evaluation_set_holds_is_left_out_and_listed(tmp_path):
+    source = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(60)])
+    held = write_rows(tmp_path / "eval.jsonl.gz", [row(n) for n in range(30)])
+    evaluation = ({"name": "held", "format": "normalised", "path": str(held)},)
+    settings = config(source, **{"overlap.evaluation": evaluation})
+    Pipeline(settings, tmp_path / "run").run(("examples", "obfuscated"))
+    left = {r["id"] for r in read_shard(tmp_path / "run/rejects-obfuscated.jsonl.zst")}
+    assert {f"made/{n}" for n in range(30)} <= left
+    kept = {
+        r["id"]
+        for s in (tmp_path / "run/2-obfuscated").glob("00-made-0000?.jsonl.zst")
+        for r in read_shard(s)
+    }
+    assert left | kept == {f"made/{n}" for n in range(60)}
+
+
+def test_a_stage_whose_input_is_missing_says_which_to_run_first(tmp_path):
+    source = write_rows(tmp_path / "rows.jsonl.gz", [row(0)])
+    with pytest.raises(SynthError, match="Stage 'examples' is not complete"):
+        Pipeline(config(source), tmp_path / "run").run(("obfuscated",))
+    with pytest.raises(SynthError, match="no stage 'exmaples'"):
+        Pipeline(config(source), tmp_path / "run").run(("exmaples",))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"sources": ()}, "config.sources is empty"),
+        ({"sources": ({"name": "a"},)}, "expected name, format and path"),
+        ({"output.form": "both"}, "use 'k-way' or 'pairs'"),
+        ({"selection.wrong_per_prompt": 0}, "config.selection: wrong_per_prompt=0"),
+        ({"overlap.similarity": 0.0}, "config.overlap.similarity=0.0"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused_before_anything_is_read(tmp_path, fields, said):
+    with pytest.raises(SynthError, match=said):
+        Pipeline(config(tmp_path / "absent.gz", **fields), tmp_path / "run")
+
+
+def test_show_marks_what_differs(made, capsys):
+    assert show.main([str(made), "--error-type", "Parameter value error", "--limit", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("right    ") >= 2
+    assert "[-" in shown
+    assert "{+" in shown
+    assert "Parameter value error" in shown
+    assert "Incorrect function name" not in shown
+
+
+def test_show_says_what_it_cannot_find(made, tmp_path, capsys):
+    assert show.main([str(tmp_path)]) == 1
+    assert "error: No data set at" in capsys.readouterr().err
+    assert show.main([str(made), "--id", "absent"]) == 1
+    assert "No pair matches." in capsys.readouterr().err
+
+
+def test_show_prints_no_control_characters():
+    text = show.response_text([{"name": "f\x1b[2J", "arguments": {"x": "\x07"}}])
+    assert "\x1b" not in text
+    assert "\x07" not in text
+
+
+def test_calls_in_the_parquet_are_what_qwens_template_makes_of_tool_calls(qwen_tokenizer, made):
+    from toolrm_jax.synth.output import preference_rows
+
+    for name in ("qwen2.5", "qwen3"):
+        tokenizer = qwen_tokenizer(name)
+        for found in list(dataset_rows(made / "dataset"))[:20]:
+            if not isinstance(found["chosen"], list) or not found["chosen"]:
+                continue
+            calls = [{"type": "function", "function": c} for c in found["chosen"]]
+            turn = {"role": "assistant", "content": "", "tool_calls": calls}
+            question = [m for m in found["messages"] if m["role"] == "user"][-1:]
+            pair = next(preference_rows(found | {"messages": question}))
+            there = tokenizer.apply_chat_template(pair["chosen"], tokenize=False)
+            here = tokenizer.apply_chat_template([*question, turn], tokenize=False)
+            assert there == here
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_trl_trains_on_the_folder_as_it_is(made, tmp_path):
+    import datasets
+    from transformers import Qwen2Config, Qwen2ForSequenceClassification
+    from trl import RewardConfig, RewardTrainer
+
+    tokenizer = tiny.tokenizer()
+    tokenizer.pad_token = "<|endoftext|>"
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    model = Qwen2ForSequenceClassification(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_labels=1,
+            pad_token_id=tokenizer.pad_token_id,
+            **sizes,
+        )
+    )
+    data = datasets.load_dataset(
+        str(made / "dataset"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    arguments = RewardConfig(
+        output_dir=str(tmp_path / "trl"),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        max_length=None,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        activation_checkpointing=False,
+    )
+    trainer = RewardTrainer(
+        model=model, args=arguments, train_dataset=data, processing_class=tokenizer
+    )
+    assert trainer.train().global_step == 2
+    text = tokenizer.decode(trainer.train_dataset[0]["chosen_ids"])
+    assert json.loads(data[0]["tools"])[0]["function"]["name"] in text
+
+
+@pytest.mark.parametrize("name", ["local", "toolrm_180k"])
+def test_every_config_is_valid_and_says_how_it_is_run(name, toolrm_data):
+    module = importlib.import_module(f"configs.synth.{name}")
+    found = module.get_config(str(toolrm_data / "data")) if name == "local" else module.get_config()
+    check(found)
+    assert set(found.keys()) == set(synth_config().keys())
+    assert f"python -m toolrm_jax.synth --config configs/synth/{name}.py" in module.__doc__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config.selection.fil=False"], 'Did you mean "fill" instead of "fil"?'),
+        (["--config.output.form=both"], "error: config.output.form='both'"),
+        (["--stages=exmaples"], "error: --stages: no stage 'exmaples'; there are examples,"),
+        (["stray"], "Unexpected arguments ['stray']"),
+        ([], "error: config.sources is empty"),
+    ],
+)
+def test_a_wrong_command_line_gets_a_clear_line_and_no_traceback(tmp_path, arguments, said):
+    (tmp_path / "config.py").write_text(
+        "from toolrm_jax.synth.synth_config import synth_config\n"
+        "def get_config():\n"
+        "    config = synth_config()\n"
+        f"    config.sources = {SOURCES if arguments else ()!r}\n"
+        "    return config\n"
+    )
+    command = [sys.executable, "-m", "toolrm_jax.synth", "--config", str(tmp_path / "config.py")]
+    done = subprocess.run(
+        [*command, "--workdir", str(tmp_path / "run"), *arguments],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+SOURCES = ({"name": "made", "format": "normalised", "path": "absent.jsonl"},)
+
+
+@pytest.mark.slow
+def test_real_examples_with_corruptions_and_replay_give_100_000_pairs(toolrm_data, tmp_path):
+    """Minutes on 2 cores; the figures are in docs/synth.md."""
+    found = importlib.import_module("configs.synth.local").get_config(str(toolrm_data / "data"))
+    Pipeline(found, tmp_path / "run").run()
+    card = json.loads((tmp_path / "run/dataset/card.json").read_text())
+    assert card["pairs"] >= 100_000
+    assert len(card["pairs_by"]["model"]) > 5
+    counts = card["stages"]["judged"]["counts"]
+    for kind in MADE_TO_BE:
+        kept, lost = (counts.get(f"corruptions {w}: {kind}", 0) for w in ("kept", "discarded"))
+        assert lost <= 0.05 * (kept + lost), kind
+    for error, about in card["selection"]["error_types"].items():
+        if error not in found.selection.any_length:
+            assert about["after"]["right_longer"] == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("local.py:/no/such/folder", "/no/such/folder: expected a folder with train/*.jsonl.gz"),
+        ("local.py:.,answers=all", "answers=all: expected one of both, corruptions, replay"),
+        ("local.py", "config.sources is empty"),
+        ("toolrm_180k.py:/no/such", "No input at '/no/such/xlam.json'"),
+    ],
+)
+def test_a_wrong_command_line_gets_one_line_and_no_traceback(tmp_path, given, said):
+    command = [sys.executable, "-m", "toolrm_jax.synth", "--workdir", str(tmp_path / "run")]
+    done = subprocess.run(
+        [*command, "--config", f"configs/synth/{given}"],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

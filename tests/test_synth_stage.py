@@ -1,0 +1,115 @@
+"""Stages: units done once, whole files or none, memory that does not grow."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from toolrm_jax.synth.stage import Stage, StageError, Unit, read_shard
+
+UNITS = [Unit("00"), Unit("01"), Unit("02")]
+
+
+def stage(folder, **settings):
+    return Stage(folder, 1, "made", settings)
+
+
+def numbers(unit, tally):
+    for number in range(5):
+        tally.count("numbers")
+        yield {"unit": unit.name, "number": number}
+    tally.reject("odd", at=f"{unit.name}, line 7")
+
+
+def test_rows_come_in_the_order_of_units_and_rejects_in_one_file(tmp_path):
+    summary = stage(tmp_path).run(UNITS, numbers, shard_rows=2)
+    rows = list(summary.rows())
+    assert [(r["unit"], r["number"]) for r in rows] == [
+        (u.name, n) for u in UNITS for n in range(5)
+    ]
+    assert summary.counts == {"numbers": 15}
+    assert summary.rejected == {"odd": 3}
+    rejects = list(read_shard(tmp_path / "rejects-made.jsonl.zst"))
+    assert [r["at"] for r in rejects] == ["00, line 7", "01, line 7", "02, line 7"]
+
+
+def test_a_unit_that_fails_leaves_no_file_and_the_others_are_not_done_again(tmp_path):
+    done = []
+
+    def work(unit, tally):
+        done.append(unit.name)
+        yield from numbers(unit, tally)
+        if unit.name == "01" and done.count("01") == 1:
+            raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        stage(tmp_path).run(UNITS, work)
+    folder = tmp_path / "1-made"
+    assert not [file.name for file in folder.iterdir() if "01" in file.name]
+    assert stage(tmp_path).finished() is None
+    summary = stage(tmp_path).run(UNITS, work)
+    assert done == ["00", "01", "01", "02"]
+    assert summary.row_count == 15
+
+
+def test_other_settings_begin_anew_and_the_same_do_nothing(tmp_path):
+    first = stage(tmp_path, seed=0).run(UNITS, numbers)
+    again = stage(tmp_path, seed=0).run([], pytest.fail)
+    assert again.content == first.content
+    changed = stage(tmp_path, seed=1)
+    assert changed.finished() is None
+    summary = changed.run(UNITS[:1], numbers)
+    assert summary.row_count == 5
+    left = {file.name for file in (tmp_path / "1-made").iterdir()}
+    assert not [name for name in left if name.startswith(("01", "02"))]
+
+
+def test_a_file_that_was_cut_is_made_again(tmp_path):
+    summary = stage(tmp_path).run(UNITS, numbers)
+    whole = summary.shards[1].read_bytes()
+    summary.shards[1].write_bytes(whole[:-3])
+    assert stage(tmp_path).finished() is None
+    assert stage(tmp_path).run(UNITS, numbers).shards[1].read_bytes() == whole
+
+
+def test_two_runs_cannot_write_one_stage(tmp_path):
+    def work(unit, tally):
+        with pytest.raises(StageError, match="Another run is writing"):
+            stage(tmp_path).run(UNITS, numbers)
+        yield from numbers(unit, tally)
+
+    stage(tmp_path).run(UNITS[:1], work)
+
+
+def test_a_lone_surrogate_is_written_as_an_escape(tmp_path):
+    def work(unit, tally):
+        yield {"text": "a\ud800b"}
+
+    assert list(stage(tmp_path).run(UNITS[:1], work).rows()) == [{"text": "a\ud800b"}]
+
+
+PEAK = """
+import json, sys, tracemalloc
+from toolrm_jax.synth.stage import Stage, Unit
+
+def peak(count):
+    tracemalloc.start()
+    rows = (json.loads('{"text": "' + "x" * 500 + '"}') for _ in range(count))
+    stage = Stage(sys.argv[1], count, "made", {})
+    stage.run([Unit("00")], lambda unit, tally: rows, shard_rows=20)
+    found = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return found
+
+print(json.dumps([peak(400), peak(4000)]))
+"""
+
+
+def test_memory_does_not_grow_with_rows_and_shards(tmp_path):
+    # A process of its own: threads that other tests left behind hold memory, too.
+    command = [sys.executable, "-c", PEAK, str(tmp_path)]
+    done = subprocess.run(command, cwd=tiny.ROOT, check=True, capture_output=True, text=True)
+    few, many = json.loads(done.stdout.splitlines()[-1])
+    assert many < few + 500_000

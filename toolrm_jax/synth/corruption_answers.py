@@ -1,0 +1,30 @@
+"""Corruptions as answers: one more member of the pool, for runs with no endpoint at all.
+
+    Example --corruptions.corrupt, by seed and the example's id--> Answer(model="corruption", kind)
+
+Unjudged, as every answer: what turns out to be right, or of another error type, the judge finds.
+What a corruption holds comes from the example, so the example's licence is the answer's.
+
+    for answer in corruption_answers(example, seed=0): print(answer.kind, answer.response)
+"""
+
+from collections.abc import Iterator
+
+from toolrm_jax.corruptions import corrupt
+from toolrm_jax.examples import Example
+from toolrm_jax.synth.answer import Answer
+
+MODEL = "corruption"
+
+
+def corruption_answers(example: Example, *, seed: int) -> Iterator[Answer]:
+    """Every wrong response that can be made of the example."""
+    for wrong in corrupt(example, seed=seed):
+        yield Answer(
+            example_id=example.id,
+            model=MODEL,
+            license=example.license,
+            permissive=True,
+            response=wrong.response,
+            kind=wrong.kind,
+        )

@@ -1,0 +1,131 @@
+"""One model behind an OpenAI-compatible server: what a config says of it, checked.
+
+    {"kind": "endpoint", "model": "Qwen/Qwen2.5-7B-Instruct", "license": "apache-2.0",
+     "url": "http://127.0.0.1:8000/v1", "samples": 4, "temperature": 0.8}
+
+vLLM, SGLang, llama.cpp, Ollama, `transformers serve` and hosted ones speak the same language. A key
+stands in the environment; the config names the variable, and nothing writes the key down.
+
+>>> EndpointSettings(model="m", license="MIT", url="http://localhost:8000/v1").samples
+1
+"""
+
+import dataclasses
+import os
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any, Literal, NoReturn
+
+from toolrm_jax.errors import InputError
+
+_OURS = {"model", "messages", "tools", "temperature", "max_tokens", "seed", "n", "stream"}
+
+
+class EndpointError(InputError):
+    """A server that cannot be used; what it has answered is in the cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointSettings:
+    """What to ask of whom, and how hard.
+
+    Args:
+      model: the name in answers, counts and the cache.
+      license: the model's.
+      url: up to and without /chat/completions.
+      served_as: the name that the server knows the model by; default: `model`.
+      permissive: whether the licence is; default: by `model_license`'s list.
+      key_variable: the environment's variable that holds the key; default: none is sent.
+      samples: answers an example.
+      temperature: of the sampling; 0 with one sample only.
+      max_tokens: of an answer.
+      tools: "native": given to the server's own parser and template; "text": written into the
+        system message, answers in Hermes's form wanted.
+      send_seed: whether a seed goes along, from the run's seed, the example's id and the sample.
+      extra: more fields of the body, such as {"top_p": 0.9}; part of the cache's key.
+      keep_cut: whether answers that reached max_tokens are kept: they are no fault of the model's.
+      concurrency: requests under way at a time.
+      timeout: seconds for a whole answer, however slowly it comes.
+      tries: how often a question is asked at most.
+      first_pause: seconds before the second try; doubles, up to longest_pause.
+      longest_pause: seconds; a server's Retry-After is obeyed up to ten times as long.
+      give_up_after: questions in a row that got no answer after which the run ends.
+      budget_requests: questions answered or refused at most, over all runs with one cache.
+      budget_tokens: the same of tokens, as the server counts them; what is under way when they are
+        used up is still taken.
+      retry_refused: asks again what the server refused in an earlier run.
+    """
+
+    model: str
+    license: str
+    url: str
+    served_as: str = ""
+    permissive: bool | None = None
+    key_variable: str = ""
+    samples: int = 1
+    temperature: float = 0.7
+    max_tokens: int = 1024
+    tools: Literal["native", "text"] = "native"
+    send_seed: bool = True
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    keep_cut: bool = False
+    concurrency: int = 8
+    timeout: float = 120.0
+    tries: int = 6
+    first_pause: float = 0.5
+    longest_pause: float = 30.0
+    give_up_after: int = 20
+    budget_requests: int | None = None
+    budget_tokens: int | None = None
+    retry_refused: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("model", "license"):
+            if not getattr(self, field) or not isinstance(getattr(self, field), str):
+                self._bad(field, "expected a name")
+        for field in ("samples", "max_tokens", "concurrency", "tries", "give_up_after", "timeout"):
+            if not self._number(field) > 0:
+                self._bad(field, "expected a positive number")
+        for field in ("temperature", "first_pause", "longest_pause"):
+            if not self._number(field) >= 0:
+                self._bad(field, "expected zero or more")
+        if self.tools not in ("native", "text"):
+            self._bad("tools", "expected 'native' or 'text'")
+        if self.temperature == 0 and self.samples > 1:
+            self._bad("samples", "temperature 0 gives one answer however often it is asked")
+        if taken := _OURS & set(self.extra):
+            self._bad("extra", f"{', '.join(sorted(taken))} have fields of their own, or are fixed")
+        self._check_url()
+
+    def _number(self, field: str) -> float:
+        value = getattr(self, field)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self._bad(field, "expected a number")
+        return value
+
+    def _check_url(self) -> None:
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            self._bad("url", "expected one such as 'http://127.0.0.1:8000/v1'")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise InputError(
+                f"Endpoint {self.model!r}: its url holds a user, a password or a query. What is "
+                "secret belongs into the environment: name the variable in key_variable."
+            )
+
+    def _bad(self, field: str, expected: str) -> NoReturn:
+        raise InputError(f"Endpoint {self.model!r}: {field}={getattr(self, field)!r}; {expected}.")
+
+    def secret(self) -> str | None:
+        """The key from the environment, None where none is wanted."""
+        if not self.key_variable:
+            return None
+        key = os.environ.get(self.key_variable, "").strip()
+        # An HTTP library would show a key that cannot stand in a header in its error.
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
+            state = "holds a key that cannot stand in a header" if key else "is not set"
+            raise InputError(
+                f"Endpoint {self.model!r}: the environment's {self.key_variable} {state}. Set it, "
+                "or leave key_variable out if the server wants no key."
+            )
+        return key

@@ -1,0 +1,308 @@
+"""The pool: a stream of examples in, the answers of all its members out, in the examples' order.
+
+    [{"kind": "endpoint", "model": ..., "license": ..., "url": ...},     see `endpoint_settings`
+     {"kind": "replay", "path": "answers.jsonl.gz"},                     see `replay`
+     {"kind": "corruption"}]                                             see `corruption_answers`
+
+Endpoints are asked at the same time, some examples ahead of the one whose answers come next, so
+memory does not grow with the number of examples. The order of the answers is that of the examples,
+the members and the samples, never that of arrival: the same cache gives the same stream.
+
+Answers of models without a permissive licence are left out and counted; such a model's endpoint is
+not asked at all. `"permissive": true` in a member's entry vouches for its model, and
+`permissive_only=False` lets all in.
+
+    with Pool(entries, seed=0, cache="answers.sqlite") as pool:
+        for answer in pool.answers(examples): ...
+    pool.counts()
+"""
+
+import asyncio
+import collections
+import concurrent.futures
+import dataclasses
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, Self
+
+from toolrm_jax.errors import InputError
+from toolrm_jax.examples import Example, Response
+from toolrm_jax.synth.answer import Answer
+from toolrm_jax.synth.answer_cache import AnswerCache
+from toolrm_jax.synth.corruption_answers import MODEL, corruption_answers
+from toolrm_jax.synth.endpoint_settings import EndpointError, EndpointSettings
+from toolrm_jax.synth.model_license import is_permissive
+from toolrm_jax.synth.replay import Reject, Replay, ReplaySettings
+
+Translate = Callable[[Example, Response], Response]
+Repeats = Callable[[Example], Sequence[str]]
+AHEAD = 256  # examples under way; one whose questions are slow holds up no more than these
+
+
+@dataclasses.dataclass(frozen=True)
+class CorruptionSettings:
+    """The generator of wrong answers from right ones; it has nothing to set."""
+
+
+MemberSettings = EndpointSettings | ReplaySettings | CorruptionSettings
+KINDS: dict[str, type[MemberSettings]] = {
+    "endpoint": EndpointSettings,
+    "replay": ReplaySettings,
+    "corruption": CorruptionSettings,
+}
+
+
+def member_settings(entry: Mapping[str, Any]) -> MemberSettings:
+    """A config's entry, checked. Raises InputError."""
+    fields = dict(entry)
+    made = KINDS.get(str(fields.pop("kind", None)))
+    if made is None:
+        raise InputError(
+            f"A member of the pool has kind={entry.get('kind')!r}; expected one of "
+            f"{', '.join(KINDS)}."
+        )
+    known = {field.name: field for field in dataclasses.fields(made)}
+    needed = {name for name, f in known.items() if _needed(f)}
+    if wrong := [*sorted(set(fields) - set(known)), *sorted(needed - set(fields))]:
+        raise InputError(
+            f"A member of kind {entry['kind']!r} has unknown fields or lacks some: "
+            f"{', '.join(wrong)}. It has {', '.join(known) or 'none'}; needed: "
+            f"{', '.join(sorted(needed)) or 'none'}."
+        )
+    return made(**fields)
+
+
+def _needed(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
+
+
+class Pool:
+    """The members of a config, open.
+
+    Args:
+      entries: the members, see the module's list.
+      seed: of all choices and of the questions' own seeds.
+      cache: a file on a local disk for what endpoints answer; needed where there are any.
+      permissive_only: leaves out answers of models without a permissive licence.
+      translate: turns a replayed response into the example's own names, where those were replaced.
+      repeats: the ids of examples that ask the very same; what was replied to them counts too.
+      reject: is told what had to be left out: reason, detail, and where it stood.
+
+    Raises:
+      InputError: a member cannot be used; EndpointError where that shows on the way only.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Mapping[str, Any]],
+        *,
+        seed: int,
+        cache: str | os.PathLike[str] | None = None,
+        permissive_only: bool = True,
+        translate: Translate | None = None,
+        repeats: Repeats = lambda _: (),
+        reject: Reject | None = None,
+    ):
+        settings = [member_settings(entry) for entry in entries]
+        self._seed, self._permissive_only, self._translate = seed, permissive_only, translate
+        self._repeats = repeats
+        self._reject = reject or (lambda *_: None)
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._endpoints: list[Any] = []
+        self._close: list[Callable[[], object]] = []
+        files = [s for s in settings if isinstance(s, ReplaySettings)]
+        models = [s for s in settings if isinstance(s, EndpointSettings)]
+        self._corrupts = any(isinstance(s, CorruptionSettings) for s in settings)
+        _check_names(models)
+        try:
+            self._replay = Replay(files, seed=seed, reject=self._reject)
+            self._close.append(self._replay.close)
+            self._open_endpoints(models, cache)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_endpoints(
+        self, models: list[EndpointSettings], cache: str | os.PathLike[str] | None
+    ) -> None:
+        self._barred = [m for m in models if not self._lets_in(_permissive(m))]
+        asked = [m for m in models if m not in self._barred]
+        if not asked:
+            return
+        if cache is None:
+            raise InputError("The pool has endpoints: name a file for their answers in `cache`.")
+        try:
+            from toolrm_jax.synth.endpoint import Endpoint
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"Asking endpoints needs {error.name}: pip install 'toolrm_jax[synth]'."
+            ) from None
+        # httpx names every request in its log; a run makes hundreds of thousands.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        kept = AnswerCache(cache)
+        self._close.append(kept.close)
+        self._loop = _Loop()
+        self._close.append(self._end)
+
+        async def opened() -> None:
+            for settings in asked:
+                self._endpoints.append(Endpoint(settings, kept, seed=self._seed))
+
+        self._loop.submit(opened()).result()
+
+    def answers(self, examples: Iterable[Example]) -> Iterator[Answer]:
+        """The answers to all examples, in their order."""
+        waiting: collections.deque[tuple[Example, list[Any]]] = collections.deque()
+        stream = iter(examples)
+        try:
+            while True:
+                for example in itertools.islice(stream, AHEAD - len(waiting)):
+                    waiting.append((example, self._asked(example)))
+                if not waiting:
+                    return
+                yield from self._of(*waiting.popleft())
+        finally:
+            left = [future for _, futures in waiting for future in futures]
+            for future in left:
+                future.cancel()
+
+    def _asked(self, example: Example) -> list[concurrent.futures.Future[Any]]:
+        for settings in self._barred:
+            self._counts[f"{settings.model}: left out: {settings.license}"] += settings.samples
+        return [self._loop.submit(endpoint.ask(example)) for endpoint in self._endpoints]
+
+    def _of(self, example: Example, futures: list[Any]) -> Iterator[Answer]:
+        for endpoint, future in zip(self._endpoints, futures, strict=True):
+            yield from self._read(example, endpoint.settings, future.result())
+        for answer in self._replayed(example):
+            if not self._lets_in(answer.permissive):
+                self._counts[f"{answer.model}: left out: not permissive"] += answer.count
+                continue
+            self._counts[f"{answer.model}: answers"] += answer.count
+            yield self._translated(example, answer)
+        if self._corrupts:
+            for answer in corruption_answers(example, seed=self._seed):
+                self._counts[f"{MODEL}: answers"] += 1
+                yield answer
+
+    def _replayed(self, example: Example) -> Iterator[Answer]:
+        yield from self._replay.answers(example.id)
+        for other in self._repeats(example):
+            for answer in self._replay.answers(other):
+                yield dataclasses.replace(answer, example_id=example.id)
+
+    def unused(self, ids: Set[str]) -> int:
+        """How many of the replayed answers are to examples other than these."""
+        return self._replay.count_beside(ids)
+
+    def _read(
+        self, example: Example, settings: EndpointSettings, outcomes: Any
+    ) -> Iterator[Answer]:
+        for outcome in outcomes:
+            if outcome.reason == "ended":
+                raise EndpointError(outcome.detail)
+            if outcome.response is None:
+                where = f"{settings.model}, sample {outcome.sample} of {example.id}"
+                self._reject(outcome.reason, outcome.detail, where)
+                continue
+            yield Answer(
+                example_id=example.id,
+                model=settings.model,
+                license=settings.license,
+                permissive=_permissive(settings),
+                response=outcome.response,
+            )
+
+    def _translated(self, example: Example, answer: Answer) -> Answer:
+        if self._translate is None:
+            return answer
+        return dataclasses.replace(answer, response=self._translate(example, answer.response))
+
+    def _lets_in(self, permissive: bool) -> bool:
+        return permissive or not self._permissive_only
+
+    def counts(self) -> dict[str, int]:
+        """What each member gave, left out and suffered: "MODEL: what" -> how often."""
+        return dict(sorted((self.given() | self.asked()).items()))
+
+    def given(self) -> dict[str, int]:
+        """Of the counts, those that another run with the same cache has as well."""
+        found = collections.Counter(self._counts)
+        found.update(self._of_endpoints(of_run=False))
+        found.update({f"replay: {what}": n for what, n in self._replay.counts.items()})
+        return dict(found)
+
+    def asked(self) -> dict[str, int]:
+        """Of the counts, those of this run alone: what it asked, and with what faults."""
+        return self._of_endpoints(of_run=True)
+
+    def _of_endpoints(self, *, of_run: bool) -> dict[str, int]:
+        return {
+            f"{endpoint.settings.model}: {what}": number
+            for endpoint in self._endpoints
+            for what, number in endpoint.counts.items()
+            if (what in ("asked", "from cache") or what.startswith("fault: ")) == of_run
+        }
+
+    def _end(self) -> None:
+        self._loop.cancel_all()
+        for endpoint in self._endpoints:
+            self._loop.submit(endpoint.close()).result()
+        self._loop.close()
+
+    def close(self) -> None:
+        """Ends what is under way; an open stream of answers ends with it."""
+        while self._close:
+            self._close.pop()()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _check_names(models: list[EndpointSettings]) -> None:
+    twice = [n for n, k in collections.Counter(m.model for m in models).items() if k > 1]
+    if twice:
+        raise InputError(
+            f"Two endpoints of the pool have the name {twice[0]!r}, which tells their answers "
+            "apart. Give each its own, and the server's name for the model in served_as."
+        )
+
+
+def _permissive(settings: EndpointSettings) -> bool:
+    if settings.permissive is not None:
+        return settings.permissive
+    return is_permissive(settings.license)
+
+
+class _Loop:
+    """An event loop in a thread of its own, so that servers are heard while answers are used."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def cancel_all(self) -> None:
+        """Cancels what is under way, and waits for its end."""
+        self.submit(_cancelled()).result()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _cancelled() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

@@ -1,0 +1,204 @@
+"""Answers against the gold: right ones, wrong ones by type of error, equal ones merged.
+
+    example, [Answer, ...] --> {"id", "turn", "gold", "right": [Judged, ...], "wrong": [...]}
+
+    Judged {"response": calls in canonical form | text, "count": 3, "models": {"Qwen3-4B": 2, ...},
+            "license", "error_type", "kind", "detail"}                 the last three of wrong ones
+
+The judge is `tool_calls.judge`. Where the upstream has its own verdict (`Answer.right`), that
+decides; its wrong answers are named by the judge, and one that the judge finds right is left out,
+as is one that the upstream calls both. So is a model's answer that only words its texts differently
+("Tokyo" for "Tokyo, Japan"), unless its verdict came from what the calls did: whether it is wrong
+is open. What does not parse and is no plain words has the error
+"Parsing error". A corruption that is not what it was made to be is left out. All of this is
+counted.
+
+Answers are the same if they differ in the order of calls and arguments alone.
+
+>>> from toolrm_jax.synth.answer import Answer
+>>> tools = [{"name": "f", "description": "", "parameters": {"type": "object",
+...           "properties": {"x": {"type": "integer"}}, "required": ["x"]}}]
+>>> gold = [{"name": "f", "arguments": {"x": 1}}]
+>>> example = Example("q", "s", "MIT", tools, [{"role": "user", "content": "1"}],
+...                   [{"name": "f", "arguments": {"x": [1]}}], gold)
+>>> wrong = [{"name": "f", "arguments": {"x": 2}}]
+>>> judged = judge_answers(example, [Answer("q", "m", "MIT", True, wrong)], collections.Counter())
+>>> judged["wrong"][0]["error_type"]
+'Parameter value error'
+"""
+
+import collections
+import dataclasses
+import json
+import random
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from toolrm_jax.corruptions import GENERATORS
+from toolrm_jax.examples import Call, Example, Response
+from toolrm_jax.refusals import calls_nothing
+from toolrm_jax.synth.answer import Answer
+from toolrm_jax.synth.turn_type import turn_type
+from toolrm_jax.tool_calls import ErrorType, canonical_calls, judge, parse_calls, words_of
+
+Row = dict[str, Any]
+
+# The error that each kind of corruption is made to have.
+MADE_TO_BE: dict[str, ErrorType] = {
+    generate.__name__: error for error, kinds in GENERATORS.items() for generate in kinds
+} | {"invented_call": ErrorType.CALL_COUNT}
+
+
+def same_key(calls: list[Call] | None, words: str) -> str:
+    """Equal for answers that differ in the order of calls and of arguments alone."""
+    if calls is None:
+        return "words " + words.strip()
+    return "calls " + json.dumps(sorted(json.dumps(call, sort_keys=True) for call in calls))
+
+
+@dataclasses.dataclass
+class _Merged:
+    """The answers that are the same."""
+
+    response: Response
+    license: str
+    models: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    verdicts: set[bool] = dataclasses.field(default_factory=set)
+    kind: str | None = None
+    outcome: bool = False
+
+    def to_row(self, **more: Any) -> Row:
+        models = dict(sorted(self.models.items()))
+        return {
+            "response": self.response,
+            "count": self.models.total(),
+            "models": models,
+            "license": self.license,
+            **more,
+        }
+
+
+def judge_answers(
+    example: Example, answers: Iterable[Answer], counts: collections.Counter[str], *, seed: int = 0
+) -> Row:
+    """The example's right and wrong answers, each once; what was left out goes to the counts.
+
+    "gold" is the right side by the source: its calls, or a turn that calls nothing (empty, or a
+    refusal in words, by seed and id). "right" is what else is right.
+    """
+    right, wrong = [], []
+    gold = same_key(example.gold, "")
+    for key, answer in _merged(example, answers, counts).items():
+        verdict = judge(answer.response, example.reference, example.tools)
+        if len(answer.verdicts) == 2:
+            counts["left out: the upstream calls the answer both right and wrong"] += 1
+        elif True in answer.verdicts or (verdict.right and False not in answer.verdicts):
+            if answer.kind is not None:
+                counts[f"corruptions discarded: {answer.kind}"] += 1
+                continue
+            counts["right"] += 1
+            if key != gold:
+                right.append(answer.to_row())
+        elif verdict.right:
+            counts["left out: right by the gold, wrong by the upstream"] += 1
+        elif (
+            verdict.error_type is ErrorType.VALUE
+            and not (answer.kind or answer.outcome)
+            and is_reworded(answer.response, example.gold)
+        ):
+            counts["left out: the gold in other words"] += answer.models.total()
+        else:
+            counts["wrong"] += 1
+            wrong.append(
+                answer.to_row(
+                    error_type=str(verdict.error_type),
+                    kind=answer.kind or "answer",
+                    detail=verdict.detail[:200],
+                )
+            )
+    wrong = [row for row in wrong if _is_as_made(row, counts)]
+    return {
+        "id": example.id,
+        "turn": turn_type(example),
+        "gold": example.gold or _silence(example, seed),
+        "right": right,
+        "wrong": wrong,
+    }
+
+
+# Words, numbers, and characters of Chinese and Japanese, each a word of its own.
+_WORD = re.compile(r"[^\W\d_\u3040-\u9fff]+|\d+|[\u3040-\u9fff]")
+_LITTLE = set("a an and at by for from in is of on or that the to what which with".split())  # noqa: SIM905
+
+
+def is_reworded(response: Response, gold: list[Call]) -> bool:
+    """Whether calls give other texts than the gold, but of much the same words, and nothing else.
+
+    >>> f = lambda text: [{"name": "f", "arguments": {"place": text}}]
+    >>> is_reworded(f("Tokyo"), f("Tokyo, Japan")), is_reworded(f("2 June"), f("3 June"))
+    (True, False)
+    """
+    if not isinstance(response, list) or len(response) != len(gold):
+        return False
+    for call, want in zip(response, gold, strict=True):
+        same = call["name"] == want["name"]
+        if not same or call["arguments"].keys() != want["arguments"].keys():
+            return False
+        for name, value in want["arguments"].items():
+            if call["arguments"][name] != value and not _alike(call["arguments"][name], value):
+                return False
+    return True
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Two texts with the same numbers, one's words among the other's, or half of them in both."""
+    if not (isinstance(a, str) and isinstance(b, str)):
+        return False
+    mine, theirs = (set(_WORD.findall(text.lower())) - _LITTLE for text in (a, b))
+    if {w for w in mine if w.isdigit()} != {w for w in theirs if w.isdigit()}:
+        return False
+    both = mine & theirs
+    return bool(both) and (both in (mine, theirs) or 2 * len(both) >= len(mine | theirs))
+
+
+def _silence(example: Example, seed: int) -> str:
+    said = [str(m.get("content")) for m in example.messages if m.get("role") == "user"]
+    return calls_nothing(random.Random(f"{seed}/right/{example.id}"), said[-1] if said else "")
+
+
+def _is_as_made(row: Row, counts: collections.Counter[str]) -> bool:
+    """Whether a corruption has the error that it was made to have; others are taken as they are."""
+    if row["kind"] == "answer":
+        return True
+    expected = MADE_TO_BE.get(row["kind"])
+    kept = expected is None or row["error_type"] == expected
+    counts[f"corruptions {'kept' if kept else 'discarded'}: {row['kind']}"] += 1
+    return kept
+
+
+def _merged(
+    example: Example, answers: Iterable[Answer], counts: collections.Counter[str]
+) -> dict[str, _Merged]:
+    """The answers by what they say, in the order in which each was first given."""
+    found: dict[str, _Merged] = {}
+    for answer in answers:
+        counts["answers"] += answer.count
+        calls = parse_calls(answer.response)
+        words = words_of(answer.response)
+        if calls is None and not isinstance(answer.response, str) and not words:
+            words = json.dumps(answer.response, ensure_ascii=False)  # calls in a broken form
+        response: Response = words if calls is None else canonical_calls(calls, example.tools)
+        if calls == [] and not isinstance(answer.response, list):
+            response = words.strip()
+        merged = found.setdefault(same_key(calls, words), _Merged(response, answer.license))
+        if answer.kind is not None and not merged.models:
+            merged.kind = answer.kind
+        elif answer.kind is None:
+            merged.kind = None  # what a model said counts as that
+        merged.models[answer.model] += answer.count
+        merged.outcome |= answer.outcome
+        if answer.right is not None:
+            merged.verdicts.add(answer.right)
+    counts["distinct answers"] += len(found)
+    return found

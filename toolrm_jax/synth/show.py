@@ -1,0 +1,211 @@
+"""Shows pairs in the terminal: `python -m toolrm_jax.synth.show DIR [--error-type ...] [--id ...]`.
+
+    sgd-train-64_00044-t11   sgd, CC-BY-SA-4.0, multi
+    tools    GetRide(destination, number_of_seats, ride_type)
+    user     I need a cab for three.
+    right    GetRide(destination="Novato", number_of_seats=3)
+    wrong    GetRide(destination="Novato", number_of_seats=2)    Parameter value error, near_number
+
+What differs between the two sides is coloured; without colours (a pipe, NO_COLOR) it stands in
+[-brackets-] on the right side and in {+brackets+} on the wrong one. DIR is a workdir or a data set.
+
+    python -m toolrm_jax.synth.show runs/synth --error-type "Parameter value error" --limit 3
+"""
+
+import argparse
+import difflib
+import itertools
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from toolrm_jax.errors import InputError
+from toolrm_jax.examples import Message, Response, Tool
+from toolrm_jax.synth.output import array_record_files, dataset_rows
+from toolrm_jax.synth.stage import Row
+
+_TOKEN = re.compile(r"\w+|\s+|[^\w\s]")
+_LABEL = 9  # columns
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Style:
+    """How the difference is marked: with colours, or with brackets."""
+
+    def __init__(self, colour: bool):
+        self.colour = colour
+
+    def removed(self, text: str) -> str:
+        return f"\x1b[1;32m{text}\x1b[0m" if self.colour else f"[-{text}-]"
+
+    def added(self, text: str) -> str:
+        return f"\x1b[1;31m{text}\x1b[0m" if self.colour else f"{{+{text}+}}"
+
+    def faint(self, text: str) -> str:
+        return f"\x1b[2m{text}\x1b[0m" if self.colour else text
+
+
+def response_text(response: Response) -> str:
+    """A response as a person reads it: calls as f(a=1), one a line; words as they are."""
+    if isinstance(response, list):
+        return "\n".join(map(_call_text, response)) or "(calls nothing)"
+    if isinstance(response, dict):
+        return json.dumps(response, ensure_ascii=False)
+    return _plain(response) or "(says nothing)"
+
+
+def _call_text(call: dict[str, Any]) -> str:
+    given = ", ".join(
+        f"{p}={json.dumps(v, ensure_ascii=False)}" for p, v in call["arguments"].items()
+    )
+    return _plain(f"{call['name']}({given})")
+
+
+def _plain(text: str) -> str:
+    """The text without what a terminal would obey."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def difference(right: str, wrong: str, style: Style) -> tuple[str, str]:
+    """Both texts, what is in one alone marked."""
+    a, b = _TOKEN.findall(right), _TOKEN.findall(wrong)
+    out: tuple[list[str], list[str]] = ([], [])
+    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
+    for kind, i, j, k, m in matcher.get_opcodes():
+        before, after = "".join(a[i:j]), "".join(b[k:m])
+        out[0].append(before if kind == "equal" or not before else style.removed(before))
+        out[1].append(after if kind == "equal" or not after else style.added(after))
+    return "".join(out[0]), "".join(out[1])
+
+
+def pair_text(row: Row, style: Style, turns: int = 4, most_lines: int = 12) -> str:
+    """A row with all its wrong responses; of the conversation, the last turns.
+
+    Of the list of tools and of a message, at most so many lines are shown (0: all).
+    """
+    lines = [f"{_plain(row['id'])}   {row.get('source')}, {row.get('license')}, {row.get('turn')}"]
+    tools = "\n".join(map(_tool_text, row["tools"])) or "(none)"
+    lines += _labelled("tools", _shortened(tools, most_lines), style)
+    skipped = len(row["messages"]) - turns
+    if skipped > 0:
+        lines += _labelled("", f"... {skipped} earlier turns", style)
+    for message in row["messages"][-turns:]:
+        said = _shortened(_message_text(message), most_lines)
+        lines += _labelled(str(message["role"]), said, style)
+    right = response_text(row["chosen"])
+    for wrong in row["rejected"]:
+        sides = difference(right, response_text(wrong["response"]), style)
+        about = ", ".join(str(wrong[k]) for k in ("error_type", "kind", "model") if k in wrong)
+        lines += _labelled("right", sides[0], style)
+        lines += _labelled("wrong", sides[1] + style.faint(f"    {about}"), style)
+    return "\n".join(lines)
+
+
+def _shortened(text: str, most_lines: int) -> str:
+    lines = text.split("\n")
+    if not most_lines or len(lines) <= most_lines:
+        return text
+    return "\n".join([*lines[: most_lines - 1], f"... {len(lines) - most_lines + 1} more lines"])
+
+
+def _labelled(label: str, text: str, style: Style) -> list[str]:
+    """Lines of a text beside its label."""
+    first, *rest = text.split("\n") or [""]
+    blank = " " * _LABEL
+    return [style.faint(f"{label:<{_LABEL}}") + first, *(blank + line for line in rest)]
+
+
+def _tool_text(tool: Tool) -> str:
+    parameters = tool["parameters"].get("properties") or {}
+    required = tool["parameters"].get("required") or []
+    names = [name if name in required else f"{name}?" for name in parameters]
+    return _plain(f"{tool['name']}({', '.join(names)})")
+
+
+def _message_text(message: Message) -> str:
+    parts = [_plain(str(message.get("content") or ""))]
+    calls = [call.get("function", call) for call in message.get("tool_calls") or ()]
+    return "\n".join(part for part in (*parts, *map(_call_text, calls)) if part)
+
+
+# Choosing ----------------------------------------------------------------------------------------
+
+
+def matching(rows: Iterator[Row], args: argparse.Namespace) -> Iterator[Row]:
+    """The rows that were asked for, with the wrong responses that were."""
+    for row in rows:
+        if args.id and row["id"] not in args.id:
+            continue
+        if (args.source and row["source"] != args.source) or (
+            args.turn and row["turn"] != args.turn
+        ):
+            continue
+        wrongs = [wrong for wrong in row["rejected"] if _is_wanted(wrong, args)]
+        if wrongs:
+            yield {**row, "rejected": wrongs}
+
+
+def _is_wanted(wrong: Row, args: argparse.Namespace) -> bool:
+    wanted = {"error_type": args.error_type, "kind": args.kind, "model": args.model}
+    return all(value is None or wrong.get(name) == value for name, value in wanted.items())
+
+
+def find_dataset(folder: str) -> Path:
+    """The data set in a workdir, or the folder itself. Raises InputError."""
+    for at in (Path(folder) / "dataset", Path(folder)):
+        if array_record_files(at):
+            return at
+    raise InputError(
+        f"No data set at {folder}: expected a folder with array_record/*.array_record, or the "
+        f"workdir of a finished `python -m toolrm_jax.synth`."
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = _parser().parse_args(arguments)
+    coloured = sys.stdout.isatty() and not args.no_colour and "NO_COLOR" not in os.environ
+    style, shown = Style(coloured), 0
+    try:
+        rows = matching(dataset_rows(find_dataset(args.folder)), args)
+        for row in itertools.islice(rows, args.limit or None):
+            print(("\n" if shown else "") + pair_text(row, style, args.turns, args.lines))
+            shown += 1
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if not shown:
+        print("No pair matches.", file=sys.stderr)
+    return 0 if shown else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m toolrm_jax.synth.show",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("folder", help="a workdir of toolrm_jax.synth, or a data set")
+    add("--id", action="append", help="rows of this id; may be given several times")
+    add("--error-type", help='as "Parameter value error"')
+    add("--kind", help="of corruption, as near_number; answers of models have the kind: answer")
+    add("--model", help="whose wrong answers")
+    add("--source", help="of the examples")
+    add("--turn", choices=("single", "multi", "irrelevance"), help="turn type")
+    add("--limit", type=int, default=10, help="rows to show; 0: all (default: %(default)s)")
+    add("--turns", type=int, default=4, help="of the conversation, the last (default: %(default)s)")
+    add("--lines", type=int, default=12, help="of a message; 0: all (default: %(default)s)")
+    add("--no-colour", "--no-color", action="store_true", help="mark differences with brackets")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,462 @@
+"""A stage of a synthesis: rows in, shards of rows out; run, stopped, resumed and inspected alone.
+
+    WORKDIR/5-judged/
+      settings.json            what is being made: settings, and the digest of what goes in
+      00017.jsonl.zst          the rows of one unit of work (a source's: 00-xlam-00000, ...)
+      00017.rejects.jsonl.zst  what could not be used: {"reason", "detail", "at", ...}
+      00017.json               the unit's commit marker: its files with size and SHA-256, its counts
+      summary.json             the stage's commit marker, written last
+    WORKDIR/rejects-judged.jsonl.zst
+
+Every file is written under a temporary name and renamed. A stage that finds its summary for the
+same settings and inputs does nothing; one that was killed does the units that are missing, and ends
+with the same bytes. Other settings, or other inputs, start it anew. A unit is done by one process,
+as a stream: memory does not grow with the number of rows.
+
+    stage = Stage(workdir, 5, "judged", settings={"seed": 0}, inputs=[examples, answers])
+    summary = stage.run(units, work, workers=2)       # work(unit, tally) yields rows
+    for row in summary.rows(): ...
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import zstandard
+from tqdm import tqdm
+
+from toolrm_jax.errors import InputError
+from toolrm_jax.files import write_text
+
+Row = dict[str, Any]
+
+_FORMAT = 1  # raise it when what the stages write changes: older shards are then made anew
+_LEVEL = 3
+
+
+class StageError(InputError):
+    """A stage that cannot be run or whose result cannot be used; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A piece of work: its name is its files', `inputs` are the shards (or whatever) it reads."""
+
+    name: str
+    inputs: tuple[str, ...] = ()
+
+
+class Tally:
+    """What a unit counts, and what it rejects."""
+
+    def __init__(self, rejects: "ShardWriter"):
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.rejected: collections.Counter[str] = collections.Counter()
+        self._rejects = rejects
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Adds to a counter of the stage's summary."""
+        self.counts[what] += number
+
+    def reject(self, reason: str, detail: str = "", at: str = "", **more: Any) -> None:
+        """Lists something that cannot be used: why, and the file and line that it stood in."""
+        self.rejected[reason] += 1
+        self._rejects.write({"reason": reason, "detail": detail[:2000], "at": at, **more})
+
+    def leave_out(self, reason: str, detail: str = "", **more: Any) -> None:
+        """Lists something that is sound but not wanted; it counts as no fault of the input."""
+        self.counts[f"left out: {reason}"] += 1
+        self._rejects.write({"reason": reason, "detail": detail[:2000], **more})
+
+
+Work = Callable[[Unit, Tally], Iterator[Row]]
+Plan = Callable[[Path, Tally], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a finished stage made."""
+
+    folder: Path
+    content: dict[str, Any]
+
+    @property
+    def shards(self) -> list[Path]:
+        """The files of rows, in order."""
+        return [self.folder / shard["name"] for shard in self.content["shards"]]
+
+    @property
+    def digest(self) -> str:
+        """Of all its rows."""
+        return self.content["content"]
+
+    @property
+    def row_count(self) -> int:
+        return self.content["rows"]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return self.content["counts"]
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """How many rejects there are for each reason."""
+        return self.content["rejected"]
+
+    def rows(self) -> Iterator[Row]:
+        """All rows, in order."""
+        for shard in self.shards:
+            yield from read_shard(shard)
+
+    def check_rejects(self, most: float) -> None:
+        """Raises StageError where more than this share of what was read had to be rejected."""
+        lost = sum(self.rejected.values())
+        read = lost + self.row_count
+        if lost > most * read:
+            reasons = sorted(self.rejected.items(), key=lambda item: -item[1])
+            words = ", ".join(f"{n:,} x {reason}" for reason, n in reasons[:5])
+            raise StageError(
+                f"{self.folder}: {lost:,} of {read:,} rows were rejected, {lost / read:.1%}; at "
+                f"most {most:.1%} are accepted (config.most_rejects). They are: {words}. See "
+                f"{self.folder.parent / rejects_name(self.content['stage'])}; the rows that are "
+                f"sound are kept."
+            )
+
+
+def rejects_name(stage: str) -> str:
+    """The file of a stage's rejects, in the workdir."""
+    return f"rejects-{stage}.jsonl.zst"
+
+
+# Shards ------------------------------------------------------------------------------------------
+
+
+class ShardWriter:
+    """JSON lines, compressed by Zstandard; the file appears under its name when it is closed."""
+
+    def __init__(self, path: Path):
+        self.path, self.rows = path, 0
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._file = self._partial.open("wb")
+        self._zstd = zstandard.ZstdCompressor(level=_LEVEL).stream_writer(self._file)
+
+    def write(self, row: Row) -> None:
+        """Adds a row. A lone surrogate, which UTF-8 cannot carry, is written as an escape."""
+        try:
+            line = json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            line = json.dumps(row).encode()
+        self._zstd.write(line + b"\n")
+        self.rows += 1
+
+    def close(self) -> None:
+        """Completes the file and gives it its name."""
+        self._zstd.close()
+        self._file.close()
+        self._partial.replace(self.path)
+
+    def discard(self) -> None:
+        """Leaves nothing behind."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+    def about(self) -> dict[str, Any]:
+        """The file's name, rows, size and SHA-256."""
+        with self.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = self.path.stat().st_size
+        return {"name": self.path.name, "rows": self.rows, "bytes": size, "sha256": digest}
+
+
+def read_shard(path: str | os.PathLike[str]) -> Iterator[Row]:
+    """The rows of one shard."""
+    with Path(path).open("rb") as file:
+        reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        for line in io.BufferedReader(reader, 1 << 20):
+            yield json.loads(line)
+
+
+# A unit, in a worker process or this one ---------------------------------------------------------
+
+
+def _marker(folder: Path, unit: str) -> Path:
+    return folder / f"{unit}.json"
+
+
+def _do_unit(folder: Path, unit: Unit, *, work: Work, shard_rows: int) -> dict[str, Any]:
+    """Writes a unit's shards and rejects, then its marker; gives what the marker holds."""
+    rejects = ShardWriter(folder / f"{unit.name}.rejects.jsonl.zst")
+    tally, writers = Tally(rejects), [rejects]
+    try:
+        shards = list(_write_rows(folder, unit, work, tally, shard_rows, writers))
+        rejects.close()
+    except BaseException:
+        for writer in writers:
+            writer.discard()
+        raise
+    about = _about_unit(shards, rejects, tally)
+    write_text(_marker(folder, unit.name), json.dumps(about))
+    return about
+
+
+def _about_unit(shards: list[dict[str, Any]], rejects: ShardWriter, tally: Tally) -> dict[str, Any]:
+    return {
+        "shards": shards,
+        "rejects": rejects.about(),
+        "counts": dict(tally.counts),
+        "rejected": dict(tally.rejected),
+    }
+
+
+def _write_rows(
+    folder: Path,
+    unit: Unit,
+    work: Work,
+    tally: Tally,
+    shard_rows: int,
+    writers: list[ShardWriter],
+) -> Iterator[dict[str, Any]]:
+    """Writes a unit's rows, `shard_rows` a file (0: all in one); yields what each file holds."""
+    number, writer = 0, None
+    for row in work(unit, tally):
+        if writer is None:
+            name = f"{unit.name}-{number:05}" if shard_rows else unit.name
+            writer = ShardWriter(folder / f"{name}.jsonl.zst")
+            writers.append(writer)
+        writer.write(row)
+        if writer.rows == shard_rows:
+            writer.close()
+            writers.remove(writer)  # a compressor holds 2 MB, a source may have hundreds of shards
+            yield writer.about()
+            number, writer = number + 1, None
+    if writer is None and not shard_rows:  # so that a unit has its shard, be it empty
+        writer = ShardWriter(folder / f"{unit.name}.jsonl.zst")
+        writers.append(writer)
+    if writer is not None:
+        writer.close()
+        yield writer.about()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed must not go on writing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def in_processes(
+    function: Callable[[Any], Any], items: Sequence[Any], workers: int
+) -> Iterator[tuple[int, Any]]:
+    """(index, function(item)) of all items as they are done, in so many processes (0: in this one).
+
+    Forked processes would inherit JAX's threads where a test or a notebook has started them.
+    """
+    if not workers or len(items) < 2:
+        yield from ((index, function(item)) for index, item in enumerate(items))
+        return
+    context = multiprocessing.get_context("forkserver")
+    with concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(items)), mp_context=context, initializer=_end_with_parent
+    ) as pool:
+        tasks = {pool.submit(function, item): index for index, item in enumerate(items)}
+        try:
+            for task in concurrent.futures.as_completed(tasks):
+                yield tasks.pop(task), task.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def in_order(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> list[Any]:
+    """function(item) of all items, in their order."""
+    found = dict(in_processes(function, items, workers))
+    return [found[index] for index in range(len(items))]
+
+
+# A stage -----------------------------------------------------------------------------------------
+
+
+class Stage:
+    """One step of a synthesis in its folder, WORKDIR/NUMBER-NAME."""
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        number: int,
+        name: str,
+        settings: Mapping[str, Any],
+        inputs: Sequence[Summary] = (),
+    ):
+        self.workdir, self.name = Path(workdir), name
+        self.folder = self.workdir / f"{number}-{name}"
+        self.about = {
+            "format": _FORMAT,
+            "stage": name,
+            "settings": json.loads(json.dumps(settings)),
+            "inputs": [summary.digest for summary in inputs],
+        }
+        text = json.dumps(self.about, sort_keys=True)
+        self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def finished(self) -> Summary | None:
+        """What an earlier run made with the same settings of the same inputs, if it is whole."""
+        try:
+            content = json.loads((self.folder / "summary.json").read_text())
+        except (OSError, ValueError):
+            return None
+        if content.get("digest") != self.digest:
+            return None
+        summary = Summary(self.folder, content)
+        whole = all(_has_size(self.folder, shard) for shard in content["shards"])
+        return summary if whole else None
+
+    def run(
+        self,
+        units: Sequence[Unit],
+        work: Work,
+        *,
+        workers: int = 0,
+        shard_rows: int = 0,
+        plan: Plan | None = None,
+    ) -> Summary:
+        """Does the units that are not done yet, in so many processes (0: in this one).
+
+        `plan(folder, tally)` is for what has to be known of all rows before the first unit: it
+        leaves files in the folder, and gives what the summary is to hold beside the counts.
+        """
+        done = self.finished()
+        if done is not None:
+            print(f"{self.name}: complete already, {done.row_count:,} rows", flush=True)
+            return done
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            self._begin()
+            planned, about = self._planned(plan)
+            found = self._unit_results(units, work, workers, shard_rows)
+            return self._finish([about, *(found[unit.name] for unit in units)], planned)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Two runs must not write one stage; the system lets go of the lock of one killed."""
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise StageError(
+                f"Another run is writing {self.folder} now: wait for it, or choose another workdir."
+            ) from None
+        finally:
+            os.close(descriptor)
+
+    def _begin(self) -> None:
+        """Keeps what an earlier run left of the same stage; removes anything else."""
+        settings = self.folder / "settings.json"
+        (self.folder / "summary.json").unlink(missing_ok=True)
+        try:
+            same = json.loads(settings.read_text()) == self.about
+        except (OSError, ValueError):
+            same = False
+        for file in self.folder.iterdir():
+            if not same or file.name.endswith(".partial"):
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+        write_text(settings, json.dumps(self.about, indent=1) + "\n")
+
+    def _planned(self, plan: Plan | None) -> tuple[Mapping[str, Any], dict[str, Any]]:
+        """(what the plan gave, its counts and rejects as of a unit without rows)."""
+        rejects = ShardWriter(self.folder / "plan.rejects.jsonl.zst")
+        tally = Tally(rejects)
+        try:
+            given = plan(self.folder, tally) if plan else {}
+            rejects.close()
+        except BaseException:
+            rejects.discard()
+            raise
+        return given, _about_unit([], rejects, tally)
+
+    def _unit_results(
+        self, units: Sequence[Unit], work: Work, workers: int, shard_rows: int
+    ) -> dict[str, dict[str, Any]]:
+        found = {u.name: made for u in units if (made := self._made(u.name)) is not None}
+        left = [unit for unit in units if unit.name not in found]
+        if found:
+            print(f"{self.name}: {len(found)} of {len(units)} units are done already", flush=True)
+        bar = tqdm(total=len(units), initial=len(found), desc=self.name, unit="unit", disable=None)
+        with bar:
+            for name, made in self._done(left, work, workers, shard_rows):
+                found[name] = made
+                bar.update()
+        return found
+
+    def _made(self, unit: str) -> dict[str, Any] | None:
+        """What a unit's marker holds, if its files are there."""
+        try:
+            about = json.loads(_marker(self.folder, unit).read_text())
+        except (OSError, ValueError):
+            return None
+        files = [*about["shards"], about["rejects"]]
+        return about if all(_has_size(self.folder, file) for file in files) else None
+
+    def _done(
+        self, units: Sequence[Unit], work: Work, workers: int, shard_rows: int
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        do = functools.partial(_do_unit, self.folder, work=work, shard_rows=shard_rows)
+        for index, made in in_processes(do, units, workers):
+            yield units[index].name, made
+
+    def _finish(self, done: Sequence[dict[str, Any]], more: Mapping[str, Any]) -> Summary:
+        """Joins rejects and counts in the order of the units; the summary comes last."""
+        counts: collections.Counter[str] = collections.Counter()
+        rejected: collections.Counter[str] = collections.Counter()
+        shards = [shard for about in done for shard in about["shards"]]
+        for about in done:
+            counts.update(about["counts"])
+            rejected.update(about["rejected"])
+        self._join_rejects([about["rejects"]["name"] for about in done])
+        hashes = "\n".join(shard["sha256"] for shard in shards)
+        content = {
+            "digest": self.digest,
+            **self.about,
+            "rows": sum(shard["rows"] for shard in shards),
+            "content": hashlib.sha256(hashes.encode()).hexdigest()[:16],
+            "counts": dict(sorted(counts.items())),
+            "rejected": dict(sorted(rejected.items())),
+            **more,
+            "shards": shards,
+        }
+        write_text(self.folder / "summary.json", json.dumps(content, indent=1) + "\n")
+        return Summary(self.folder, content)
+
+    def _join_rejects(self, names: Sequence[str]) -> None:
+        path = self.workdir / rejects_name(self.name)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        with partial.open("wb") as file:
+            for name in names:
+                file.write((self.folder / name).read_bytes())  # frames of one file may follow
+        partial.replace(path)
+
+
+def _has_size(folder: Path, about: Mapping[str, Any]) -> bool:
+    try:
+        return (folder / about["name"]).stat().st_size == about["bytes"]
+    except OSError:
+        return False

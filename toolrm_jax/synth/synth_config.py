@@ -1,0 +1,147 @@
+"""Every field of a synthesis, its meaning, and the value it has where a config says nothing.
+
+A config (`configs/synth/*.py`) starts from this and changes what it needs; the command line changes
+any field, as `--config.selection.wrong_per_prompt=1`. Sources, replayed files and endpoints are
+lists of plain objects, which a config file writes down.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from toolrm_jax.errors import InputError
+from toolrm_jax.synth.generators import member_settings
+from toolrm_jax.synth.selection import PAPER_QUOTAS, SelectionSettings
+
+STAGES = ("examples", "obfuscated", "answers", "judged", "pairs", "dataset")
+
+
+class SynthError(InputError):
+    """A synthesis that cannot start or go on; the message says why."""
+
+
+def synth_config() -> ConfigDict:
+    """The fields; where they are checked: `unpack`."""
+    config = ConfigDict()
+    config.seed = 0
+    config.workers = 2  # processes
+    config.shard_rows = 1000  # examples a shard, the unit of work that a kill may cost
+    config.longest_prompt = 0  # characters of an example's tools and messages; 0: any
+    # A stage fails at its end if more than this share of what it read had to be rejected.
+    config.most_rejects = 0.2
+
+    # {"name", "format": one of synth/sources, "path": file, folder, gs:// or hub id; and, if
+    #  wanted, "options" of the format, as {"split": "train"} of a hub's data set; "obfuscate":
+    #  share of its examples whose names are replaced; "keep": share of its examples to use}
+    config.sources = ()
+
+    config.overlap = ConfigDict()
+    # What training must not hold: {"name", "format", "path", ...} as for sources.
+    config.overlap.evaluation = ()
+    config.overlap.near_duplicates = True
+    config.overlap.similarity = 0.9  # of words and pairs of words, estimated (Jaccard)
+    config.overlap.drop_shared_tools = False  # also what shares no more than a tool's name
+
+    config.answers = ConfigDict()
+    # Who answers: {"kind": "corruption"}, {"kind": "replay", "path"} (see replay.py), {"kind":
+    # "endpoint", "model", "license", "url"} (see endpoint_settings.py).
+    config.answers.pool = ({"kind": "corruption"},)
+    config.answers.permissive_only = True  # leave out models without a permissive licence
+    config.answers.cache = ""  # of endpoints' answers; "": WORKDIR/answers.sqlite
+
+    settings = SelectionSettings()
+    config.selection = ConfigDict()
+    # Pairs by turn type. Counts of pairs, not of prompts.
+    config.selection.quotas = ConfigDict(dict(PAPER_QUOTAS))
+    config.selection.wrong_per_prompt = settings.wrong_per_prompt
+    # As many of what models said; corruptions fill up to wrong_per_prompt.
+    config.selection.answers_per_prompt = settings.answers_per_prompt
+    # Share of each error type, by name; (): as they come. Dots and blanks: a tuple, not an object.
+    config.selection.mix = tuple(settings.mix.items())
+    config.selection.fill = settings.fill  # where an error type is short, take more of the others
+    config.selection.error_caps = ()  # (error type, largest share of a turn type's quota)
+    config.selection.answers_cap = settings.answers_cap  # of a quota, from what models said
+    config.selection.model_cap = settings.model_cap  # largest share of all pairs from one model
+    config.selection.model_caps = ()  # (model, its own share), as ("corruption", 0.5)
+    config.selection.length_tolerance = settings.length_tolerance
+    config.selection.any_length = tuple(settings.any_length)
+
+    config.output = ConfigDict()
+    config.output.folder = ""  # "": WORKDIR/dataset; may be gs://
+    config.output.form = "k-way"  # one row a prompt, or "pairs": one row a pair
+    config.output.rows_per_file = 5000
+    return config
+
+
+@contextmanager
+def _section(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, KeyError) as error:
+        raise SynthError(f"config.{name}: {error}") from error
+
+
+def selection_settings(config: ConfigDict) -> SelectionSettings:
+    """What `select` takes. Raises SynthError."""
+    fields = config.selection.to_dict()
+    with _section("selection"):
+        for name in ("mix", "error_caps", "model_caps"):
+            fields[name] = dict(fields[name])
+        return SelectionSettings(**fields, seed=config.seed)
+
+
+_SOURCE_FIELDS = {"name", "format", "path", "options", "obfuscate", "keep"}
+
+
+def source_list(config: ConfigDict, name: str) -> list[dict[str, Any]]:
+    """The sources, or evaluation sets, with defaults filled in. Raises SynthError."""
+    given: Sequence[Mapping[str, Any]] = config
+    for part in name.split("."):
+        given = given[part]  # type: ignore[call-overload]
+    found = []
+    for index, source in enumerate(given):
+        at = f"config.{name}[{index}]"
+        unknown = sorted(set(source) - _SOURCE_FIELDS)
+        if unknown or not {"name", "format", "path"} <= set(source):
+            raise SynthError(
+                f"{at}: expected name, format and path, and of {sorted(_SOURCE_FIELDS)} what is "
+                f"wanted; found {sorted(source)}."
+            )
+        whole = {"options": {}, "obfuscate": 0.0, "keep": 1.0, **source}
+        for share in ("obfuscate", "keep"):
+            if not 0 <= whole[share] <= 1:
+                raise SynthError(f"{at}.{share}={whole[share]}: it must be from 0 to 1.")
+        found.append(whole)
+    names = [source["name"] for source in found]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise SynthError(f"config.{name}: two are named {twice[0]!r}; names must differ.")
+    return found
+
+
+def check(config: ConfigDict) -> None:
+    """Everything that can be checked before anything is read. Raises SynthError."""
+    least = {"workers": 0, "shard_rows": 1, "longest_prompt": 0, "most_rejects": 0}
+    least["output.rows_per_file"] = 1
+    for name, low in least.items():
+        value: Any = config
+        for part in name.split("."):
+            value = value[part]
+        if value < low:
+            raise SynthError(f"config.{name}={value}: it must be {low} or more.")
+    if config.output.form not in ("k-way", "pairs"):
+        raise SynthError(f"config.output.form={config.output.form!r}: use 'k-way' or 'pairs'.")
+    if not 0 < config.overlap.similarity <= 1:
+        raise SynthError(f"config.overlap.similarity={config.overlap.similarity}: from 0 to 1.")
+    if not source_list(config, "sources"):
+        raise SynthError(
+            "config.sources is empty: a config names at least one, as configs/synth/local.py does."
+        )
+    source_list(config, "overlap.evaluation")
+    if not config.answers.pool:
+        raise SynthError("config.answers.pool is empty: name at least {'kind': 'corruption'}.")
+    for entry in config.answers.pool:
+        member_settings(entry)
+    selection_settings(config)
