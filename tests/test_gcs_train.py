@@ -8,7 +8,7 @@ import pickle
 import pytest
 import tiny
 from fake_gcs import FakeGcs
-from test_multiprocess import free_port
+from processes import free_port
 
 from toolrm_jax.assets import AssetError
 from toolrm_jax.convert import from_hf, to_hf

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from fake_gcs import FakeGcs
-from test_multiprocess import free_port
+from processes import free_port, without_torch
 
 from toolrm_jax.huggingface import load_params
 from toolrm_jax.pretrained import open_pretrained
@@ -46,15 +46,12 @@ def load_together(
     """What each process holds, by parameter, place in it, and its shape."""
     common = {"COORDINATOR": f"127.0.0.1:{free_port()}", "PROCESSES": str(processes)}
     common |= {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+    common |= without_torch()
     shape = ",".join(map(str, sizes))
     started = [
         subprocess.Popen(
             [sys.executable, "-c", LOAD, source, shape, str(output / f"{number}.npz")],
-            env=os.environ
-            | without_torch()
-            | common
-            | {"PROCESS": str(number)}
-            | stores[number].environment,
+            env=os.environ | common | {"PROCESS": str(number)} | stores[number].environment,
             cwd=tiny.ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
