@@ -18,4 +18,7 @@ def without_torch() -> dict[str, str]:
     """Variables of a process that finds the package, and no torch: that is of tests alone, users
     need not have it, and where it is there it takes nearly half of a command's start."""
     path = [str(HERE / "without_torch"), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
-    return {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",  # that torch is not there
+    }

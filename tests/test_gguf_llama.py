@@ -370,22 +370,33 @@ def reference_directory(smollm2_path, tmp_path_factory):
     return directory
 
 
-@pytest.mark.torch
-def test_every_tensor_equals_transformers_own_reader(smollm2, reference_directory):
+def assert_as_transformers_reads_it(model, folder) -> None:
+    """Every tensor, and the config, of m.gguf in the folder."""
     from transformers import AutoModelForCausalLM
 
-    reference = AutoModelForCausalLM.from_pretrained(
-        reference_directory, gguf_file="m.gguf", dtype="float32"
-    )
+    reference = AutoModelForCausalLM.from_pretrained(folder, gguf_file="m.gguf", dtype="float32")
     weights = reference.state_dict()
-    tied = {"lm_head.weight"}
-    assert set(weights) - tied == set(smollm2.tensors)
-    for name in smollm2.tensors:
-        np.testing.assert_array_equal(smollm2.tensors[name], weights[name].numpy(), err_msg=name)
+    tied = {"lm_head.weight"} if model.config["tie_word_embeddings"] else set()
+    assert set(weights) - tied == set(model.tensors)
+    for name in model.tensors:
+        np.testing.assert_array_equal(model.tensors[name], weights[name].numpy(), err_msg=name)
     theirs = reference.config.to_dict()
-    for name in set(smollm2.config) - {"architectures", "rms_norm_eps"}:
-        assert theirs[name] == smollm2.config[name], name
-    assert theirs["rms_norm_eps"] == pytest.approx(smollm2.config["rms_norm_eps"], rel=1e-7)
+    for name in set(model.config) - {"architectures", "rms_norm_eps"}:
+        assert theirs[name] == model.config[name], name
+    assert theirs["rms_norm_eps"] == pytest.approx(model.config["rms_norm_eps"], rel=1e-7)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_file_reads_as_by_transformers_own_reader(tmp_path, monkeypatch, tied):
+    monkeypatch.setitem(globals(), "HEAD_DIM", WIDTH // HEADS)  # it knows no other
+    assert_as_transformers_reads_it(read_gguf(write_tiny(tmp_path / "m.gguf", tied=tied)), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_every_tensor_equals_transformers_own_reader(smollm2, reference_directory):
+    assert_as_transformers_reads_it(smollm2, reference_directory)
 
 
 @pytest.mark.torch

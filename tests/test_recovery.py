@@ -545,6 +545,7 @@ def test_a_process_that_holds_copies_alone_takes_part_in_saves(toy, whole):
     assert_same_losses(workdir, whole[0])
 
 
+@pytest.mark.slow
 def test_a_full_disk_of_one_process_is_a_failed_save_of_both(toy):
     workdir, changes = toy / "full-of-one", {"train.steps": 7, "train.keep_checkpoints": 9}
     lead, other = start_two(toy, workdir, FULL + TOLD, **changes, **{"train.checkpoint_every": 2})
