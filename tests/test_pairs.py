@@ -401,6 +401,7 @@ def real():
     return tasks, dropped, *build(tasks, seed=0)
 
 
+@pytest.mark.slow
 def test_the_real_tasks_are_read_split_and_corrupted_as_promised(real):
     tasks, dropped, train, heldout, report = real
     assert len(tasks) > 3500
@@ -434,6 +435,7 @@ LOOSER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", MIX)
 def test_length_tells_little_within_an_error_type(real, error):
     *_, report = real
@@ -442,6 +444,7 @@ def test_length_tells_little_within_an_error_type(real, error):
         assert side.share_right_longer(error) == pytest.approx(0.5, abs=allowed)
 
 
+@pytest.mark.slow
 def test_what_the_form_alone_gives_away_is_balanced_over_the_real_tasks(real):
     *_, report = real
     for side in (report.train, report.heldout):

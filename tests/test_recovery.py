@@ -218,6 +218,7 @@ def damaged_copy(whole: Path, workdir: Path) -> Path:
 PASSED_OVER = f"checkpoint {STEPS} is damaged and is passed over: .*state/.*checksum"
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoint_is_damaged_and_the_run_ends_bit_equal(toy, whole):
     workdir = damaged_copy(whole[0], toy / "damaged")
     output = finish(start(toy, workdir))
@@ -484,7 +485,7 @@ def test_a_better_evaluation_is_saved_and_kept(toy, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_disk_that_is_full_for_a_while_does_not_end_the_run(toy, whole, small_disk, monkeypatch):
+def test_a_disk_that_is_full_for_a_while_does_not_end_the_run(toy, small_disk, monkeypatch):
     """Full from step 7 to step 12, of 24, where every second step is saved."""
     workdir = toy / "full"
     workdir.mkdir()

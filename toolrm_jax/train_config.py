@@ -7,7 +7,6 @@ Every error names the field, its value and what it may be, before a model is ope
 
 import contextlib
 import os
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,9 +23,6 @@ from toolrm_jax.optimizer import OptimizerConfig
 from toolrm_jax.paths import PathError, absolute
 from toolrm_jax.processes import Exchange
 from toolrm_jax.sharding import make_mesh, row_shards
-
-# Where process 0 ends, the others lose the service by which they hear of each other: it ends last.
-_TOLD_SECONDS = 2.0
 
 
 class TrainingError(InputError, RuntimeError):
@@ -56,8 +52,6 @@ def refuse_unshared(folder: epath.Path) -> None:
     if jax.process_index() == 0:
         probe.unlink()
     if blind:
-        if jax.process_index() == 0:
-            time.sleep(_TOLD_SECONDS)
         raise TrainingError(
             f"--workdir={folder}: what process 0 writes there, the processes {blind} do not see. "
             f"Give a folder of a file system that all machines share, or gs://bucket/folder."
