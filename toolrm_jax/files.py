@@ -3,8 +3,9 @@
 An object of a store appears when it is complete, and needs no other name.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from toolrm_jax.paths import as_path, is_remote
@@ -16,12 +17,26 @@ def write_text(path: str | os.PathLike[str], parts: str | Iterable[str]) -> None
         # Joined first: a store's client would complete the object if `parts` failed on the way.
         as_path(path).write_text("".join(parts))
         return
-    path = Path(path)
+    with _renamed(Path(path)) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines([parts] if isinstance(parts, str) else parts)
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """The same for bytes."""
+    if is_remote(path):
+        as_path(path).write_bytes(content)
+        return
+    with _renamed(Path(path)) as partial:
+        partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+    """A temporary name, whose file gets the name `path` unless something is raised."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines([parts] if isinstance(parts, str) else parts)
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

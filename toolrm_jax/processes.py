@@ -58,3 +58,8 @@ class Exchange:
     def from_first(self, value: str) -> str:
         """The value of process 0, on every process."""
         return self.gather(value if jax.process_index() == 0 else "")[0]
+
+
+def keeps_service() -> bool:
+    """Whether the others can no longer tell each other anything once this process has ended."""
+    return distributed.global_state.service is not None

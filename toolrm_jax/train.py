@@ -73,7 +73,7 @@ from toolrm_jax.optimizer import make_optimizer
 from toolrm_jax.orbax_folder import TOKENIZER, about_run, open_orbax
 from toolrm_jax.output_folder import new_folder
 from toolrm_jax.pretrained import Pretrained, open_pretrained
-from toolrm_jax.processes import Exchange, LostProcessError
+from toolrm_jax.processes import Exchange, LostProcessError, keeps_service
 from toolrm_jax.rendering import Renderer
 from toolrm_jax.sharding import row_shards
 from toolrm_jax.start_up import StartUp
@@ -92,6 +92,7 @@ from toolrm_jax.train_step import TrainState, abstract_state, make_train_step, n
 from toolrm_jax.watchdog import Watchdog
 
 EMBEDDED_PAIRS = "embedded:bfcl"
+_PARTING_SECONDS = 3
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> evaluate.Report:
@@ -560,6 +561,8 @@ def _ended_alone() -> Iterator[None]:
             print(error.code, file=sys.stderr, flush=True)
         else:
             traceback.print_exception(error)
+        if keeps_service():  # an error of all of them: let them say it too
+            time.sleep(_PARTING_SECONDS)
         os._exit(1)
 
 

@@ -460,3 +460,16 @@ def _has_size(folder: Path, about: Mapping[str, Any]) -> bool:
         return (folder / about["name"]).stat().st_size == about["bytes"]
     except OSError:
         return False
+
+
+def unit_name(shard: Path) -> str:
+    """The name of the unit whose rows a shard holds."""
+    return shard.name.removesuffix(".jsonl.zst")
+
+
+def units_of(*summaries: Summary) -> list[Unit]:
+    """One unit for each shard; those of several stages lie side by side."""
+    return [
+        Unit(unit_name(shards[0]), tuple(map(str, shards)))
+        for shards in zip(*(summary.shards for summary in summaries), strict=True)
+    ]

@@ -1,0 +1,80 @@
+"""Stages 4 and 5 of a synthesis: answers are judged, and pairs chosen among all that were.
+
+Judge(seed)(unit, tally)            a shard of examples and one of answers -> judged rows
+plan_selection(folder, ...)         once: chooses among all candidates of the run
+Pair(folder, seed, k_way)(unit, tally)   what was chosen of a shard, as rows of the loader
+"""
+
+import dataclasses
+import functools
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolrm_jax.files import write_bytes
+from toolrm_jax.synth import selection
+from toolrm_jax.synth.answer import from_row
+from toolrm_jax.synth.judging import judge_answers
+from toolrm_jax.synth.reading import example_of
+from toolrm_jax.synth.stage import Row, Summary, Tally, Unit, in_order, read_shard, unit_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Stage 4: a unit is a shard of examples and one of answers, row for row."""
+
+    seed: int
+
+    def __call__(self, unit: Unit, tally: Tally) -> Iterator[Row]:
+        examples, answers = map(read_shard, unit.inputs)
+        for row, given in zip(examples, answers, strict=True):
+            assert row["id"] == given["id"], (row["id"], given["id"])
+            found = [from_row({"example_id": row["id"], **a}) for a in given["answers"]]
+            yield judge_answers(example_of(row), found, tally.counts, seed=self.seed)
+
+
+def _candidates(shard: Path, seed: int) -> selection.Candidates:
+    return selection.candidates_of(read_shard(shard), seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Stage 5: a unit is a shard of examples and one of judged answers, row for row."""
+
+    folder: Path  # of the plan
+    seed: int
+    k_way: bool
+
+    def __call__(self, unit: Unit, tally: Tally) -> Iterator[Row]:
+        chosen = np.load(self.folder / f"{unit.name}.chosen.npy")
+        examples, judged = map(read_shard, unit.inputs)
+        at = 0
+        for example, row in zip(examples, judged, strict=True):
+            mine = chosen[at : at + len(row["wrong"])]
+            at += len(row["wrong"])
+            if not row["wrong"]:
+                tally.count("left out: examples without a wrong answer")
+            elif not mine.any():
+                tally.count("left out: examples of which no wrong answer was chosen")
+            yield from selection.pair_rows(
+                example, row, mine.tolist(), seed=self.seed, k_way=self.k_way
+            )
+
+
+def plan_selection(
+    folder: Path, _: Tally, judged: Summary, settings: selection.SelectionSettings, workers: int
+) -> dict[str, Any]:
+    """Chooses among all candidates; leaves what was chosen beside each shard's rows."""
+    read = functools.partial(_candidates, seed=settings.seed)
+    parts = in_order(read, judged.shards, workers)
+    chosen, report = selection.select(selection.merge(parts), settings)
+    at = 0
+    for shard, part in zip(judged.shards, parts, strict=True):
+        packed = io.BytesIO()
+        np.save(packed, chosen[at : at + len(part.table)])
+        write_bytes(folder / f"{unit_name(shard)}.chosen.npy", packed.getvalue())
+        at += len(part.table)
+    return {"selection": report}

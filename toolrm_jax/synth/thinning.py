@@ -1,0 +1,145 @@
+"""Stage 2 of a synthesis: without what an evaluation set holds, and without near-duplicates; names
+replaced at the rate of each source.
+
+    plan_thinning(folder, ...)     once: which example repeats which, into plan.json.zst
+    Thin(folder, ...)(unit, tally) a shard of examples -> those that stay, some of them obfuscated
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from toolrm_jax.examples import Example
+from toolrm_jax.files import write_bytes
+from toolrm_jax.splits import digest
+from toolrm_jax.synth import overlap
+from toolrm_jax.synth.obfuscation import Obfuscation
+from toolrm_jax.synth.reading import example_of, example_row, open_found
+from toolrm_jax.synth.source import Reject
+from toolrm_jax.synth.stage import Row, Summary, Tally, Unit, in_order, read_shard, unit_name
+from toolrm_jax.synth.synth_config import SynthError
+
+
+@functools.cache
+def _evaluation_sets(
+    sources: str, similarity: float, drop_shared_tools: bool
+) -> overlap.EvaluationSets | None:
+    """Read once a process; `sources` is the list as JSON."""
+    found = overlap.EvaluationSets(similarity, drop_shared_tools)
+    listed = json.loads(sources)
+    for source in listed:
+        made = (e for e in open_found(source) if not isinstance(e, Reject))
+        if not found.add(source["name"], made):
+            raise SynthError(f"config.overlap.evaluation: no example in {source['path']}.")
+    return found if listed else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Thin:
+    """Stage 2: a unit is a shard of examples."""
+
+    folder: Path  # of the plan
+    evaluation: str
+    similarity: float
+    drop_shared_tools: bool
+    rates: Mapping[str, float]
+    seed: int
+
+    def __call__(self, unit: Unit, tally: Tally) -> Iterator[Row]:
+        plan = _read_plan(self.folder)[unit.name]
+        for row, repeated in zip(read_shard(unit.inputs[0]), plan["repeats"], strict=True):
+            example = example_of(row)
+            found = self._overlap(example, tally)
+            if found is not None:
+                reason = f"overlaps {found[0]}: {found[1]}"
+                tally.leave_out(reason, id=example.id, source=row["from"])
+            elif repeated is not None:
+                why = "the same id" if repeated == example.id else "near-duplicate"
+                tally.leave_out(why, f"of {repeated}", id=example.id, source=row["from"])
+            else:
+                also = plan["also"].get(example.id)
+                yield self._obfuscated(row, example, tally) | ({"also": also} if also else {})
+
+    def _overlap(self, example: Example, tally: Tally) -> tuple[str, str] | None:
+        sets = _evaluation_sets(self.evaluation, self.similarity, self.drop_shared_tools)
+        if sets is None:
+            return None
+        turns = [m for m in example.messages if m.get("role") == "user"]
+        request = [w for m in turns for w in overlap.words(str(m.get("content")))]
+        if sets.shares_tool(example):
+            tally.count("examples that share a tool's name with an evaluation set")
+        return sets.overlap(example, overlap.minima_of(request))
+
+    def _obfuscated(self, row: Row, example: Example, tally: Tally) -> Row:
+        hide = Obfuscation(seed=self.seed, default=self.rates[row["from"]])
+        hidden, names = hide(example)
+        if names is None:
+            return row
+        tally.count("obfuscated")
+        return example_row(hidden) | {"from": row["from"], "names": names.to_json()}
+
+
+def _read_plan(folder: Path) -> dict[str, Any]:
+    return _cached_plan(folder, (folder / "plan.json.zst").stat().st_mtime_ns)
+
+
+@functools.lru_cache(1)
+def _cached_plan(folder: Path, _: int) -> dict[str, Any]:
+    packed = (folder / "plan.json.zst").read_bytes()
+    return json.loads(zstandard.ZstdDecompressor().stream_reader(packed).read())
+
+
+def _sketches(shard: Path, seed: int) -> tuple[overlap.Sketches, list[str], list[str]]:
+    """Of a shard's examples: sketches, ids, and digests that are equal for the same task."""
+    examples = [example_of(row) for row in read_shard(shard)]
+    return (
+        overlap.join(overlap.sketch(example, seed=seed) for example in examples),
+        [example.id for example in examples],
+        [digest(json.dumps([e.tools, e.messages, e.reference]))[:16] for e in examples],
+    )
+
+
+def plan_thinning(
+    folder: Path,
+    _: Tally,
+    examples: Summary,
+    similarity: float,
+    seed: int,
+    near: bool,
+    workers: int,
+) -> dict[str, Any]:
+    """Finds what repeats another example: by shard, a list of ids, or None where it does not.
+
+    An example keeps the ids of its exact repeats: what was answered to them was answered to it.
+    """
+    sketch = functools.partial(_sketches, seed=seed)
+    parts = in_order(sketch, examples.shards, workers)
+    sketches = overlap.concatenate([part[0] for part in parts])
+    ids = [example_id for part in parts for example_id in part[1]]
+    tasks = [task for part in parts for task in part[2]]
+    repeats: list[str | None] = [None] * len(ids)
+    also: dict[str, list[str]] = {}
+    if near:
+        found = overlap.near_duplicates(sketches, similarity).tolist()
+        repeats = [None if kept < 0 else ids[kept] for kept in found]
+        for index, kept in enumerate(found):
+            if kept >= 0 and tasks[kept] == tasks[index] and ids[kept] != ids[index]:
+                also.setdefault(ids[kept], []).append(ids[index])
+    first: dict[str, int] = {}
+    for index, example_id in enumerate(ids):
+        if first.setdefault(example_id, index) != index and repeats[index] is None:
+            repeats[index] = example_id
+    plan: dict[str, Any] = {}
+    at = 0
+    for shard, part in zip(examples.shards, parts, strict=True):
+        here = {example_id: also[example_id] for example_id in part[1] if example_id in also}
+        plan[unit_name(shard)] = {"repeats": repeats[at : at + len(part[1])], "also": here}
+        at += len(part[1])
+    packed = zstandard.ZstdCompressor().compress(json.dumps(plan).encode())
+    write_bytes(folder / "plan.json.zst", packed)
+    return {}
