@@ -150,7 +150,7 @@ def faulty_server(
 ) -> Iterator[FaultyServer]:
     """A running server; `hold` seconds are longer than any patience, `delay` is an answer's."""
     server = FaultyServer(faults or [], hold=hold, delay=delay, echo=echo)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server
