@@ -95,6 +95,8 @@ def write_tiny(path: Path, *, tied=True, arch="llama", drop=(), extra=(), **meta
     writer.add_token_types([3, 3, *([1] * (len(TOKENS) - 2))])
     writer.add_token_merges(["a b", "Ċ 1"])
     writer.add_eos_token_id(1)
+    if "bos" in metadata:
+        writer.add_bos_token_id(metadata["bos"])
     if "experts" in metadata:
         writer.add_expert_count(metadata["experts"])
     if "scaling" in metadata:
@@ -390,7 +392,8 @@ def assert_as_transformers_reads_it(model, folder) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_file_reads_as_by_transformers_own_reader(tmp_path, monkeypatch, tied):
     monkeypatch.setitem(globals(), "HEAD_DIM", WIDTH // HEADS)  # it knows no other
-    assert_as_transformers_reads_it(read_gguf(write_tiny(tmp_path / "m.gguf", tied=tied)), tmp_path)
+    path = write_tiny(tmp_path / "m.gguf", tied=tied, bos=0)
+    assert_as_transformers_reads_it(read_gguf(path), tmp_path)
 
 
 @pytest.mark.slow
