@@ -133,11 +133,10 @@ _LITTLE = set("a an and at by for from in is of on or that the to what which wit
 
 
 def is_reworded(response: Response, gold: list[Call]) -> bool:
-    """Whether calls give other texts than the gold, but of much the same words, and nothing else.
+    """Whether calls give other texts than the gold, but of much the same words, and nothing else;
+    their order does not count.
 
     >>> f = lambda text: [{"name": "f", "arguments": {"place": text}}]
-    The order of the calls does not count.
-
     >>> is_reworded(f("Tokyo"), f("Tokyo, Japan")), is_reworded(f("2 June"), f("3 June"))
     (True, False)
     >>> is_reworded(f("Oslo") + f("Tokyo"), f("Tokyo, Japan") + f("Oslo"))
