@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import test_gguf_llama
 import tiny
 from fake_hub import FakeHub
 from processes import without_torch
@@ -302,8 +303,10 @@ def test_layers_of_several_types_share_one_that_holds_them_all(hf, tmp_path, sin
     np.testing.assert_array_equal(back[name], weights_of(hf)[name].astype(np.float32))
 
 
-def test_a_tiny_gguf_file_is_converted(tmp_path):
-    path = write_tiny(tmp_path / "m.gguf", tied=False)
+def test_a_tiny_gguf_file_is_converted(tmp_path, monkeypatch):
+    tokens = ["<|im_start|>", "<|im_end|>", *test_gguf_llama.TOKENS[2:]]  # of the template
+    monkeypatch.setattr(test_gguf_llama, "TOKENS", tokens)
+    path = write_tiny(tmp_path / "m.gguf", tied=False, pad=1)
     from_hf(str(path), tmp_path / "ours")
     weights = weights_of(to_hf(str(tmp_path / "ours"), tmp_path / "hf").path)
     for name, expected in tiny_weights(tied=False).items():

@@ -97,6 +97,8 @@ def write_tiny(path: Path, *, tied=True, arch="llama", drop=(), extra=(), **meta
     writer.add_eos_token_id(1)
     if "bos" in metadata:
         writer.add_bos_token_id(metadata["bos"])
+    if "pad" in metadata:
+        writer.add_pad_token_id(metadata["pad"])
     if "experts" in metadata:
         writer.add_expert_count(metadata["experts"])
     if "scaling" in metadata:
