@@ -63,11 +63,12 @@ read_topology() { # read_topology v5p:2x2x4
 # Adds what follows from the options to the fields for training, unless a field says otherwise.
 complete_fields() { # complete_fields SLICES CONFIG; changes the array `fields`
     local given=" ${fields[*]} "
+    given=${given//=/ }
     # Between slices the gradients alone should travel, not the weights as well.
-    if (($1 > 1)) && [[ $given != *" --config.mesh.data="* ]]; then
+    if (($1 > 1)) && [[ $given != *" --config.mesh.data "* ]]; then
         fields+=("--config.mesh.data=$1")
     fi
-    if [[ $given != *" --config.data.train="* ]]; then
+    if [[ $given != *" --config.data.train "* ]]; then
         say "note: no --config.data.train=... after --: what $2 names must be on the hosts"
     fi
 }

@@ -183,8 +183,8 @@ setup() {
         "$dry_run" || (umask 077 && printf 'HF_TOKEN=%q\nexport HF_TOKEN\n' "$HF_TOKEN" >"$scratch/secrets")
         copy_to_hosts "$scratch/secrets" .toolrm_secrets
     fi
-    # A folder of its own, so that no file of an earlier commit stays.
-    on_hosts all "rm -rf toolrm_jax && mkdir toolrm_jax && tar -xzf toolrm_jax.tar.gz -C toolrm_jax && bash toolrm_jax/launch/tpu_host.sh install"
+    # A folder of its own, so that no file of an earlier commit stays; never under a training.
+    on_hosts all "if ! flock --nonblock .toolrm_lock true; then echo 'training is running: left as it is'; exit 0; fi; rm -rf toolrm_jax && mkdir toolrm_jax && tar -xzf toolrm_jax.tar.gz -C toolrm_jax && bash toolrm_jax/launch/tpu_host.sh install"
     rm -rf -- "$scratch"
     trap - EXIT
 }

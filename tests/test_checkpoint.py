@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
 from toolrm_jax.checkpoint import (
     Checkpoints,
@@ -316,6 +317,26 @@ def test_what_a_failed_save_leaves_is_removed_by_the_next_one(tmp_path, meshes):
         (late / "late").write_text("")
         saved.save(random_state(meshes[1], 3), {})
     assert steps_in(tmp_path) == [1, 3]
+
+
+def test_what_cannot_be_removed_fails_no_save(tmp_path, meshes, monkeypatch):
+    """A file that is open over NFS, say."""
+    stuck = tmp_path / "checkpoints" / "1.removed.partial"
+    stuck.mkdir(parents=True)
+    rmtree = type(epath.Path(tmp_path)).rmtree
+
+    def refuses(self, *args, **kwargs):
+        if self.name == stuck.name:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        rmtree(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "rmtree", refuses)
+    with contextlib.closing(Checkpoints(tmp_path)) as saved:
+        for step in (2, 3):
+            saved.save(random_state(meshes[1], step), {})
+            saved.wait()
+        assert [end.error for end in saved.ended()] == ["", ""]
+    assert stuck.exists()
 
 
 @pytest.mark.parametrize("where", ["writing", "folder", "joining"])

@@ -234,6 +234,11 @@ def test_a_damaged_newest_checkpoint_is_passed_over(run, tmp_path, damage, caplo
     assert f"checkpoint {checkpoints / '2'} is damaged and is passed over: " in caplog.text
 
 
+def test_an_output_may_stand_in_a_folder_called_checkpoints(run, tmp_path):
+    done = from_hf(str(run / "model"), tmp_path / "checkpoints" / "ours")
+    assert find_step(done.path) == done.path
+
+
 def test_a_chunk_of_a_runs_checkpoint_is_no_more_than_a_layer(run):
     """Else a whole stack would have to be read for one of its layers."""
     folder = find_step(run / "workdir")

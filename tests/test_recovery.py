@@ -592,6 +592,24 @@ def test_all_processes_wait_for_the_export_of_the_first(toy):
         np.testing.assert_allclose(exported[name], tensor, atol=1e-4)
 
 
+NO_ROOM = """
+import errno
+from toolrm_jax import train
+def full(*given):
+    raise OSError(errno.ENOSPC, "No space left on device")
+train._export = full
+"""
+
+
+@pytest.mark.slow
+def test_where_the_first_process_cannot_export_all_say_so(toy):
+    both = start_two(toy, toy / "no-room", NO_ROOM + TOLD, **{"train.steps": 4})
+    outputs = [finish(process, code=1) for process in both]
+    assert "error: [Errno 28] No space left on device" in outputs[0]
+    assert "error: Process 0 could not end the run: [Errno 28] No space left" in outputs[1]
+    assert "Traceback" not in outputs[1]
+
+
 # --- Starting -------------------------------------------------------------------------------------
 
 
@@ -614,6 +632,25 @@ def test_a_workdir_that_the_processes_do_not_share_is_refused(toy):
     )
     assert "Give a folder of a file system that all machines share" in outputs[1]
     assert list((toy / "of-0").iterdir()) == []
+
+
+def test_processes_with_other_rows_are_refused(toy, tmp_path):
+    rows = [json.loads(line) for line in (toy / "train.jsonl").read_text().splitlines()]
+    other = tiny.write_lines(tmp_path / "train.jsonl", rows[::-1][:30])
+    address = f"127.0.0.1:{free_port()}"
+    both = [
+        tiny.start(
+            tiny.command(toy, toy / "differing", **RUN | changes),
+            1,
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(number),
+        )
+        for number, changes in enumerate(({}, {"data.train": str(other)}))
+    ]
+    for process in both:
+        output = finish(process, code=1, timeout=100)
+        assert "error: The processes [1] have other fields, another model, or other rows" in output
 
 
 # On a TPU VM of one host, JAX's own service takes the notice, from before there is a step.

@@ -91,6 +91,26 @@ def test_the_gold_in_other_words_is_neither_right_nor_wrong():
         assert len(found["wrong"]) == 1
 
 
+def test_other_words_are_found_in_any_order_of_the_calls():
+    task = example()
+    first, second = call(city="Tokyo, Japan"), call(city="Oslo")
+    task = dataclasses.replace(task, gold=first + second)
+    task = dataclasses.replace(task, reference=exact_reference(task.gold))
+    for said in (call(city="Tokyo") + second, second + call(city="Tokyo")):
+        found, counts = judged(task, answer(said))
+        assert (found["right"], found["wrong"]) == ([], [])
+        assert counts["left out: the gold in other words"] == 1
+
+
+def test_a_licence_is_that_of_the_model_that_said_it_most():
+    said, task = call(city="Nowhere"), example()
+    once = dataclasses.replace(answer(said, model="a"), license="llama2")
+    often = dataclasses.replace(answer(said, model="b", count=5), license="apache-2.0")
+    for answers in ((once, often), (often, once)):
+        found, _ = judged(task, *answers)
+        assert found["wrong"][0]["license"] == "apache-2.0"
+
+
 def test_the_upstreams_verdict_decides_where_there_is_one():
     task = example()
     unlike, like = call(city="Roma"), task.gold

@@ -264,7 +264,6 @@ def test_a_run_is_not_continued_under_another_config(toy, finished):
 
 # Whatever is not named here changes what training computes.
 MAY_CHANGE = {
-    "model.source",
     "model.remat",
     "model.attention",
     "train.log_every",

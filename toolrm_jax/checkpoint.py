@@ -113,10 +113,10 @@ class Checkpoints:
         return paths
 
     def _remove_incomplete(self) -> None:
-        """Only between saves. Of one that failed, writers may still be at work, so that its folder
-        cannot be removed at once: the next save tries again."""
+        """Only between saves. What cannot be removed now, since writers of a save that failed are
+        still at work or someone reads it over NFS, is tried again at the next save."""
         for path in self._incomplete():
-            path.rmtree()
+            _attempt(path.rmtree)
 
     def _on_disk(self) -> list[int]:
         try:
@@ -184,6 +184,8 @@ class Checkpoints:
 
     def _prepare(self, partial: epath.Path) -> None:
         self._remove_incomplete()
+        if partial.exists():
+            partial.rmtree()
         (partial / "state").mkdir(parents=True)
         (partial / "meta").mkdir()
 
@@ -204,7 +206,7 @@ class Checkpoints:
         try:
             problem = self._commit(step, futures, problem, meta, score)
             if problem and _is_lead():  # it takes room that the next one needs
-                _attempt(self._remove_incomplete)
+                self._remove_incomplete()
             if not problem:
                 self._scores[step] = score
                 self._prune(step)

@@ -24,9 +24,8 @@ def use_compilation_cache(
     if folder == NONE:
         jax.config.update("jax_compilation_cache_dir", None)
         return
-    if not folder and jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        return
-    default = default or os.environ.get("TOOLRM_CACHE_DIR")
+    told = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    default = told or default or os.environ.get("TOOLRM_CACHE_DIR")
     chosen = os.fspath(folder or default or Path.home() / ".cache/toolrm_jax/compiled")
     jax.config.update("jax_compilation_cache_dir", chosen)
     if "://" in chosen:  # XLA's own caches, on GPUs, would be put into a local folder "gs:"

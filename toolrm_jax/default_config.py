@@ -64,8 +64,8 @@ def default_config() -> ConfigDict:
     config.train.hang_minutes = 10.0  # a step, a batch of an evaluation
     config.train.patient_minutes = 60.0  # with a compilation; loading, saving
     config.train.lost_seconds = 60  # a process of several, silent for so long, is lost
-    # Where compiled programs are kept (a folder, or gs:// for all machines); "": where JAX is told
-    # to, or ~/.cache/toolrm_jax/compiled; "none": nowhere.
+    # Where compiled programs are kept (a folder or gs://). "": where JAX is told to, else those of
+    # several processes in workdir/compiled, of one in ~/.cache/toolrm_jax. "none": nowhere.
     config.train.compilation_cache = ""
     config.train.export = True  # write a Hugging Face directory to workdir/export at the end
     return config

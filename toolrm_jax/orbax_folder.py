@@ -102,7 +102,7 @@ def _is_whole(folder: epath.Path) -> bool:
     """Whether it was written to its end. Of what `convert` wrote, the metadata say so; of a step of
     a run, the list of its files, all of which must be there in their sizes (training, which may
     choose an earlier step, compares checksums as well)."""
-    if folder.parent.name != "checkpoints":
+    if folder.parent.name != "checkpoints" or not folder.name.isdigit():
         return True
     try:
         refuse_incomplete(folder)

@@ -66,10 +66,10 @@ from toolrm_jax.loader import (
     write_rejects,
 )
 from toolrm_jax.metrics_log import MetricsLog
-from toolrm_jax.model import Forward, Params, abstract_params
+from toolrm_jax.model import Compute, Forward, Params, abstract_params
 from toolrm_jax.model_card import model_card
 from toolrm_jax.model_config import ModelConfig
-from toolrm_jax.optimizer import make_optimizer
+from toolrm_jax.optimizer import OptimizerConfig, make_optimizer
 from toolrm_jax.orbax_folder import TOKENIZER, about_run, open_orbax
 from toolrm_jax.output_folder import new_folder
 from toolrm_jax.pretrained import Pretrained, open_pretrained
@@ -82,6 +82,7 @@ from toolrm_jax.tensors import Tensors
 from toolrm_jax.throughput import Throughput, line
 from toolrm_jax.train_config import (
     TrainingError,
+    refuse_differing,
     refuse_other_run,
     refuse_unshared,
     run_folder,
@@ -97,10 +98,24 @@ _PARTING_SECONDS = 3
 
 def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> evaluate.Report:
     """Runs a training config to its end; see the module's docstring."""
+    parts = unpack(config)
+    with contextlib.ExitStack() as opened:
+        watchdog = Watchdog(config.train.hang_minutes, config.train.patient_minutes)
+        opened.enter_context(contextlib.closing(watchdog))
+        opened.push(_unless_broken_off)
+        return _train(config, run_folder(workdir), parts, watchdog)
+
+
+def _train(
+    config: ConfigDict,
+    folder: epath.Path,
+    parts: tuple[jax.sharding.Mesh, PlanConfig, OptimizerConfig, Compute],
+    watchdog: Watchdog,
+) -> evaluate.Report:
     lead = jax.process_index() == 0
     say = _say if lead else lambda *_: None
-    mesh, plan, optimizer_config, compute = unpack(config)
-    folder = run_folder(workdir)
+    mesh, plan, optimizer_config, compute = parts
+    watchdog.feed("starting", patient=True)
     folder.mkdir(parents=True, exist_ok=True)
     refuse_unshared(folder)
     # Several machines have no other folder in common.
@@ -114,6 +129,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> evaluate.Repor
     with section("model"):
         source = truncate(pretrained.source, config.model.num_layers)
     tokenize = RowTokenizer(Renderer(pretrained.tokenizer), config.data.blind)
+    watchdog.feed("indexing the data", patient=True)
     with start_up.phase("index"):
         train_rows, heldout_rows = _row_files(config, folder, lead)
         loader = _loader(config, train_rows, tokenize, plan, "train", mesh, folder, say)
@@ -124,6 +140,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> evaluate.Repor
         with new_folder(folder / TOKENIZER, is_ours=lambda _: True, last=last) as partial:
             pretrained.tokenizer.save_pretrained(partial)
     steps = config.train.steps or _steps_of(loader, config.train.epochs)
+    refuse_differing(meta, steps)
     step_tokens = plan.micro_batches * max(plan.rows(shape) * shape.tokens for shape in plan.shapes)
     for shape in plan.shapes:
         if plan.rows(shape) * shape.tokens > config.data.batch_tokens:
@@ -145,9 +162,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> evaluate.Repor
         with section("mesh"):
             forward = Forward(source.config, compute)
         train_step = make_train_step(forward, optimizer, config.loss.eta)
-        watchdog = opened.enter_context(
-            contextlib.closing(Watchdog(config.train.hang_minutes, config.train.patient_minutes))
-        )
         rewards_of = _watched(evaluate.make_reward_function(forward), watchdog)
         # Closed whatever happens, so that a checkpoint that is being written gets complete.
         checkpoints = opened.enter_context(
@@ -266,16 +280,15 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> evaluate.Repor
             f"{summary['pairs_seen']:,} pairs seen; held-out accuracy {found.accuracy} on "
             f"{found.accuracy.n:,} pairs, {found.ties} ties"
         )
-        if lead:
-            evaluate.write_scores(folder / "heldout_scores.jsonl", scores)
-            if config.train.export:
-                tensors = _tensors(state.params, source.config, checkpoints, steps)
-                path = _export(folder, pretrained, source.config, tensors, steps, meta, found)
-                say(f"exported to {path}")
-            # Last, so that it stands for a finished run.
-            write_text(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
-        # JAX ends processes that wait for another one's exit for 5 minutes: wait for it here.
-        Exchange("end").gather("")
+        with _waited_for(watchdog, lead):
+            if lead:
+                evaluate.write_scores(folder / "heldout_scores.jsonl", scores)
+                if config.train.export:
+                    tensors = _tensors(state.params, source.config, checkpoints, steps)
+                    path = _export(folder, pretrained, source.config, tensors, steps, meta, found)
+                    say(f"exported to {path}")
+                # Last, so that it stands for a finished run.
+                write_text(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
     return found
 
 
@@ -455,10 +468,28 @@ def _unless_broken_off(kind: Any, error: BaseException | None, trace: Any) -> No
     if error is not None and jax.process_count() > 1 and _is_loss(error):
         traceback.print_exception(error)
         break_off(
-            f"error: process {jax.process_index()} of {jax.process_count()} was broken off in a "
-            f"step: another process was lost, or the network between them. Nothing was saved just "
-            f"now; the same command, started on all of them, continues from the newest checkpoint."
+            f"error: process {jax.process_index()} of {jax.process_count()} was broken off: "
+            f"another process was lost, or the network between them. Nothing was saved just now; "
+            f"the same command, started on all of them, continues from the newest checkpoint."
         )
+
+
+@contextlib.contextmanager
+def _waited_for(watchdog: Watchdog, lead: bool) -> Iterator[None]:
+    """What process 0 does alone at the end. The others wait for it here, as JAX ends processes that
+    wait 5 minutes for another one's exit; if it fails, all of them say so."""
+    end, problem = Exchange("end"), ""
+    if not lead:
+        watchdog.rest()
+    try:
+        yield
+    except BaseException as error:
+        problem = str(error) or type(error).__name__
+        raise
+    finally:
+        problem = end.from_first(problem)
+    if problem:
+        raise TrainingError(f"Process 0 could not end the run: {problem}")
 
 
 def _is_loss(error: BaseException) -> bool:

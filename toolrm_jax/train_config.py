@@ -6,6 +6,8 @@ Every error names the field, its value and what it may be, before a model is ope
 """
 
 import contextlib
+import hashlib
+import json
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -166,8 +168,6 @@ _FREE = (
     # They change in which order sums are rounded, as the mesh does.
     "model.remat",
     "model.attention",
-    # The weights are the checkpoint's; what the tokenizer does, the fingerprints of data tell.
-    "model.source",
     # Their content counts, which the fingerprints of data tell, not how the paths are spelled.
     "data.train",
     "data.heldout",
@@ -201,6 +201,20 @@ def refuse_other_run(saved: dict[str, Any], meta: dict[str, Any], workdir: epath
         raise TrainingError(
             f"{workdir} holds checkpoints of another run ({'; '.join(changes)}). Use another "
             f"--workdir, or go back to what it was."
+        )
+
+
+def refuse_differing(meta: dict[str, Any], steps: int) -> None:
+    """Raises where the processes of a run would not train the same; all must take part."""
+    config = {name: x for name, x in _flat(meta["config"]).items() if name not in _FREE}
+    about = json.dumps([meta | {"config": config}, steps], sort_keys=True)
+    told = Exchange("run").gather(hashlib.sha256(about.encode()).hexdigest())
+    others = [process for process, digest in enumerate(told) if digest != told[0]]
+    if others:
+        raise TrainingError(
+            f"The processes {others} have other fields, another model, or other rows in data.train "
+            f"or data.heldout than process 0. Start all with the same command, and give files that "
+            f"are the same on all machines, or gs://bucket/file."
         )
 
 

@@ -29,6 +29,10 @@ class Watchdog:
         """Says what is done now; the time for it begins."""
         self._fed = (time.monotonic(), doing, self._limits[patient])
 
+    def rest(self) -> None:
+        """Watches nothing until it is fed again."""
+        self._fed = None
+
     def close(self) -> None:
         """Watches no longer."""
         self._closed.set()

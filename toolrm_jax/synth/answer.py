@@ -11,6 +11,7 @@ True
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from toolrm_jax.examples import Response
@@ -21,7 +22,7 @@ class Answer:
     """One response to one example, with whose it is."""
 
     example_id: str
-    model: str  # "corruption" for wrong answers made from right ones
+    model: str
     license: str  # the model's, as an SPDX identifier or a name
     permissive: bool
     response: Response  # calls, or the raw text
@@ -29,6 +30,14 @@ class Answer:
     count: int = 1  # how often the same answer was given
     kind: str | None = None  # a corruption's kind
     outcome: bool = False  # whether `right` was found by what the calls did, not by their wording
+
+
+CORRUPTION = "corruption"  # the model that wrong answers made from right ones are said to be of
+
+
+def main_model(given: Mapping[str, int]) -> str:
+    """Of models and how often each gave the same answer, the one it is said to be of."""
+    return min(given, key=lambda name: (name == CORRUPTION, -given[name], name))
 
 
 def to_row(answer: Answer) -> dict[str, Any]:

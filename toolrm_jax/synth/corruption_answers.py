@@ -12,9 +12,7 @@ from collections.abc import Iterator
 
 from toolrm_jax.corruptions import corrupt
 from toolrm_jax.examples import Example
-from toolrm_jax.synth.answer import Answer
-
-MODEL = "corruption"
+from toolrm_jax.synth.answer import CORRUPTION, Answer
 
 
 def corruption_answers(example: Example, *, seed: int) -> Iterator[Answer]:
@@ -22,7 +20,7 @@ def corruption_answers(example: Example, *, seed: int) -> Iterator[Answer]:
     for wrong in corrupt(example, seed=seed):
         yield Answer(
             example_id=example.id,
-            model=MODEL,
+            model=CORRUPTION,
             license=example.license,
             permissive=True,
             response=wrong.response,

@@ -30,9 +30,9 @@ from typing import Any, Self
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Example, Response
-from toolrm_jax.synth.answer import Answer
+from toolrm_jax.synth.answer import CORRUPTION, Answer
 from toolrm_jax.synth.answer_cache import AnswerCache
-from toolrm_jax.synth.corruption_answers import MODEL, corruption_answers
+from toolrm_jax.synth.corruption_answers import corruption_answers
 from toolrm_jax.synth.endpoint_settings import EndpointError, EndpointSettings
 from toolrm_jax.synth.model_license import is_permissive
 from toolrm_jax.synth.replay import Reject, Replay, ReplaySettings
@@ -185,7 +185,7 @@ class Pool:
             yield self._translated(example, answer)
         if self._corrupts:
             for answer in corruption_answers(example, seed=self._seed):
-                self._counts[f"{MODEL}: answers"] += 1
+                self._counts[f"{CORRUPTION}: answers"] += 1
                 yield answer
 
     def _replayed(self, example: Example) -> Iterator[Answer]:

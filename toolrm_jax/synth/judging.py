@@ -38,7 +38,7 @@ from typing import Any
 from toolrm_jax.corruptions import GENERATORS
 from toolrm_jax.examples import Call, Example, Response
 from toolrm_jax.refusals import calls_nothing
-from toolrm_jax.synth.answer import Answer
+from toolrm_jax.synth.answer import Answer, main_model
 from toolrm_jax.synth.turn_type import turn_type
 from toolrm_jax.tool_calls import ErrorType, canonical_calls, judge, parse_calls, words_of
 
@@ -62,7 +62,7 @@ class _Merged:
     """The answers that are the same."""
 
     response: Response
-    license: str
+    licenses: dict[str, str] = dataclasses.field(default_factory=dict)  # by model
     models: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     verdicts: set[bool] = dataclasses.field(default_factory=set)
     kind: str | None = None
@@ -74,7 +74,7 @@ class _Merged:
             "response": self.response,
             "count": self.models.total(),
             "models": models,
-            "license": self.license,
+            "license": self.licenses[main_model(models)],
             **more,
         }
 
@@ -133,22 +133,34 @@ _LITTLE = set("a an and at by for from in is of on or that the to what which wit
 
 
 def is_reworded(response: Response, gold: list[Call]) -> bool:
-    """Whether calls give other texts than the gold, but of much the same words, and nothing else.
+    """Whether calls give other texts than the gold, but of much the same words, and nothing else;
+    their order does not count.
 
     >>> f = lambda text: [{"name": "f", "arguments": {"place": text}}]
     >>> is_reworded(f("Tokyo"), f("Tokyo, Japan")), is_reworded(f("2 June"), f("3 June"))
     (True, False)
+    >>> is_reworded(f("Oslo") + f("Tokyo"), f("Tokyo, Japan") + f("Oslo"))
+    True
     """
     if not isinstance(response, list) or len(response) != len(gold):
         return False
-    for call, want in zip(response, gold, strict=True):
-        same = call["name"] == want["name"]
-        if not same or call["arguments"].keys() != want["arguments"].keys():
+    left = list(gold)
+    # Equal ones first: they must not be taken for another one's other words.
+    for call in sorted(response, key=lambda call: call not in gold):
+        near = [want for want in left if call == want] or [w for w in left if _is_near(call, w)]
+        if not near:
             return False
-        for name, value in want["arguments"].items():
-            if call["arguments"][name] != value and not _alike(call["arguments"][name], value):
-                return False
+        left.remove(near[0])
     return True
+
+
+def _is_near(call: Call, want: Call) -> bool:
+    mine, theirs = call["arguments"], want["arguments"]
+    return (
+        call["name"] == want["name"]
+        and mine.keys() == theirs.keys()
+        and all(mine[name] == x or _alike(mine[name], x) for name, x in theirs.items())
+    )
 
 
 def _alike(a: Any, b: Any) -> bool:
@@ -191,12 +203,13 @@ def _merged(
         response: Response = words if calls is None else canonical_calls(calls, example.tools)
         if calls == [] and not isinstance(answer.response, list):
             response = words.strip()
-        merged = found.setdefault(same_key(calls, words), _Merged(response, answer.license))
+        merged = found.setdefault(same_key(calls, words), _Merged(response))
         if answer.kind is not None and not merged.models:
             merged.kind = answer.kind
         elif answer.kind is None:
             merged.kind = None  # what a model said counts as that
         merged.models[answer.model] += answer.count
+        merged.licenses[answer.model] = answer.license
         merged.outcome |= answer.outcome
         if answer.right is not None:
             merged.verdicts.add(answer.right)

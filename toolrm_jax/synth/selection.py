@@ -34,7 +34,7 @@ from toolrm_jax.corruptions import KIND_WEIGHTS
 from toolrm_jax.examples import Response
 from toolrm_jax.pairs import MIX
 from toolrm_jax.splits import digest
-from toolrm_jax.synth.corruption_answers import MODEL as CORRUPTION
+from toolrm_jax.synth.answer import CORRUPTION, main_model
 from toolrm_jax.synth.stage import Row
 from toolrm_jax.synth.turn_type import TURN_TYPES
 from toolrm_jax.task_view import argument_count, response_length
@@ -112,12 +112,6 @@ def right_side(row: Row, seed: int) -> Response:
     return models[number // 2 % len(models)]["response"] if models and number % 2 else row["gold"]
 
 
-def main_model(wrong: Row) -> str:
-    """The model that gave an answer most often; of several, the first by name."""
-    given = wrong["models"]
-    return min(given, key=lambda name: (name == CORRUPTION, -given[name], name))
-
-
 def candidates_of(rows: Iterable[Row], seed: int) -> Candidates:
     """The candidates of judged examples."""
     names: dict[str, int] = {}
@@ -132,7 +126,7 @@ def candidates_of(rows: Iterable[Row], seed: int) -> Candidates:
         for wrong in row["wrong"]:
             response = wrong["response"]
             kind = names.setdefault(wrong["kind"], len(names))
-            model = names.setdefault(main_model(wrong), len(names))
+            model = names.setdefault(main_model(wrong["models"]), len(names))
             longer = _sign(size - response_length(response))
             more = _sign(given - argument_count(response))
             error = ERRORS.index(wrong["error_type"])
@@ -480,7 +474,7 @@ def pair_rows(
             "response": wrong["response"],
             "error_type": wrong["error_type"],
             "kind": wrong["kind"],
-            "model": main_model(wrong),
+            "model": main_model(wrong["models"]),
             "license": wrong["license"],
             "count": wrong["count"],
         }

@@ -29,7 +29,7 @@ from toolrm_jax.synth.output import array_record_files, dataset_rows
 from toolrm_jax.synth.stage import Row
 
 _TOKEN = re.compile(r"\w+|\s+|[^\w\s]")
-_LABEL = 9  # columns
+_LABEL = 10  # columns
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
