@@ -11,7 +11,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from toolrm_jax.planner import plan_scoring, plan_training, sweep, variants
+from toolrm_jax.planner import make_plan, sweep, variants
 from toolrm_jax.prediction import GIB, Memory, Workload, bound, pareto
 from toolrm_jax.topology import open_topology
 
@@ -61,7 +61,7 @@ def command(topology):
 @pytest.fixture(scope="module")
 def plan(topology, command):
     """Of the small model."""
-    return plan_training(small(), topology, name="configs/qwen3_1_7b.py")
+    return make_plan(small(), topology, name="configs/qwen3_1_7b.py")
 
 
 def same(got, expected, path=""):
@@ -161,7 +161,7 @@ def test_the_bounds_are_in_order_and_what_they_say_belongs_together(plan):
 
 @pytest.mark.slow
 def test_remat_trades_memory_for_work(topology, plan):
-    full = plan_training(small(model__remat="full"), topology)
+    full = make_plan(small(model__remat="full"), topology)
     assert full.memory.parts["kept activations"] < plan.memory.parts["kept activations"]
     assert full.flops["recomputed"] > plan.flops["recomputed"]
     assert full.flops["forward"] == plan.flops["forward"]
@@ -170,7 +170,7 @@ def test_remat_trades_memory_for_work(topology, plan):
 def test_what_does_not_fit_is_a_verdict_with_the_compilers_figures(topology):
     config = small(model__remat="none", data__row_shapes=((8192, 16),))
     config.data.batch_tokens = 64 * 8192
-    plan = plan_training(config, topology)
+    plan = make_plan(config, topology)
     assert not plan.memory.fits
     assert plan.memory.peak > plan.memory.usable
     assert "RESOURCE_EXHAUSTED" in plan.memory.refusal
@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_a_verdict_with_the_compilers_figures(topology):
 
 
 def test_the_scorers_forward_has_no_gradients_and_bfloat16_weights(topology):
-    plan = plan_scoring(small(), topology)
+    plan = make_plan(small(), topology, scorer=True)
     assert plan.chips == 4
     assert set(plan.flops) == {"forward"}
     assert plan.mesh["data"] == 4  # a copy of the weights on each chip

@@ -137,7 +137,7 @@ def _has_tpu() -> bool:
     from jax._src import cloud_tpu_init
 
     # JAX_PLATFORMS=cpu on a TPU VM: a test, or a look at something.
-    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+    platforms = jax.config.values["jax_platforms"]
     return cloud_tpu_init.running_in_cloud_tpu_vm and (not platforms or "tpu" in platforms)
 
 

@@ -24,7 +24,7 @@ def use_compilation_cache(
     if folder == NONE:
         jax.config.update("jax_compilation_cache_dir", None)
         return
-    told = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    told = jax.config.values["jax_compilation_cache_dir"]
     default = told or default or os.environ.get("TOOLRM_CACHE_DIR")
     chosen = os.fspath(folder or default or Path.home() / ".cache/toolrm_jax/compiled")
     jax.config.update("jax_compilation_cache_dir", chosen)
@@ -36,7 +36,7 @@ def use_compilation_cache(
 def compilation_cache_off() -> Iterator[None]:
     """No cache meanwhile: programs for devices that are not there are written to it, and then
     cannot be read from it."""
-    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
     try:

@@ -378,23 +378,13 @@ def vocabulary_misfits(config: ModelConfig, tokenizer: Any) -> list[str]:
 def save_directory(
     folder: str | os.PathLike[str],
     config: ModelConfig,
-    params: Params,
+    weights: Params | Tensors,
     tokenizer: Any,
     extra_files: Mapping[str, str] | None = None,
 ) -> epath.Path:
-    """`save_tensors` of parameters that this process holds."""
-    return save_tensors(folder, config, ParamTensors(config, params), tokenizer, extra_files)
-
-
-def save_tensors(
-    folder: str | os.PathLike[str],
-    config: ModelConfig,
-    tensors: Tensors,
-    tokenizer: Any,
-    extra_files: Mapping[str, str] | None = None,
-) -> epath.Path:
-    """Writes a Hugging Face directory in the type of the tensors: weights, config, tokenizer,
-    template, and `extra_files` (name -> text).
+    """Writes a Hugging Face directory in the type of the weights (parameters that this process
+    holds, or tensors wherever they are): weights, config, tokenizer, template, and `extra_files`
+    (name -> text).
 
     It is built under a temporary name and renamed when complete; an earlier checkpoint of that name
     is replaced whole.
@@ -404,6 +394,7 @@ def save_tensors(
       OutputError: there is no room for it.
     """
     folder = absolute(folder)
+    tensors = weights if isinstance(weights, Tensors) else ParamTensors(config, weights)
     size = sum(tensors.spec(name).nbytes for name in tensors)
     with new_folder(folder, is_directory, nbytes=size) as partial:
         write_directory(partial, config, tensors, tokenizer, extra_files)

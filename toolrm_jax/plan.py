@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from toolrm_jax.errors import reported
-from toolrm_jax.planner import PlanError, plan_scoring, plan_training, sweep
+from toolrm_jax.planner import PlanError, make_plan, sweep
 from toolrm_jax.prediction import Plan, Workload, pareto, table
 from toolrm_jax.topology import EXAMPLES, open_topology
 
@@ -63,16 +63,17 @@ def _answer() -> str:
         raise PlanError(str(error)) from error
     topology = open_topology(str(_TOPOLOGY.value))
     name = config_flags.get_config_filename(flags.FLAGS["config"])
-    arguments = (_CONFIG.value, topology, workload, _PRICE.value, name)
+    assumed: dict[str, Any] = {"workload": workload, "price": _PRICE.value, "name": name}
     if _SWEEP.value:
         if _SCORER.value:
             raise PlanError("--sweep is of training: leave out --scorer.")
-        plans = sweep(*arguments, say=logging.error if _JSON.value else print)
+        say = logging.error if _JSON.value else print
+        plans = sweep(_CONFIG.value, topology, **assumed, say=say)
         best = pareto(plans)
         if _JSON.value:
             return _json({"plans": _all(plans), "pareto": _all(best)})
         return f"\nNothing beats these in both memory and time:\n\n{table(best)}"
-    plan = (plan_scoring if _SCORER.value else plan_training)(*arguments)
+    plan = make_plan(_CONFIG.value, topology, scorer=_SCORER.value, **assumed)
     return _json(plan.to_json()) if _JSON.value else plan.text()
 
 

@@ -8,7 +8,7 @@ It is the very function that trains, for the config's largest row shape, state d
 takes 20 to 60 seconds on 2 cores, and no weights. `plan.py` is the command; how to read a plan, and
 what it leaves out: docs/plan.md.
 
-    plan = plan_training(config, open_topology("v5p:2x2x4"))
+    plan = make_plan(config, open_topology("v5p:2x2x4"))
     print(plan.text())
 """
 
@@ -65,34 +65,71 @@ class _Program:
         return self.rows["micro_batches"] * self.rows["rows"] * self.rows["tokens"]
 
 
-def plan_training(
+def make_plan(
     config: ConfigDict,
     topology: Topology,
+    *,
+    scorer: bool = False,
     workload: Workload | None = None,
     price: float | None = None,
     name: str = "",
 ) -> Plan:
-    """Compiles the training step of a config for a topology, and predicts it.
+    """Compiles a config's training step for a topology, and predicts it; or the scorer's forward
+    pass, on the meshes that `Scorer` makes.
 
     Raises:
       InputError: the config, the mesh or the model do not go together.
     """
     model = _model(config)
-    program = _training_program(config, topology, model)
-    return _plan(program, model, config, topology, workload or Workload(), price, name)
+    workload = workload or Workload()
+    program = (_scoring_program if scorer else _training_program)(config, topology, model)
+    began = time.perf_counter()
+    compiled, refusal = _compile(program.lowered)
+    plan = Plan(
+        what="training step" if program.passes == 3 else "scoring batch",
+        config=name,
+        source=config.model.source,
+        parameters=model.num_parameters,
+        topology=topology.name,
+        chip=topology.chip.name,
+        chips=program.mesh.devices.size,
+        mesh=dict(program.mesh.shape),
+        remat=config.model.remat,
+        rows=program.rows,
+        memory=_refused(refusal, program, topology),
+        workload=workload,
+        compile_seconds=time.perf_counter() - began,
+        versions=_versions(topology),
+    )
+    if compiled is None:
+        return plan
+    costs = count(parse(compiled.as_text() or ""))
+    devices = list(program.mesh.devices.flat)
+    line = roofline(costs, topology, devices)
 
+    def speed(seconds: float):
+        useful = program.passes * model.flops_per_token(workload.keys_per_token)
+        peak = topology.chip.peak_flops
+        return bound(seconds, program.tokens, useful, peak, plan.chips, workload, price)
 
-def plan_scoring(
-    config: ConfigDict,
-    topology: Topology,
-    workload: Workload | None = None,
-    price: float | None = None,
-    name: str = "",
-) -> Plan:
-    """The same for the scorer's forward pass, on the meshes that `Scorer` makes."""
-    model = _model(config)
-    program = _scoring_program(config, topology, model)
-    return _plan(program, model, config, topology, workload or Workload(), price, name)
+    return dataclasses.replace(
+        plan,
+        memory=_memory(compiled, costs, program, topology),
+        flops=costs.flops,
+        hbm_bytes=costs.hbm_bytes,
+        collective_bytes=collective_bytes(costs, len(devices)),
+        seconds={
+            "products": line.compute,
+            "HBM": line.memory,
+            "operation by operation": line.chip,
+            "collectives": line.exchanging,
+        },
+        collective_seconds=line.collectives,
+        binding=line.binding,
+        overlapped=speed(line.overlapped),
+        serial=speed(line.serial),
+        warnings=tuple(sorted(set(costs.warnings))),
+    )
 
 
 def _model(config: ConfigDict) -> ModelConfig:
@@ -181,64 +218,6 @@ def _bytes(tree: Any) -> float:
 # --- From a program to a plan -----------------------------------------------------------------
 
 
-def _plan(
-    program: _Program,
-    model: ModelConfig,
-    config: ConfigDict,
-    topology: Topology,
-    workload: Workload,
-    price: float | None,
-    name: str,
-) -> Plan:
-    began = time.perf_counter()
-    compiled, refusal = _compile(program.lowered)
-    plan = Plan(
-        what="training step" if program.passes == 3 else "scoring batch",
-        config=name,
-        source=config.model.source,
-        parameters=model.num_parameters,
-        topology=topology.name,
-        chip=topology.chip.name,
-        chips=program.mesh.devices.size,
-        mesh=dict(program.mesh.shape),
-        remat=config.model.remat,
-        rows=program.rows,
-        memory=_refused(refusal, program, topology),
-        workload=workload,
-        compile_seconds=time.perf_counter() - began,
-        versions=_versions(topology),
-    )
-    if compiled is None:
-        return plan
-    costs = count(parse(compiled.as_text() or ""))
-    devices = list(program.mesh.devices.flat)
-    line = roofline(costs, topology, devices)
-
-    def speed(seconds: float):
-        useful = program.passes * model.flops_per_token(workload.keys_per_token)
-        peak = topology.chip.peak_flops
-        return bound(seconds, program.tokens, useful, peak, plan.chips, workload, price)
-
-    return dataclasses.replace(
-        plan,
-        memory=_memory(compiled, costs, program, topology),
-        flops=costs.flops,
-        hbm_bytes=costs.hbm_bytes,
-        collective_bytes=collective_bytes(costs, len(devices)),
-        seconds={
-            "products": line.compute,
-            "HBM": line.memory,
-            "operation by operation": line.chip,
-            "collectives": line.exchanging,
-        },
-        collective_seconds=line.collectives,
-        binding=line.binding,
-        overlapped=speed(line.overlapped),
-        serial=speed(line.serial),
-        warnings=tuple(sorted(set(costs.warnings))),
-    )
-
-
 def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, str]:
     """The program; or none, and why the compiler refuses it for its memory."""
     try:
@@ -322,7 +301,7 @@ def sweep(
     plans = []
     for variant in variants(config, topology):
         try:
-            plan = plan_training(variant, topology, workload, price, name)
+            plan = make_plan(variant, topology, workload=workload, price=price, name=name)
         except MeshError as error:
             say(f"left out: {error}")
             continue

@@ -50,7 +50,7 @@ from toolrm_jax.huggingface import (
     ParamTensors,
     RewardTensors,
     load_params,
-    save_tensors,
+    save_directory,
     truncate,
 )
 from toolrm_jax.interruption import Stopped, StopRequest, break_off
@@ -538,7 +538,7 @@ def _export(
         "toolrm.json": json.dumps(about, indent=2) + "\n",
         "README.md": model_card(workdir.name, model, about, "float32"),
     }
-    return save_tensors(workdir / "export", model, tensors, pretrained.tokenizer, files)
+    return save_directory(workdir / "export", model, tensors, pretrained.tokenizer, files)
 
 
 def _say(message: str) -> None:

@@ -7,22 +7,20 @@ A plan is kept under its key, "14b v5p:2x2x4"; the others stay as they are.
 """
 
 import dataclasses
-import importlib
 import json
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from toolrm_jax.files import write_text
+from toolrm_jax.planner import make_plan
+from toolrm_jax.prediction import table_head, table_row
+from toolrm_jax.topology import open_topology
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from toolrm_jax.files import write_text  # noqa: E402
-from toolrm_jax.planner import plan_scoring, plan_training  # noqa: E402
-from toolrm_jax.prediction import table_head, table_row  # noqa: E402
-from toolrm_jax.topology import open_topology  # noqa: E402
-
 PLANS, DOCS = ROOT / "docs" / "plans.json", ROOT / "docs" / "plan.md"
 START, END = "<!-- plans: tools/plan_table.py -->", "<!-- end of plans -->"
 
@@ -44,13 +42,13 @@ class Entry:
 
     def plan(self) -> dict[str, Any]:
         """Compiles it."""
-        config = importlib.import_module(f"configs.{self.config}").get_config()
+        file = f"configs/{self.config}.py"
+        config = runpy.run_path(str(ROOT / file))["get_config"]()
         for name, value in self.changes:
             section, _, field = name.rpartition(".")
             config[section][field] = value
-        make = plan_scoring if self.scorer else plan_training
-        plan = make(config, open_topology(self.topology), name=f"configs/{self.config}.py")
-        return plan.to_json()
+        topology = open_topology(self.topology)
+        return make_plan(config, topology, scorer=self.scorer, name=file).to_json()
 
 
 FULL = (("model.remat", "full"),)

@@ -129,7 +129,10 @@ def judge_answers(
 
 # Words, numbers, and characters of Chinese and Japanese, each a word of its own.
 _WORD = re.compile(r"[^\W\d_\u3040-\u9fff]+|\d+|[\u3040-\u9fff]")
-_LITTLE = set("a an and at by for from in is of on or that the to what which with".split())  # noqa: SIM905
+_LITTLE = {
+    *("a", "an", "and", "at", "by", "for", "from", "in", "is", "of", "on", "or", "that", "the"),
+    *("to", "what", "which", "with"),
+}
 
 
 def is_reworded(response: Response, gold: list[Call]) -> bool:
