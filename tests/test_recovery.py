@@ -22,7 +22,7 @@ import tiny
 from processes import free_port
 from safetensors.numpy import load_file
 
-from toolrm_jax import train as train_module
+from toolrm_jax import training_run
 from toolrm_jax.convert import to_hf
 from toolrm_jax.interruption import BROKEN_OFF, STOPPED
 from toolrm_jax.metrics_log import MetricsLog
@@ -41,15 +41,15 @@ RUN = {
 TOLD = """
 import os, sys, zlib
 import numpy as np
-from toolrm_jax import train
+from toolrm_jax import train, training_run
 workdir = os.path.abspath(sys.argv[sys.argv.index("--workdir") + 1])
 log = open(f"{workdir}.rows.{os.environ.get('JAX_PROCESS_ID', '0')}", "a")
-put = train.to_device
+put = training_run.to_device
 def told(batches, mesh):
     rows = [zlib.crc32(row.tobytes()) for micro in batches.tokens for row in np.asarray(micro)]
     print(rows, file=log, flush=True)
     return put(batches, mesh)
-train.to_device = told
+training_run.to_device = told
 train.run()
 """
 
@@ -430,14 +430,14 @@ time.sleep(30)
 def saved_steps(monkeypatch) -> list[int]:
     """Of a run in this process, the steps at which it saves."""
     steps: list[int] = []
-    save = train_module.Checkpoints.save
+    save = training_run.Checkpoints.save
 
     def noted(self, state, meta, score=None):
         if int(state.step) not in steps:
             steps.append(int(state.step))
         save(self, state, meta, score)
 
-    monkeypatch.setattr(train_module.Checkpoints, "save", noted)
+    monkeypatch.setattr(training_run.Checkpoints, "save", noted)
     return steps
 
 
@@ -445,7 +445,7 @@ def test_saves_by_minutes(toy, tmp_path, monkeypatch):
     """Alone, at the first step after the time; each step takes a minute here."""
     steps = saved_steps(monkeypatch)
     clock = iter(range(0, 100_000, 60))
-    monkeypatch.setattr(train_module._SaveTimes, "now", staticmethod(lambda: next(clock)))
+    monkeypatch.setattr(training_run._SaveTimes, "now", staticmethod(lambda: next(clock)))
     changes = {"train.steps": SHORT, "train.checkpoint_every": 0, "train.checkpoint_minutes": 3.5}
     train(tiny.run_config(toy, **changes, **{"train.export": False}), tmp_path / "run")
     assert steps[-1] == SHORT
@@ -455,7 +455,7 @@ def test_saves_by_minutes(toy, tmp_path, monkeypatch):
 def test_a_better_evaluation_is_saved_and_kept(toy, tmp_path, monkeypatch):
     steps = saved_steps(monkeypatch)
     accuracies = iter([0.5, 0.8, 0.7, 0.75])
-    report = train_module.evaluate.report
+    report = training_run.evaluate.report
 
     def graded(scores, eta):
         found = report(scores, eta)
@@ -465,7 +465,7 @@ def test_a_better_evaluation_is_saved_and_kept(toy, tmp_path, monkeypatch):
         )
         return dataclasses.replace(found, accuracy=accuracy)
 
-    monkeypatch.setattr(train_module.evaluate, "report", graded)
+    monkeypatch.setattr(training_run.evaluate, "report", graded)
     changes = {
         "train.steps": SHORT,
         "train.checkpoint_every": 12,
@@ -563,13 +563,13 @@ def test_a_full_disk_of_one_process_is_a_failed_save_of_both(toy):
 SLOW_EXPORT = """
 import time
 import jax
-from toolrm_jax import train
-join, export = jax.distributed.initialize, train._export
+from toolrm_jax.training_run import TrainingRun
+join, export = jax.distributed.initialize, TrainingRun._export
 jax.distributed.initialize = lambda **given: join(**given, shutdown_timeout_seconds=2)
 def slow(*given):
     time.sleep(8)
     return export(*given)
-train._export = slow
+TrainingRun._export = slow
 """
 
 
@@ -594,10 +594,10 @@ def test_all_processes_wait_for_the_export_of_the_first(toy):
 
 NO_ROOM = """
 import errno
-from toolrm_jax import train
+from toolrm_jax.training_run import TrainingRun
 def full(*given):
     raise OSError(errno.ENOSPC, "No space left on device")
-train._export = full
+TrainingRun._export = full
 """
 
 
@@ -656,12 +656,12 @@ def test_processes_with_other_rows_are_refused(toy, tmp_path):
 # On a TPU VM of one host, JAX's own service takes the notice, from before there is a step.
 TOLD_AT_START = """
 import os, signal
-from toolrm_jax import train
-opened = train.open_pretrained
+from toolrm_jax import run_inputs
+opened = run_inputs.open_pretrained
 def told(source):
     os.kill(os.getpid(), signal.SIGTERM)
     return opened(source)
-train.open_pretrained = told
+run_inputs.open_pretrained = told
 """
 
 
