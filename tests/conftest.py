@@ -2,12 +2,14 @@
 
 import copy
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import jax
 import pytest
 from compilations import shared_compilations
+from launch_fakes import Fakes
 
 # No test asks a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -123,3 +125,16 @@ def small_disk(tmp_path):
         pytest.skip(f"no small file system can be mounted: {done.stderr.strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def fakes(tmp_path):
+    """Fakes of the clouds' commands (launch_fakes.py)."""
+    return Fakes(tmp_path / "fakes")
+
+
+@pytest.fixture
+def checkout() -> None:
+    """Skips where this is no checkout, whose last commit could be copied."""
+    if not (Path(__file__).parent.parent / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("no git checkout: setup copies a commit")
