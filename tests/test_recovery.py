@@ -1,8 +1,5 @@
-"""Runs that are killed, stopped, short of disk, or lose a process; and go on from there."""
+"""Runs that are killed, stopped, damaged, or lose a process; and go on from there."""
 
-import contextlib
-import dataclasses
-import io
 import json
 import os
 import random
@@ -12,46 +9,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tiny
-from processes import free_port
-from safetensors.numpy import load_file
+from training_processes import (
+    RUN,
+    STEPS,
+    TOLD,
+    assert_same_losses,
+    finish,
+    start,
+    start_two,
+    steps_logged,
+    stopped_at,
+    until,
+)
 
-from toolrm_jax import training_run
-from toolrm_jax.convert import to_hf
 from toolrm_jax.interruption import BROKEN_OFF, STOPPED
-from toolrm_jax.metrics_log import MetricsLog
-from toolrm_jax.train import train
-
-STEPS = 60
-# Of runs in this process: as in test_train, so that nothing is compiled anew.
-SHORT = 24
-RUN = {
-    "train.steps": STEPS,
-    "train.checkpoint_every": 2,
-    "train.eval_every": 20,
-    "train.eval_rows": 4,
-}
-# The ordinary command, in a process that writes down which rows it trains on, step by step.
-TOLD = """
-import os, sys, zlib
-import numpy as np
-from toolrm_jax import train, training_run
-workdir = os.path.abspath(sys.argv[sys.argv.index("--workdir") + 1])
-log = open(f"{workdir}.rows.{os.environ.get('JAX_PROCESS_ID', '0')}", "a")
-put = training_run.to_device
-def told(batches, mesh):
-    rows = [zlib.crc32(row.tobytes()) for micro in batches.tokens for row in np.asarray(micro)]
-    print(rows, file=log, flush=True)
-    return put(batches, mesh)
-training_run.to_device = told
-train.run()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -60,54 +37,6 @@ def whole(toy):
     began = time.monotonic()
     finish(start(toy, toy / "whole"))
     return toy / "whole", time.monotonic() - began
-
-
-def start(folder: Path, workdir: Path, program: str = TOLD, **changes) -> subprocess.Popen:
-    return tiny.start(tiny.command(folder, workdir, **RUN | changes), devices=2, program=program)
-
-
-def start_two(
-    folder: Path, workdir: Path, program: str = TOLD, **changes
-) -> list[subprocess.Popen]:
-    """The same run as two processes of one device each."""
-    coordinator = f"127.0.0.1:{free_port()}"
-    return [
-        tiny.start(
-            tiny.command(folder, workdir, **RUN | changes),
-            1,
-            program,
-            JAX_COORDINATOR_ADDRESS=coordinator,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(number),
-        )
-        for number in range(2)
-    ]
-
-
-def finish(process: subprocess.Popen, code: int = 0, timeout: float = 200) -> str:
-    """Waits for the process; its output."""
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
-    assert process.returncode == code, output
-    return output
-
-
-def until(happened: Callable[[], bool], process: subprocess.Popen, timeout: float = 120) -> bool:
-    """Waits for something to happen in a run; False if the run ended before."""
-    end = time.monotonic() + timeout
-    while process.poll() is None:
-        if happened():
-            return True
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.001)
-    return False
-
-
-def steps_logged(workdir: Path) -> int:
-    path = workdir / "metrics.jsonl"
-    return path.read_text().count('"split": "train"') if path.exists() else 0
 
 
 def is_saving(workdir: Path) -> bool:
@@ -242,13 +171,6 @@ def test_two_processes_agree_on_which_checkpoint_is_damaged(toy, whole):
 # --- Stopped --------------------------------------------------------------------------------------
 
 
-def stopped_at(output: str) -> int:
-    found = re.search(r"stopped after step (\d+), as asked; saved until step (\d+)\.", output)
-    assert found, output
-    assert found[1] == found[2]
-    return int(found[1])
-
-
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
@@ -354,11 +276,19 @@ def rows_trained_on_by_whole(workdir: Path) -> list[list[int]]:
     return [json.loads(line) for line in Path(f"{workdir}.rows.0").read_text().splitlines()]
 
 
-def assert_same_losses(workdir: Path, whole: Path) -> None:
-    """To rounding: sums over two processes are taken in another order."""
-    for mine, theirs in zip(tiny.metrics(workdir), tiny.metrics(whole), strict=True):
-        assert mine["step"] == theirs["step"]
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4, abs=1e-4)
+@pytest.mark.slow
+def test_a_process_that_holds_copies_alone_takes_part_in_saves(toy, whole):
+    """mesh.data across processes: each holds everything."""
+    workdir, mesh = toy / "copies", {"mesh.data": 2, "mesh.fsdp": 1}
+    os.environ["AT"] = "7"
+    try:
+        both = start_two(toy, workdir, TOLD_TO_STOP + TOLD, **mesh)
+        steps = {stopped_at(finish(process, STOPPED)) for process in both}
+    finally:
+        del os.environ["AT"]
+    assert len(steps) == 1
+    assert f"continuing at step {steps.pop()} from" in finish(start(toy, workdir))
+    assert_same_losses(workdir, whole[0])
 
 
 # --- Lost and hung --------------------------------------------------------------------------------
@@ -422,256 +352,3 @@ time.sleep(30)
     assert done.stdout == "compiled\n"
     assert "nothing has moved for 0.5 seconds in: step 2" in done.stderr
     assert "patient_minutes" in done.stderr
-
-
-# --- Saves ----------------------------------------------------------------------------------------
-
-
-def saved_steps(monkeypatch) -> list[int]:
-    """Of a run in this process, the steps at which it saves."""
-    steps: list[int] = []
-    save = training_run.Checkpoints.save
-
-    def noted(self, state, meta, score=None):
-        if int(state.step) not in steps:
-            steps.append(int(state.step))
-        save(self, state, meta, score)
-
-    monkeypatch.setattr(training_run.Checkpoints, "save", noted)
-    return steps
-
-
-def test_saves_by_minutes(toy, tmp_path, monkeypatch):
-    """Alone, at the first step after the time; each step takes a minute here."""
-    steps = saved_steps(monkeypatch)
-    clock = iter(range(0, 100_000, 60))
-    monkeypatch.setattr(training_run._SaveTimes, "now", staticmethod(lambda: next(clock)))
-    changes = {"train.steps": SHORT, "train.checkpoint_every": 0, "train.checkpoint_minutes": 3.5}
-    train(tiny.run_config(toy, **changes, **{"train.export": False}), tmp_path / "run")
-    assert steps[-1] == SHORT
-    assert 5 <= len(steps) - 1 <= 6
-
-
-def test_a_better_evaluation_is_saved_and_kept(toy, tmp_path, monkeypatch):
-    steps = saved_steps(monkeypatch)
-    accuracies = iter([0.5, 0.8, 0.7, 0.75])
-    report = training_run.evaluate.report
-
-    def graded(scores, eta):
-        found = report(scores, eta)
-        mean = next(accuracies, None)
-        accuracy = (
-            found.accuracy if mean is None else dataclasses.replace(found.accuracy, mean=mean)
-        )
-        return dataclasses.replace(found, accuracy=accuracy)
-
-    monkeypatch.setattr(training_run.evaluate, "report", graded)
-    changes = {
-        "train.steps": SHORT,
-        "train.checkpoint_every": 12,
-        "train.eval_every": 5,
-        "train.keep_checkpoints": 1,
-        "train.export": False,
-    }
-    console = io.StringIO()
-    with contextlib.redirect_stderr(console):
-        train(tiny.run_config(toy, **changes), tmp_path / "run")
-    assert steps == [5, 10, 12, 24]
-    kept = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert kept == [10, 24]
-    assert "best evaluation during training: accuracy 80.0 at step 10" in console.getvalue()
-    meta = json.loads((tmp_path / "run" / "checkpoints" / "10" / "meta" / "metadata").read_text())
-    assert meta["heldout"][0] == 0.8
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_disk_that_is_full_for_a_while_does_not_end_the_run(toy, small_disk, monkeypatch):
-    """Full from step 7 to step 12, of 24, where every second step is saved."""
-    workdir = toy / "full"
-    workdir.mkdir()
-    (workdir / "checkpoints").symlink_to(small_disk, target_is_directory=True)
-    filler, write = small_disk / "filler", MetricsLog.write
-
-    def write_and_fill(self, step, split, values):
-        write(self, step, split, values)
-        if (step, split) == (7, "train"):
-            time.sleep(1)  # the save of step 6
-            filler.write_bytes(bytes(shutil.disk_usage(small_disk).free))
-        if (step, split) == (12, "train"):
-            filler.unlink()
-
-    monkeypatch.setattr(MetricsLog, "write", write_and_fill)
-    console, changes = io.StringIO(), {"train.steps": SHORT, "train.export": False}
-    with contextlib.redirect_stderr(console):
-        train(tiny.run_config(toy, **RUN | changes), workdir)
-    said = console.getvalue()
-    failures = re.findall(r"error: step (\d+) could not be saved \((.*)\)\. Training goes on", said)
-    assert [int(step) for step, _ in failures] == [8, 10]
-    assert all("No space left on device" in error for _, error in failures)
-    assert "saved until step 6" in said
-    kept = sorted(path.name for path in small_disk.iterdir())
-    assert kept == ["20", "22", "24"]  # the best one, and the newest
-    lines = tiny.metrics(workdir, "checkpoint")
-    assert [(line["step"], line["failures"]) for line in lines] == [(8, 1), (10, 2)]
-
-
-# The writer of one process of two fails at step 4.
-FULL = """
-import errno, os
-import orbax.checkpoint as ocp
-save = ocp.StandardCheckpointHandler.async_save
-class Full:
-    def result(self):
-        raise OSError(errno.ENOSPC, "No space left on device")
-async def fails(self, directory, args):
-    futures = await save(self, directory, args=args)
-    here = os.environ["JAX_PROCESS_ID"] == "1" and "4.partial" in str(directory)
-    return futures + [Full()] if here else futures
-ocp.StandardCheckpointHandler.async_save = fails
-"""
-
-
-@pytest.mark.slow
-def test_a_process_that_holds_copies_alone_takes_part_in_saves(toy, whole):
-    """mesh.data across processes: each holds everything."""
-    workdir, mesh = toy / "copies", {"mesh.data": 2, "mesh.fsdp": 1}
-    os.environ["AT"] = "7"
-    try:
-        both = start_two(toy, workdir, TOLD_TO_STOP + TOLD, **mesh)
-        steps = {stopped_at(finish(process, STOPPED)) for process in both}
-    finally:
-        del os.environ["AT"]
-    assert len(steps) == 1
-    assert f"continuing at step {steps.pop()} from" in finish(start(toy, workdir))
-    assert_same_losses(workdir, whole[0])
-
-
-@pytest.mark.slow
-def test_a_full_disk_of_one_process_is_a_failed_save_of_both(toy):
-    workdir, changes = toy / "full-of-one", {"train.steps": 7, "train.keep_checkpoints": 9}
-    lead, other = start_two(toy, workdir, FULL + TOLD, **changes, **{"train.checkpoint_every": 2})
-    output = finish(lead)
-    finish(other)
-    assert "step 4 could not be saved (process 1: OSError: [Errno 28] No space left" in output
-    kept = sorted(path.name for path in (workdir / "checkpoints").iterdir())
-    assert kept == ["2", "6", "7"]
-
-
-# --- The end of a run of several processes --------------------------------------------------------
-
-# Process 0 takes longer to export than JAX lets the others wait for its exit.
-SLOW_EXPORT = """
-import time
-import jax
-from toolrm_jax.training_run import TrainingRun
-join, export = jax.distributed.initialize, TrainingRun._export
-jax.distributed.initialize = lambda **given: join(**given, shutdown_timeout_seconds=2)
-def slow(*given):
-    time.sleep(8)
-    return export(*given)
-TrainingRun._export = slow
-"""
-
-
-@pytest.mark.slow
-def test_all_processes_wait_for_the_export_of_the_first(toy):
-    """The weights of the export are those of the checkpoint, whichever process held them."""
-    workdir = toy / "slow-export"
-    both = start_two(toy, workdir, SLOW_EXPORT + TOLD, **{"train.steps": 4})
-    outputs = [finish(process) for process in both]
-    assert f"exported to {workdir / 'export'}" in outputs[0]
-    exported = load_file(workdir / "export" / "model.safetensors")
-    done = to_hf(str(workdir), toy / "converted").path
-    for name, tensor in load_file(done / "model.safetensors").items():
-        np.testing.assert_array_equal(exported[name], tensor)
-    alone = tiny.run_config(toy, **RUN | {"train.steps": 4})
-    train(alone, toy / "not-slow")
-    expected = load_file(toy / "not-slow" / "export" / "model.safetensors")
-    assert expected.keys() == exported.keys()
-    for name, tensor in expected.items():
-        np.testing.assert_allclose(exported[name], tensor, atol=1e-4)
-
-
-NO_ROOM = """
-import errno
-from toolrm_jax.training_run import TrainingRun
-def full(*given):
-    raise OSError(errno.ENOSPC, "No space left on device")
-TrainingRun._export = full
-"""
-
-
-@pytest.mark.slow
-def test_where_the_first_process_cannot_export_all_say_so(toy):
-    both = start_two(toy, toy / "no-room", NO_ROOM + TOLD, **{"train.steps": 4})
-    outputs = [finish(process, code=1) for process in both]
-    assert "error: [Errno 28] No space left on device" in outputs[0]
-    assert "error: Process 0 could not end the run: [Errno 28] No space left" in outputs[1]
-    assert "Traceback" not in outputs[1]
-
-
-# --- Starting -------------------------------------------------------------------------------------
-
-
-def test_a_workdir_that_the_processes_do_not_share_is_refused(toy):
-    address = f"127.0.0.1:{free_port()}"
-    both = [
-        tiny.start(
-            tiny.command(toy, toy / f"of-{number}", **RUN),
-            1,
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(number),
-        )
-        for number in range(2)
-    ]
-    outputs = [finish(process, code=1, timeout=60) for process in both]
-    assert (
-        f"--workdir={toy / 'of-0'}: what process 0 writes there, the processes [1] do not see"
-        in (outputs[0])
-    )
-    assert "Give a folder of a file system that all machines share" in outputs[1]
-    assert list((toy / "of-0").iterdir()) == []
-
-
-def test_processes_with_other_rows_are_refused(toy, tmp_path):
-    rows = [json.loads(line) for line in (toy / "train.jsonl").read_text().splitlines()]
-    other = tiny.write_lines(tmp_path / "train.jsonl", rows[::-1][:30])
-    address = f"127.0.0.1:{free_port()}"
-    both = [
-        tiny.start(
-            tiny.command(toy, toy / "differing", **RUN | changes),
-            1,
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(number),
-        )
-        for number, changes in enumerate(({}, {"data.train": str(other)}))
-    ]
-    for process in both:
-        output = finish(process, code=1, timeout=100)
-        assert "error: The processes [1] have other fields, another model, or other rows" in output
-
-
-# On a TPU VM of one host, JAX's own service takes the notice, from before there is a step.
-TOLD_AT_START = """
-import os, signal
-from toolrm_jax import run_inputs
-opened = run_inputs.open_pretrained
-def told(source):
-    os.kill(os.getpid(), signal.SIGTERM)
-    return opened(source)
-run_inputs.open_pretrained = told
-"""
-
-
-def test_sigterm_while_one_joined_process_starts_stops_it_after_a_step(toy):
-    process = tiny.start(
-        tiny.command(toy, toy / "early", **RUN),
-        1,
-        TOLD_AT_START + TOLD,
-        JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{free_port()}",
-        JAX_NUM_PROCESSES="1",
-        JAX_PROCESS_ID="0",
-    )
-    assert stopped_at(finish(process, STOPPED)) < STEPS / 2
