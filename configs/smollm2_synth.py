@@ -1,9 +1,9 @@
 """The first layers of SmolLM2-135M on synthesised pairs, with nothing from BFCL among them.
 
-    python -m toolrm_jax.synth --config configs/synth/local.py:DATA --workdir runs/pairs \
+    python -m toolrm_jax.synth --config configs/synth/local.py:DATA --workdir runs/pairs \\
         --config.longest_prompt=3500 --config.selection.wrong_per_prompt=4
-    python -m toolrm_jax.train --config configs/smollm2_synth.py --workdir runs/synth \
-        --config.data.train=runs/pairs/dataset/array_record \
+    python -m toolrm_jax.train --config configs/smollm2_synth.py --workdir runs/synth \\
+        --config.data.train=runs/pairs/dataset/array_record \\
         --config.data.heldout=FILE
 
 On 2 CPU cores 10,000 pairs take about half an hour, 100,000 some hours; a run that is stopped goes

@@ -26,7 +26,8 @@
 # TOOLRM_PYTHON is the Python with toolrm_jax[cuda] (for gs:// [cuda,gcs]), the same path on all nodes; default .venv of
 # this repository. HF_TOKEN is taken from the environment that submits.
 #
-# Predicted (toolrm_jax.plan, configs/14b.py on h100:2x8): 29.8 of 72.8 GiB a GPU; 0.39 to 0.56 hours an epoch of 180,000 pairs, 128,700 to 89,700 tokens/s.
+# Predicted (toolrm_jax.plan, configs/14b.py on h100:2x8): 29.8 of 72.8 GiB a GPU; 0.39 to 0.56
+# hours an epoch of 180,000 pairs, 128,700 to 89,700 tokens/s.
 #
 # example: launch/slurm.sh --workdir /shared/rm-14b --partition h100 --dry-run \
 #   -- --config.data.train=/shared/train.jsonl --config.data.heldout=/shared/heldout.jsonl

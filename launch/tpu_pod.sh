@@ -5,7 +5,8 @@
 #
 #   up       create, setup, run and watch; where the slice is preempted, all of it again
 #   create   asks for the slice and waits for it; does nothing if it exists
-#   setup    copies this repository's last commit to every host and installs it there
+#   setup    copies this repository's last commit to every host and installs it there; leaves a
+#            host as it is where training runs
 #   run      starts training on every host, in the background; does nothing where it runs
 #   watch    waits until training has ended (exit status: that of the training)
 #   logs     follows the first host's log; Ctrl-C ends the following, not the training
@@ -33,7 +34,8 @@
 # HF_TOKEN, where it is set here, is copied to the hosts as a file that only its owner reads; it
 # stands in no command line and no log. Data and weights may be gs:// paths.
 #
-# Predicted (toolrm_jax.plan, configs/14b.py on v5p:2x2x4): 36.0 of 95 GiB a chip; 0.76 to 1.17 hours an epoch of 180,000 pairs, 65,900 to 42,700 tokens/s.
+# Predicted (toolrm_jax.plan, configs/14b.py on v5p:2x2x4): 36.0 of 95 GiB a chip; 0.76 to 1.17
+# hours an epoch of 180,000 pairs, 65,900 to 42,700 tokens/s.
 #
 # example: launch/tpu_pod.sh up --name rm --zone us-east5-a --spot --workdir gs://b/rm \
 #   -- --config.data.train=gs://b/train.jsonl --config.data.heldout=gs://b/heldout.jsonl

@@ -14,6 +14,19 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def joined(count: int) -> list[dict[str, str]]:
+    """The environment of each process of a run of so many, on this machine."""
+    address = f"127.0.0.1:{free_port()}"
+    return [
+        {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(number),
+        }
+        for number in range(count)
+    ]
+
+
 def without_torch() -> dict[str, str]:
     """Variables of a process that finds the package, and no torch: that is of tests alone, users
     need not have it, and where it is there it takes nearly half of a command's start."""

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import tiny
 from fake_gcs import FakeGcs
-from processes import free_port
+from processes import joined
 
 from toolrm_jax.assets import AssetError
 from toolrm_jax.convert import from_hf, to_hf
@@ -115,16 +115,8 @@ def test_what_is_without_its_marker_is_not_there(toy, store):
 
 @pytest.mark.slow
 def test_two_processes_share_a_workdir_at_a_store(toy, store):
-    coordinator = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    started = [
-        tiny.start(
-            tiny.command(toy, "gs://bucket/runs/2", **AT_GCS),
-            devices=2,
-            **coordinator,
-            JAX_PROCESS_ID=str(number),
-        )
-        for number in range(2)
-    ]
+    command = tiny.command(toy, "gs://bucket/runs/2", **AT_GCS)
+    started = [tiny.start(command, devices=2, **each) for each in joined(2)]
     outputs = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n\n".join(outputs)
     stored, local = (

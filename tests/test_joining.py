@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import tiny
-from processes import free_port
+from processes import joined
 from safetensors.numpy import load_file
 from training_processes import RUN, STEPS, TOLD, finish, start_two, stopped_at
 
@@ -17,22 +17,13 @@ from toolrm_jax.train import train
 
 
 def test_a_workdir_that_the_processes_do_not_share_is_refused(toy):
-    address = f"127.0.0.1:{free_port()}"
     both = [
-        tiny.start(
-            tiny.command(toy, toy / f"of-{number}", **RUN),
-            1,
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(number),
-        )
-        for number in range(2)
+        tiny.start(tiny.command(toy, toy / f"of-{number}", **RUN), 1, **each)
+        for number, each in enumerate(joined(2))
     ]
     outputs = [finish(process, code=1, timeout=60) for process in both]
-    assert (
-        f"--workdir={toy / 'of-0'}: what process 0 writes there, the processes [1] do not see"
-        in (outputs[0])
-    )
+    blind = "what process 0 writes there, the processes [1] do not see"
+    assert f"--workdir={toy / 'of-0'}: {blind}" in outputs[0]
     assert "Give a folder of a file system that all machines share" in outputs[1]
     assert list((toy / "of-0").iterdir()) == []
 
@@ -40,16 +31,10 @@ def test_a_workdir_that_the_processes_do_not_share_is_refused(toy):
 def test_processes_with_other_rows_are_refused(toy, tmp_path):
     rows = [json.loads(line) for line in (toy / "train.jsonl").read_text().splitlines()]
     other = tiny.write_lines(tmp_path / "train.jsonl", rows[::-1][:30])
-    address = f"127.0.0.1:{free_port()}"
+    sides = ({}, {"data.train": str(other)})
     both = [
-        tiny.start(
-            tiny.command(toy, toy / "differing", **RUN | changes),
-            1,
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(number),
-        )
-        for number, changes in enumerate(({}, {"data.train": str(other)}))
+        tiny.start(tiny.command(toy, toy / "differing", **RUN | changes), 1, **each)
+        for changes, each in zip(sides, joined(2), strict=True)
     ]
     for process in both:
         output = finish(process, code=1, timeout=100)
@@ -69,14 +54,8 @@ run_inputs.open_pretrained = told
 
 
 def test_sigterm_while_one_joined_process_starts_stops_it_after_a_step(toy):
-    process = tiny.start(
-        tiny.command(toy, toy / "early", **RUN),
-        1,
-        TOLD_AT_START + TOLD,
-        JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{free_port()}",
-        JAX_NUM_PROCESSES="1",
-        JAX_PROCESS_ID="0",
-    )
+    (alone,) = joined(1)
+    process = tiny.start(tiny.command(toy, toy / "early", **RUN), 1, TOLD_AT_START + TOLD, **alone)
     assert stopped_at(finish(process, STOPPED)) < STEPS / 2
 
 

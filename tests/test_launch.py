@@ -3,6 +3,7 @@
 A dry run must call no command of a cloud. Each cloud's script has a file of its own.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -41,10 +42,34 @@ def test_help_names_every_option_and_nothing_else(fakes, script):
     assert fakes.calls() == []
 
 
-@pytest.mark.parametrize("name", ["tpu_pod.sh", "gke.sh", "jobset.yaml", "slurm.sh", "Dockerfile"])
+PREDICTED = {
+    "tpu_pod.sh": ["v5p:2x2x4"],
+    "gke.sh": ["v5p:2x2x4"],
+    "jobset.yaml": ["v5p:2x2x4"],
+    "slurm.sh": ["h100:2x8"],
+    "Dockerfile": ["v5p:2x2x4", "h100:2x8"],
+}
+
+
+@pytest.mark.parametrize("name", PREDICTED)
 def test_headers_say_what_the_planner_predicts(name):
-    lines = (LAUNCH / name).read_text().splitlines()
-    assert sum(line.startswith("# Predicted (toolrm_jax.plan, ") for line in lines) == 1
+    plans = json.loads((tiny.ROOT / "docs" / "plans.json").read_text())
+    text = " ".join(line.removeprefix("# ") for line in (LAUNCH / name).read_text().splitlines())
+    (header,) = re.findall(
+        r"Predicted \(toolrm_jax\.plan, configs/14b\.py on .*?: .*?\.(?=\s|$)", text
+    )
+    for topology in PREDICTED[name]:
+        plan = plans[f"14b {topology}"]
+        low, high = (plan[bound]["hours_per_epoch"] for bound in ("overlapped", "serial"))
+        assert topology in header
+        assert f"{low:.2f} to {high:.2f}" in header
+        if name != "Dockerfile":
+            memory = plan["memory"]
+            assert f"{memory['peak'] / 2**30:.1f} of {memory['usable'] / 2**30:.3g} GiB" in header
+            fast, slow = (
+                round(plan[bound]["tokens_per_second"], -2) for bound in ("overlapped", "serial")
+            )
+            assert f"{fast:,.0f} to {slow:,.0f} tokens/s" in header
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny
-from test_multiprocess import free_port
+from processes import free_port
 
 from benchmarks.convert import RandomTensors, sized, tiny_tokenizer
 from benchmarks.peak_memory import measure

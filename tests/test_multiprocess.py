@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from processes import free_port
+from processes import joined
 from safetensors.numpy import load_file
 
 from toolrm_jax.train import train
@@ -41,18 +41,8 @@ def run_together(
     folder: Path, name: str, processes: int, devices: int, **changes
 ) -> list[list[list[str]]]:
     """Runs the command as several processes; what each told, as tab-separated fields."""
-    coordinator = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"}
-    started = [
-        tiny.start(
-            tiny.command(folder, folder / name, **changes),
-            devices,
-            WATCHED,
-            **coordinator,
-            JAX_NUM_PROCESSES=str(processes),
-            JAX_PROCESS_ID=str(number),
-        )
-        for number in range(processes)
-    ]
+    command = tiny.command(folder, folder / name, **changes)
+    started = [tiny.start(command, devices, WATCHED, **each) for each in joined(processes)]
     outputs = []
     try:
         for process in started:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from processes import free_port
+from processes import joined
 
 STEPS = 60
 RUN = {
@@ -47,18 +47,8 @@ def start_two(
     folder: Path, workdir: Path, program: str = TOLD, **changes
 ) -> list[subprocess.Popen]:
     """The same run as two processes of one device each."""
-    coordinator = f"127.0.0.1:{free_port()}"
-    return [
-        tiny.start(
-            tiny.command(folder, workdir, **RUN | changes),
-            1,
-            program,
-            JAX_COORDINATOR_ADDRESS=coordinator,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(number),
-        )
-        for number in range(2)
-    ]
+    command = tiny.command(folder, workdir, **RUN | changes)
+    return [tiny.start(command, 1, program, **each) for each in joined(2)]
 
 
 def finish(process: subprocess.Popen, code: int = 0, timeout: float = 200) -> str:

@@ -21,7 +21,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -44,8 +43,9 @@ from toolrm_jax.checkpoint_files import (
     share,
 )
 from toolrm_jax.errors import InputError
+from toolrm_jax.files import write_durably
 from toolrm_jax.model_config import ModelConfig, Rope
-from toolrm_jax.paths import absolute
+from toolrm_jax.paths import absolute, is_remote
 from toolrm_jax.processes import Exchange
 from toolrm_jax.train_step import TrainState
 
@@ -107,7 +107,7 @@ class Checkpoints:
 
     def _incomplete(self) -> list[epath.Path]:
         paths = list(self.folder.glob("*.partial"))
-        if _is_bucket(self.folder):
+        if is_remote(self.folder):
             steps = [self.folder / str(step) for step in self._on_disk()]
             paths += [path for path in steps if not (path / LISTING).exists()]
         return paths
@@ -180,7 +180,7 @@ class Checkpoints:
 
     def _partial(self, step: int) -> epath.Path:
         """Where a checkpoint is written. A bucket cannot rename: there, files.json makes it one."""
-        return self.folder / (str(step) if _is_bucket(self.folder) else f"{step}.partial")
+        return self.folder / (str(step) if is_remote(self.folder) else f"{step}.partial")
 
     def _prepare(self, partial: epath.Path) -> None:
         self._remove_incomplete()
@@ -241,10 +241,10 @@ class Checkpoints:
         """Process 0: joins the parts, writes what describes them, and gives the folder its name."""
         partial, final = self._partial(step), self.folder / str(step)
         self._handler.finalize(partial / "state")
-        _write_durably(partial / _META, json.dumps(meta))
+        write_durably(partial / _META, json.dumps(meta))
         rest = [p for p in files_below(partial) if p.relative_to(partial).as_posix() not in files]
         files |= describe(rest, partial, self._checksums)
-        _write_durably(partial / LISTING, listing(files, step=step, score=score))
+        write_durably(partial / LISTING, listing(files, step=step, score=score))
         if partial != final:
             self._discard(step)  # a damaged one that this one replaces
             partial.rename(final)
@@ -268,7 +268,7 @@ class Checkpoints:
         path = self.folder / str(step)
         if not path.exists():
             return
-        if not _is_bucket(path):
+        if not is_remote(path):
             path = path.rename(self.folder / f"{step}.removed.partial")
         else:
             (path / LISTING).unlink(missing_ok=True)
@@ -425,19 +425,6 @@ def _by_process(number: int, problem: str) -> str:
 
 def _is_lead() -> bool:
     return jax.process_index() == 0
-
-
-def _is_bucket(path: epath.Path) -> bool:
-    return "://" in str(path)
-
-
-def _write_durably(path: epath.Path, text: str) -> None:
-    """On the disk before the folder gets its name, as the arrays are."""
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        if not _is_bucket(path):
-            os.fsync(file.fileno())
 
 
 def config_to_json(config: ModelConfig) -> dict[str, Any]:

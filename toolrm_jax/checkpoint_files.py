@@ -37,6 +37,11 @@ def files_below(folder: epath.Path) -> list[epath.Path]:
     return found
 
 
+def by_name(root: epath.Path) -> dict[str, epath.Path]:
+    """The same files by their path from `root`, in order."""
+    return {path.relative_to(root).as_posix(): path for path in files_below(root)}
+
+
 def describe(paths: Sequence[epath.Path], root: epath.Path, sums: bool) -> dict[str, Entry]:
     """The size and, if wanted, the checksum of files, by their path from `root`."""
     names = [path.relative_to(root).as_posix() for path in paths]

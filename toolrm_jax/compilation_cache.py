@@ -7,10 +7,11 @@ use_compilation_cache("gs://b/cache")   # for all machines of a pod together
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+
+from toolrm_jax.paths import cache_folder, is_remote
 
 NONE = "none"
 
@@ -19,16 +20,15 @@ def use_compilation_cache(
     folder: str | os.PathLike[str] | None = None, default: str | os.PathLike[str] | None = None
 ) -> None:
     """Keeps compiled programs in `folder` ("none": not at all), or where JAX is already told to
-    (JAX_COMPILATION_CACHE_DIR), or in `default`, or in $TOOLRM_CACHE_DIR, or in
+    (JAX_COMPILATION_CACHE_DIR), or in `default`, or in $TOOLRM_CACHE_DIR/compiled, or in
     ~/.cache/toolrm_jax/compiled."""
     if folder == NONE:
         jax.config.update("jax_compilation_cache_dir", None)
         return
     told = jax.config.values["jax_compilation_cache_dir"]
-    default = told or default or os.environ.get("TOOLRM_CACHE_DIR")
-    chosen = os.fspath(folder or default or Path.home() / ".cache/toolrm_jax/compiled")
+    chosen = os.fspath(folder or told or default or cache_folder("compiled"))
     jax.config.update("jax_compilation_cache_dir", chosen)
-    if "://" in chosen:  # XLA's own caches, on GPUs, would be put into a local folder "gs:"
+    if is_remote(chosen):  # XLA's own caches, on GPUs, would be put into a local folder "gs:"
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 

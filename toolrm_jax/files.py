@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from etils import epath
+
 from toolrm_jax.paths import as_path, is_remote
 
 
@@ -28,6 +30,16 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         return
     with _renamed(Path(path)) as partial:
         partial.write_bytes(content)
+
+
+def write_durably(path: epath.Path | Path, text: str) -> None:
+    """Writes a small file, in a folder that gets its name later, and waits until the disk has it (a
+    store has an object once it is closed)."""
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        if not is_remote(path):
+            os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from toolrm_jax.files import write_durably
 from toolrm_jax.model import Params, abstract_params
 from toolrm_jax.model_config import ModelConfig, UnsupportedModel
 from toolrm_jax.output_folder import new_folder
@@ -34,7 +35,6 @@ from toolrm_jax.safetensors_folder import (
     DEFAULT_SHARD_BYTES,
     SafetensorsFolder,
     read_json,
-    write_durably,
     write_safetensors,
 )
 from toolrm_jax.tensors import DTYPES, CheckpointError, Spec, Tensors, by_rows

@@ -34,10 +34,11 @@ from tqdm import tqdm
 
 from toolrm_jax.checkpoint import config_from_json, config_to_json
 from toolrm_jax.checkpoint_files import DamagedError, refuse_incomplete
+from toolrm_jax.files import write_durably
 from toolrm_jax.huggingface import Entry, RewardTensors, Source, entries, placed, refuse_misfits
 from toolrm_jax.model_config import ModelConfig
 from toolrm_jax.paths import absolute, is_remote
-from toolrm_jax.safetensors_folder import read_json, refuse, write_durably
+from toolrm_jax.safetensors_folder import read_json, refuse
 from toolrm_jax.tensors import DTYPES, CheckpointError, Spec, Tensors, piece_rows, transfer
 
 logger = logging.getLogger(__name__)

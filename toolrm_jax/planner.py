@@ -49,6 +49,9 @@ class PlanError(InputError, ValueError):
     """A plan that cannot be made; the message says why."""
 
 
+TRAINING, SCORING = "training step", "scoring batch"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Program:
     """What is to be compiled, and what its arguments are in memory."""
@@ -57,7 +60,7 @@ class _Program:
     mesh: jax.sharding.Mesh
     rows: dict[str, int]
     parts: dict[str, float]  # bytes of a chip
-    passes: int  # forward passes that the useful work is worth: 3 with gradients
+    what: str  # TRAINING or SCORING
 
     @property
     def tokens(self) -> int:
@@ -86,7 +89,7 @@ def make_plan(
     began = time.perf_counter()
     compiled, refusal = _compile(program.lowered)
     plan = Plan(
-        what="training step" if program.passes == 3 else "scoring batch",
+        what=program.what,
         config=name,
         source=config.model.source,
         parameters=model.num_parameters,
@@ -108,7 +111,8 @@ def make_plan(
     line = roofline(costs, topology, devices)
 
     def speed(seconds: float):
-        useful = program.passes * model.flops_per_token(workload.keys_per_token)
+        passes = 3 if program.what == TRAINING else 1  # backward counts for two
+        useful = passes * model.flops_per_token(workload.keys_per_token)
         peak = topology.chip.peak_flops
         return bound(seconds, program.tokens, useful, peak, plan.chips, workload, price)
 
@@ -153,11 +157,11 @@ def _training_program(config: ConfigDict, topology: Topology, model: ModelConfig
         batch = _abstract_batch(batches.micro_batches, batches.rows(shape), shape, mesh)
         lowered = step.lower(state, batch)
     rows = _rows(shape, batches.rows(shape), batches.micro_batches)
-    return _Program(lowered, mesh, rows, _state_bytes(state), passes=3)
+    return _Program(lowered, mesh, rows, _state_bytes(state), TRAINING)
 
 
 def _scoring_program(config: ConfigDict, topology: Topology, model: ModelConfig) -> _Program:
-    # A scorer uses the chips of one host: what is planned is one copy of it.
+    # A scorer uses the chips of one host: what is planned is one scorer.
     host = topology.devices[: topology.chip.chips_per_node or 4]
     mesh = make_inference_mesh(
         model.width, 2 * model.num_parameters, host, topology.chip.usable_bytes
@@ -178,7 +182,7 @@ def _scoring_program(config: ConfigDict, topology: Topology, model: ModelConfig)
             empty_batch(rows, shape),
         )
         lowered = score.lower(params, batch)
-    return _Program(lowered, mesh, _rows(shape, rows, 1), {"weights": _bytes(params)}, passes=1)
+    return _Program(lowered, mesh, _rows(shape, rows, 1), {"weights": _bytes(params)}, SCORING)
 
 
 def _rows(shape: RowShape, rows: int, micro_batches: int) -> dict[str, int]:
@@ -260,7 +264,7 @@ def _memory(
         + stats.generated_code_size_in_bytes
     )
     parts = dict(program.parts)
-    if program.passes == 3:
+    if program.what == TRAINING:
         parts["kept activations"] = costs.kept_bytes
     parts["other"] = peak - sum(parts.values())
     return Memory(float(peak), topology.chip.usable_bytes, parts)
@@ -302,9 +306,6 @@ def sweep(
     for variant in variants(config, topology):
         try:
             plan = make_plan(variant, topology, workload=workload, price=price, name=name)
-        except MeshError as error:
-            say(f"left out: {error}")
-            continue
         except InputError as error:
             if not isinstance(error.__cause__, MeshError):
                 raise

@@ -125,17 +125,21 @@ class Renderer:
             )
         catalogue = _wrapped_tools(tools)
         turns = [checked_message(message, i) for i, message in enumerate(messages)]
-        answers = [assistant_turn(response, tools, raw=self.raw) for response in responses]
-        first = self._apply([*turns, answers[0]], catalogue)
-        if len(first) * len(answers) > _MOST_CHARACTERS:
+        # Each when it is its turn: an over-long first one ends it all.
+        whole = (
+            self._apply([*turns, assistant_turn(response, tools, raw=self.raw)], catalogue)
+            for response in responses
+        )
+        first = next(whole)
+        if len(first) * len(responses) > _MOST_CHARACTERS:
             raise RenderError(
-                f"{len(answers)} responses to a conversation of {len(first):,} characters: at most "
-                f"{_MOST_CHARACTERS:,} are rendered together. Ask for fewer responses at a time."
+                f"{len(responses)} responses to a conversation of {len(first):,} characters: at "
+                f"most {_MOST_CHARACTERS:,} are rendered together. Ask for fewer at a time."
             )
         texts = _Texts(self, first, max_tokens)
-        for answer in answers[1:]:
-            texts.add(self._apply([*turns, answer], catalogue))
-        if len(answers) > 1:
+        for text in whole:
+            texts.add(text)
+        if len(responses) > 1:
             return texts.rendered()
         # A single response leaves nothing to compare with but the prompt alone.
         texts.add(self._up_to_answer(turns, catalogue, first), is_response=False)

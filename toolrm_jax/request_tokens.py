@@ -16,26 +16,30 @@ the policy's to say, and always reported:
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from toolrm_jax.examples import Message
+from toolrm_jax.literals import read_json
 from toolrm_jax.rendering import Rendered, Renderer, RenderError, TooManyTokens
 from toolrm_jax.schema import ToolSchemaError, normalize_tools
-from toolrm_jax.score_request import Rejected, Request, RequestError, id_of, request_of
+from toolrm_jax.score_request import (
+    BAD_TOOL,
+    CANNOT_RENDER,
+    NO_REQUEST,
+    NOT_JSON,
+    OVER_LONG,
+    Rejected,
+    Request,
+    RequestError,
+    id_or_none,
+    request_of,
+)
 
 OverLong = Literal["reject", "drop-oldest-turns"]
 POLICIES: tuple[str, ...] = get_args(OverLong)
-
-# Why something is not scored.
-NOT_JSON = "not JSON"
-NO_REQUEST = "not a request"
-BAD_TOOL = "bad tool"
-CANNOT_RENDER = "cannot be rendered"
-OVER_LONG = "over-long"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,20 +166,9 @@ class LineTokenizer:
         number, row = numbered
         if isinstance(row, bytes):
             try:
-                row = json.loads(row.decode("utf-8"), parse_constant=_no_constant)
+                row = read_json(row.decode("utf-8"))
             except UnicodeDecodeError as error:
                 return Line(number, None, Rejected(NOT_JSON, f"it is not UTF-8: {error}"))
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 return Line(number, None, Rejected(NOT_JSON, str(error)))
-        return Line(number, _id_of(row), self.tokenize(row))
-
-
-def _id_of(row: Any) -> str | int | None:
-    try:
-        return id_of(row) if isinstance(row, dict) else None
-    except RequestError:  # the row is rejected for it
-        return None
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+        return Line(number, id_or_none(row), self.tokenize(row))

@@ -32,9 +32,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from toolrm_jax.errors import InputError
-from toolrm_jax.request_tokens import CANNOT_RENDER
 from toolrm_jax.reward_batcher import RewardBatcher
 from toolrm_jax.reward_client import bearer_token
+from toolrm_jax.score_request import BODY_TOO_BIG, CANNOT_RENDER
 from toolrm_jax.scorer import Scorer
 from toolrm_jax.serve_metrics import CONTENT_TYPE, ServeMetrics
 from toolrm_jax.text_tokens import TextTokenizer
@@ -347,7 +347,7 @@ def _authorised(scope: Scope, token: str) -> bool:
 
 
 def _too_big(size: int, most: int) -> WireError:
-    return WireError(413, "body too big", f"{size} bytes or more; at most {most} are read")
+    return WireError(413, BODY_TOO_BIG, f"{size} bytes or more; at most {most} are read")
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from toolrm_jax.score_request import Rejected
+from toolrm_jax.score_request import TOO_MANY_TOKENS, Rejected
 from toolrm_jax.scorer import SequenceScores
 from toolrm_jax.wire_formats import WireError
 
@@ -145,7 +145,7 @@ class RewardBatcher:
         if self._closing:
             raise WireError(503, "shutting down", "the server accepts nothing more")
         if tokens > most:
-            raise WireError(413, "too many tokens", f"{tokens} tokens; at most {most} a request")
+            raise WireError(413, TOO_MANY_TOKENS, f"{tokens} tokens; at most {most} a request")
         if load + tokens > most:
             raise WireError(
                 429,

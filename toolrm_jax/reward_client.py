@@ -30,12 +30,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from toolrm_jax.errors import InputError
-from toolrm_jax.score_request import Rejected
+from toolrm_jax.score_request import BODY_TOO_BIG, NOT_JSON, Rejected
 
 TOKEN_VARIABLE = "TOOLRM_SERVE_TOKEN"
-NOT_JSON = "not JSON"
-
-BODY_TOO_BIG = "body too big"
 
 _OTHER_FORM = "refused"
 _TOO_LARGE = (413, 422)

@@ -30,8 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from toolrm_jax.completions import Completion, CompletionError, Kind, read_completion
 from toolrm_jax.errors import InputError
-from toolrm_jax.reward_client import BODY_TOO_BIG
-from toolrm_jax.score_request import Rejected
+from toolrm_jax.score_request import BODY_TOO_BIG, OVER_LONG, TOO_MANY_TOKENS, Rejected
 
 if TYPE_CHECKING:  # it imports JAX, which a trainer over HTTP does without
     from toolrm_jax.scorer import Scorer
@@ -39,7 +38,7 @@ if TYPE_CHECKING:  # it imports JAX, which a trainer over HTTP does without
 Value = float | None | Literal["score"]
 
 # The scorer's and the server's reasons; the server measures tokens and bytes of whole requests too.
-_OVER_LONG = ("over-long", "too many tokens", BODY_TOO_BIG)
+_OVER_LONG = (OVER_LONG, TOO_MANY_TOKENS, BODY_TOO_BIG)
 _FIELDS: tuple[Kind, ...] = ("over_long", "truncated", "empty", "unparseable", "unscorable")
 _NEVER_SCORED = ("over_long", "unscorable")
 

@@ -27,6 +27,7 @@ import zstandard
 from etils import epath
 from tqdm import tqdm
 
+from toolrm_jax.checkpoint_files import by_name
 from toolrm_jax.errors import InputError
 from toolrm_jax.paths import PathError, as_path, is_remote
 from toolrm_jax.score_request import without_nulls
@@ -58,7 +59,8 @@ class Rows:
         raise NotImplementedError
 
     def count(self) -> int | None:
-        """How many rows there are, where that can be found out cheaply."""
+        """How many rows there are, or None where nobody knows before the end; what is damaged is
+        found."""
         return None
 
     def digest(self) -> str:
@@ -236,7 +238,7 @@ class HubRows(Rows):
         """The files of a local folder by their names in it; hidden ones are not data."""
         if self._folder is None:
             return []
-        found = files_below(self._folder).items()
+        found = by_name(self._folder).items()
         return [pair for pair in found if not re.search(r"(^|/)\.", pair[0])]
 
     def _newest_commit(self) -> str | None:
@@ -318,18 +320,6 @@ def file_digest(name: str | os.PathLike[str]) -> str:
             digest.update(block)
             bar.update(len(block))
     return digest.hexdigest()[:16]
-
-
-def files_below(folder: epath.Path) -> dict[str, epath.Path]:
-    """The files of a folder and those in it, by name from there, in order."""
-    found: dict[str, epath.Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            below = files_below(path)
-            found |= {f"{path.name}/{name}": file for name, file in below.items()}
-        else:
-            found[path.name] = path
-    return found
 
 
 def _file_state(path: epath.Path) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
+from toolrm_jax.files import write_durably
 from toolrm_jax.paths import ShortFile, as_path, is_remote, read_range
 from toolrm_jax.tensors import DTYPES, CheckpointError, Spec, Tensors, transfer
 
@@ -338,11 +339,3 @@ def _write_from(descriptor: int, data: np.ndarray, offset: int) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(descriptor, data[done:].data, offset + done)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Writes a small file and waits until the disk has it."""
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -31,6 +31,7 @@ from etils import epath
 from tqdm import tqdm
 
 from toolrm_jax.ahead import OrderedPool
+from toolrm_jax.checkpoint_files import by_name
 from toolrm_jax.job_files import (
     JobError,
     JobFiles,
@@ -42,7 +43,7 @@ from toolrm_jax.job_files import (
 )
 from toolrm_jax.orbax_folder import TOKENIZER, open_orbax
 from toolrm_jax.request_tokens import Line, LineTokenizer
-from toolrm_jax.row_source import NumberedRow, Rows, file_digest, files_below
+from toolrm_jax.row_source import NumberedRow, Rows, file_digest
 from toolrm_jax.score_plan import Work
 from toolrm_jax.score_request import Rejected
 from toolrm_jax.scorer import Scored, Scorer
@@ -136,10 +137,10 @@ def model_digest(path: str | Path) -> str:
     elif (root / "config.json").exists():
         files = {p.name: p for p in root.iterdir() if p.suffix in _MODEL_FILES and p.is_file()}
     else:
-        files = files_below(root)
+        files = by_name(root)
         tokenizer = open_orbax(root).tokenizer
         if tokenizer is not None:
-            below = files_below(epath.Path(tokenizer))
+            below = by_name(epath.Path(tokenizer))
             files |= {f"{TOKENIZER}/{name}": file for name, file in below.items()}
     names = sorted(f"{name} {file_digest(file)}" for name, file in files.items())
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
@@ -193,7 +194,8 @@ def run(
         _begin(files, job)
         reader = _ChunkReader(rows, files, chunk_rows, shard)
         pool = OrderedPool(_Numbered(LineTokenizer(scorer.tokenize)), workers)
-        progress = _Progress(reader)
+        total = rows.count()  # to the end: what is damaged is refused before anything is scored
+        progress = _Progress(reader, total)
         try:
             _score(scorer, reader, pool, files, progress)
         finally:
@@ -318,8 +320,7 @@ def shortest(reward: np.float32) -> float:
 class _Progress:
     """The bar: rows done, responses/s, tokens/s, what sharing saved, padding, time left."""
 
-    def __init__(self, reader: _ChunkReader):
-        rows = reader.rows.count()
+    def __init__(self, reader: _ChunkReader, rows: int | None):
         total = reader.rows_of(reader.mine(rows), rows) if rows is not None else None
         mine = [k for k in reader.committed if reader.is_mine(k)]
         done = reader.rows_of(mine, rows) if rows is not None else len(mine) * reader.chunk_rows

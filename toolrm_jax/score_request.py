@@ -14,16 +14,27 @@ absent. A row's name is its "id", or else its "test_id": text or a whole number.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Message, Response, Tool
+from toolrm_jax.literals import read_json
 
 
 class RequestError(InputError, ValueError):
     """A row that is no request; the message says what was found and what was expected."""
+
+
+# Why something is not scored.
+NOT_JSON = "not JSON"
+NO_REQUEST = "not a request"
+BAD_TOOL = "bad tool"
+CANNOT_RENDER = "cannot be rendered"
+OVER_LONG = "over-long"
+# A whole request of a server's client.
+TOO_MANY_TOKENS = "too many tokens"
+BODY_TOO_BIG = "body too big"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +98,14 @@ def id_of(row: dict[str, Any]) -> str | int | None:
     raise RequestError(f"id: expected text or a whole number, found {_short(name)}")
 
 
+def id_or_none(row: Any) -> str | int | None:
+    """The name that a row gives itself; what is no name is not given back."""
+    try:
+        return id_of(row) if isinstance(row, dict) else None
+    except RequestError:  # the row is rejected for it
+        return None
+
+
 def without_nulls(value: Any) -> Any:
     """The value without the fields that are null: Arrow gives every object of a column all fields
     that any of them has."""
@@ -110,8 +129,8 @@ def _read(value: Any, name: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value) if value.strip() else []
-    except (ValueError, RecursionError) as error:
+        return read_json(value) if value.strip() else []
+    except ValueError as error:
         raise RequestError(f"{name}: expected a list or its JSON text, found {error}") from None
 
 

@@ -38,9 +38,9 @@ from toolrm_jax.errors import InputError
 from toolrm_jax.model import Compute, Forward, Params
 from toolrm_jax.model_config import ModelConfig
 from toolrm_jax.rendering import Renderer
-from toolrm_jax.request_tokens import OVER_LONG, OverLong, RequestTokenizer, Tokenized
+from toolrm_jax.request_tokens import OverLong, RequestTokenizer, Tokenized
 from toolrm_jax.score_plan import PlannedBatch, ScorePlan, Window, Work, plan_window
-from toolrm_jax.score_request import Rejected, Request
+from toolrm_jax.score_request import OVER_LONG, Rejected, Request
 from toolrm_jax.score_source import load_model
 from toolrm_jax.sharding import logical_to_spec, row_shards
 

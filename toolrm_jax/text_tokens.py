@@ -20,8 +20,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from toolrm_jax.chat_template import probe_texts
-from toolrm_jax.request_tokens import CANNOT_RENDER, OVER_LONG
-from toolrm_jax.score_request import Rejected
+from toolrm_jax.score_request import CANNOT_RENDER, OVER_LONG, Rejected
 
 
 @dataclasses.dataclass(frozen=True)

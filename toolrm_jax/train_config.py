@@ -1,6 +1,7 @@
 """The door between a config (`ml_collections`) and the frozen dataclasses inside: checked once.
 
-Every error names the field, its value and what it may be, before a model is opened.
+Every error names the field, its value and what it may be, before a model is opened. And what the
+processes of a run must agree on, and a run that is continued with what it was.
 
     mesh, plan, optimizer, compute = unpack(config)
 """

@@ -30,12 +30,10 @@ from typing import Any
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.request_tokens import (
-    NO_REQUEST,
-    NOT_JSON,
     RequestTokenizer,
     Tokenized,
 )
-from toolrm_jax.score_request import Rejected, RequestError, id_of
+from toolrm_jax.score_request import NO_REQUEST, NOT_JSON, Rejected, id_or_none
 from toolrm_jax.text_tokens import TextTokenizer, TextTokens
 
 NOT_FINITE = "normalised reward is not finite"
@@ -186,7 +184,7 @@ def read_rewards(body: dict[str, Any], reader: Reader) -> Asked:
     _check_rows(max(len(rows), sum(len(r) for r in responses if isinstance(r, list))), reader)
     statistics, activation = _scale(body, reader)
     items = [_conversation(row, reader) for row in rows]
-    ids = [_id_of(row) for row in rows]
+    ids = [id_or_none(row) for row in rows]
     return Asked(items, statistics, activation, ids, single)
 
 
@@ -205,20 +203,9 @@ def _conversation(row: Any, reader: Reader) -> Item | Rejected:
         return Rejected(NO_REQUEST, f"expected an object, found {type(row).__name__}")
     if row.get("responses") is None:
         return Rejected(NO_REQUEST, "expected 'messages' and 'responses', found no 'responses'")
-    try:
-        id_of(row)
-    except RequestError as error:
-        return Rejected(NO_REQUEST, str(error))
-    fields = {name: row.get(name) for name in ("tools", "messages", "responses")}
+    names = ("id", "test_id", "tools", "messages", "responses")
+    fields = {name: row.get(name) for name in names}
     return _tokenized(fields, reader)
-
-
-def _id_of(row: Any) -> str | int | None:
-    """What the client calls its request; an id of a wrong type is not sent back."""
-    try:
-        return id_of(row) if isinstance(row, dict) else None
-    except RequestError:
-        return None
 
 
 def _tokenized(fields: dict[str, Any], reader: Reader) -> Item | Rejected:

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from toolrm_jax.assets import WHEELS
+from toolrm_jax.checkpoint_files import by_name
 from toolrm_jax.examples import Example
 from toolrm_jax.paths import as_path
-from toolrm_jax.row_source import file_digest, files_below, open_rows
+from toolrm_jax.row_source import file_digest, open_rows
 from toolrm_jax.splits import digest
 from toolrm_jax.synth.source import Reject
 from toolrm_jax.synth.sources import open_source
@@ -44,7 +45,7 @@ def source_digest(source: Source) -> str:
         return f"bfcl-eval {WHEELS['bfcl-eval']}"
     path = as_path(source["path"])
     if path.is_dir():
-        parts = [f"{name} {file_digest(file)}" for name, file in files_below(path).items()]
+        parts = [f"{name} {file_digest(file)}" for name, file in by_name(path).items()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     where = {
         name: source["options"][name] for name in ("split", "subset") & source["options"].keys()
