@@ -15,7 +15,7 @@ import tiny
 from safetensors.numpy import load_file, save_file
 from tensorboardX.proto import event_pb2
 
-from toolrm_jax import evaluate
+from toolrm_jax import evaluate, run_inputs
 from toolrm_jax.batch import RowShape
 from toolrm_jax.batch_plan import PlanConfig
 from toolrm_jax.checkpoint import Checkpoints
@@ -369,6 +369,16 @@ def rows_of_step(path, step: int) -> list[int]:
     plan = PlanConfig((RowShape(384, 16),), 8 * 384, row_multiple=8)
     index = build_index(rows, tokenize, plan.shapes)
     return Loader(rows, index, tokenize, plan).locate(step).examples()
+
+
+def test_too_little_room_for_the_export_is_said_before_the_first_step(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_inputs, "free_bytes", lambda path: (1000, path.parent))
+    console = io.StringIO()
+    with contextlib.redirect_stderr(console):
+        train(tiny.run_config(toy, **{"train.steps": 1}), tmp_path / "run")
+    note, step = (console.getvalue().find(word) for word in ("note: the export will", "step 1/1"))
+    assert 0 < note < step
+    assert f"0.0 GB are free in {tmp_path / 'run'}" in console.getvalue()
 
 
 # --- Variants -------------------------------------------------------------------------------------

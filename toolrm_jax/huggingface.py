@@ -381,6 +381,7 @@ def save_directory(
     weights: Params | Tensors,
     tokenizer: Any,
     extra_files: Mapping[str, str] | None = None,
+    bar: tqdm | None = None,
 ) -> epath.Path:
     """Writes a Hugging Face directory in the type of the weights (parameters that this process
     holds, or tensors wherever they are): weights, config, tokenizer, template, and `extra_files`
@@ -397,7 +398,7 @@ def save_directory(
     tensors = weights if isinstance(weights, Tensors) else ParamTensors(config, weights)
     size = sum(tensors.spec(name).nbytes for name in tensors)
     with new_folder(folder, is_directory, nbytes=size) as partial:
-        write_directory(partial, config, tensors, tokenizer, extra_files)
+        write_directory(partial, config, tensors, tokenizer, extra_files, bar=bar)
     return folder
 
 

@@ -92,6 +92,15 @@ def _made_here(scratch: Path, path: epath.Path, nbytes: int, last: str) -> Itera
     upload(folder, path, last)
 
 
+def free_bytes(path: str | os.PathLike[str]) -> tuple[int, Path]:
+    """How much room there is where `new_folder` makes a folder, and where that is."""
+    if is_remote(path):
+        where = Path(tempfile.gettempdir())
+    else:
+        where = Path(path).absolute().parent
+    return shutil.disk_usage(where).free, where
+
+
 def check_output(
     path: str | os.PathLike[str], is_ours: Callable[[epath.Path], bool], *, replace: bool
 ) -> None:

@@ -33,7 +33,7 @@ from toolrm_jax.loader import (
 )
 from toolrm_jax.model_config import ModelConfig
 from toolrm_jax.orbax_folder import TOKENIZER
-from toolrm_jax.output_folder import new_folder
+from toolrm_jax.output_folder import free_bytes, new_folder
 from toolrm_jax.pretrained import Pretrained, open_pretrained
 from toolrm_jax.rendering import Renderer
 from toolrm_jax.sharding import row_shards
@@ -89,6 +89,8 @@ def open_inputs(
         with new_folder(workdir / TOKENIZER, is_ours=lambda _: True, last=last) as partial:
             pretrained.tokenizer.save_pretrained(partial)
     _describe(config, source.config, loader, mesh, steps, say)
+    if config.train.export:
+        _note_room(source.config, workdir, say)
     return Inputs(pretrained, source, loader, heldout, meta, steps)
 
 
@@ -116,6 +118,18 @@ def _describe(
         f"{model.num_parameters / 1e6:.1f}M parameters; {steps} steps of up to "
         f"{step_tokens} tokens, {100 * loader.padding_share():.1f}% padding"
     )
+
+
+def _note_room(model: ModelConfig, workdir: epath.Path, say: Say) -> None:
+    """Before hours of training, what would end it; others may make room until then."""
+    needed = 4 * model.num_parameters
+    free, where = free_bytes(workdir / "export")
+    if needed > free:
+        say(
+            f"note: the export will take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free "
+            f"in {where}, where it is made. Make room, set TMPDIR (for a workdir at gs://), or "
+            f"--config.train.export=False."
+        )
 
 
 def _row_files(config: ConfigDict, workdir: epath.Path) -> tuple[PreferenceRows, PreferenceRows]:

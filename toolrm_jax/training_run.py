@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from toolrm_jax import evaluate
 from toolrm_jax.batch import Batch
@@ -220,7 +221,8 @@ class TrainingRun:
         }
         weights = _tensors(params, model, self.checkpoints, steps)
         tokenizer = self.inputs.pretrained.tokenizer
-        return save_directory(self.workdir / "export", model, weights, tokenizer, files)
+        with _ExportBar(weights, self.watchdog) as bar:
+            return save_directory(self.workdir / "export", model, weights, tokenizer, files, bar)
 
 
 def _fetch(pending: list, workdir: epath.Path) -> dict[str, float]:
@@ -313,6 +315,20 @@ def _tensors(params: Params, model: ModelConfig, checkpoints: Checkpoints, step:
             f"checkpoint."
         )
     return RewardTensors(open_orbax(checkpoints.folder / str(step)).source)
+
+
+class _ExportBar(tqdm):
+    """Of the bytes that an export writes and reads back; each piece feeds the watchdog."""
+
+    def __init__(self, weights: Tensors, watchdog: Watchdog):
+        self._watchdog = watchdog
+        nbytes = 2 * sum(weights.spec(name).nbytes for name in weights)
+        super().__init__(desc="exporting", total=nbytes, unit="B", unit_scale=True, delay=3)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """A piece more is done."""
+        self._watchdog.feed("export", patient=True)
+        return super().update(n)
 
 
 @contextlib.contextmanager
