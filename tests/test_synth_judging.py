@@ -30,9 +30,9 @@ def answer(response, model="m", **more) -> Answer:
     return Answer("made/0", model, "MIT", True, response, **more)
 
 
-def judged(task, *answers):
+def judged(task, *answers, seed=0):
     counts = collections.Counter()
-    return judge_answers(task, answers, counts), counts
+    return judge_answers(task, answers, counts, seed=seed), counts
 
 
 def call(**arguments):
@@ -85,10 +85,45 @@ def test_the_gold_in_other_words_is_neither_right_nor_wrong():
     )
     assert counts["left out: the gold in other words"] == 1
     assert len(found["wrong"]) == 3
-    # A verdict by what the calls did says more than words, and a corruption is made to be wrong.
-    for more in ({"right": False, "outcome": True}, {"kind": "cut_text", "model": "corruption"}):
-        found, _ = judged(task, answer(call(**reworded), **more))
-        assert len(found["wrong"]) == 1
+    # A corruption is made to be wrong, and a verdict by what the calls did says more than words.
+    made = answer(call(**reworded), kind="cut_text", model="corruption")
+    assert len(judged(task, made)[0]["wrong"]) == 1
+    task = dataclasses.replace(task, by_outcome=True)
+    assert len(judged(task, answer(call(**reworded), right=False))[0]["wrong"]) == 1
+
+
+def test_where_calls_are_right_by_their_outcome_only_verdicts_count():
+    task = dataclasses.replace(example(), by_outcome=True)
+    assert list(corruption_answers(task, seed=0)) == []
+    found, counts = judged(
+        task,
+        answer(call(city="Oslo")),
+        answer(call(city="Roma"), right=True),
+        answer(call(city="Bari"), right=False),
+    )
+    assert counts["left out: without a verdict on what it brings about"] == 1
+    assert [len(found[side]) for side in ("right", "wrong")] == [1, 1]
+
+
+def test_wrong_answers_are_named_by_how_they_differ_from_the_right_side_shown():
+    # Of many tasks some show the model's right answer, which leaves the number of guests open.
+    shown = {"city": "Rome", "dish": "pasta"}
+    right = answer(call(**shown), right=True)
+    wrong = answer(call(**shown, guests="2"))
+    made = answer(call(**shown, guests=7), kind="near_number", model="corruption")
+    near = answer(call(city="Rome", dish="pizza"))
+    seen = set()
+    for seed in range(20):
+        found, counts = judged(example(), right, wrong, made, near, seed=seed)
+        gold = found["chosen"] == example().gold
+        seen.add(gold)
+        assert ("near_number" in {w["kind"] for w in found["wrong"]}) == gold
+        name = "left out: corruptions of another error beside their pair's right answer"
+        assert counts[name] == (not gold)
+        for w in found["wrong"]:
+            reference = exact_reference(found["chosen"])
+            assert judge(w["response"], reference, example().tools).error_type == w["error_type"]
+    assert seen == {True, False}
 
 
 def test_other_words_are_found_in_any_order_of_the_calls():
@@ -138,8 +173,13 @@ def test_the_same_answer_in_another_order_is_merged_with_its_counts():
 
 
 def test_a_task_that_calls_nothing_has_a_right_side_in_words_or_silence():
-    golds = {judged(example(n))[0]["gold"] == "" for n in range(2, 62, 3)}
-    assert golds == {True, False}
+    said = {judged(example(n))[0]["chosen"] == "" for n in range(2, 62, 3)}
+    assert said == {True}  # what was said nobody knows
+    tasks = [dataclasses.replace(example(n), words=None) for n in range(2, 62, 3)]
+    said = {judged(task)[0]["chosen"] == "" for task in tasks}
+    assert said == {True, False}  # that no tool does it: in words, or in silence
+    asked = dataclasses.replace(example(2), words="In which city?")
+    assert judged(asked)[0]["chosen"] == "In which city?"
     found, _ = judged(example(2), answer("None of these can translate."), answer(call(city="Rome")))
     assert [r["response"] for r in found["right"]] == ["None of these can translate."]
     assert [w["error_type"] for w in found["wrong"]] == ["Incorrect number of function calls"]

@@ -198,6 +198,10 @@ KNOWN = {
 }
 
 
+# What the program that asked the models said when it failed.
+FAILED = {"ha_assist": 56, "ha_assist_mini": 1}
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_every_answer_of_the_replay_data_is_read(toolrm_data, name):
     path = toolrm_data / "data" / "replay" / f"{name}.jsonl.gz"
@@ -208,9 +212,12 @@ def test_every_answer_of_the_replay_data_is_read(toolrm_data, name):
     members = [{"kind": "replay", "path": str(path), **everything}]
     with Pool(members, seed=0, permissive_only=False) as pool:
         answers = [a for row in rows for a in pool.answers([_example_of(row)])]
-        assert "replay: rejected" not in pool.counts()
+        counts = pool.counts()
+        assert "replay: rejected" not in counts
+    failed = counts.get("replay: left out: an error of the upstream's own program", 0)
+    assert failed == FAILED.get(name, 0)
     right = sum(answer.right is True for answer in answers)
-    assert (len(rows), right, len(answers) - right) == KNOWN[name]
+    assert (len(rows), right, len(answers) + failed - right) == KNOWN[name]
     by_id = {row["id"]: row for row in rows}
     # The upstream's verdict may be the more lenient one, and is hardly ever the stricter.
     stricter = sum(

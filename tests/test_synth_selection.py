@@ -5,7 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from toolrm_jax.synth.selection import SelectionSettings, candidates_of, merge, select
+from toolrm_jax.synth.candidates import candidates_of, merge
+from toolrm_jax.synth.selection import SelectionSettings, select
 from toolrm_jax.tool_calls import ErrorType
 
 VALUE, NAME = str(ErrorType.VALUE), str(ErrorType.FUNCTION_NAME)
@@ -27,9 +28,9 @@ def wrong(error, letters, model="corruption", kind="near_number", response=None)
     }
 
 
-def judged(number, wrongs, turn="single", gold=None):
-    gold = calls(50) if gold is None else gold
-    return {"id": f"{turn}/{number}", "turn": turn, "gold": gold, "right": [], "wrong": wrongs}
+def judged(number, wrongs, turn="single", right=None):
+    right = calls(50) if right is None else right
+    return {"id": f"{turn}/{number}", "turn": turn, "chosen": right, "right": [], "wrong": wrongs}
 
 
 def chosen(rows, **settings):
@@ -64,12 +65,23 @@ def test_the_mix_over_error_types_is_met():
 
 
 def test_length_tells_nothing_within_an_error_type():
-    _, report = chosen(many(), wrong_per_prompt=3)
+    _, report = chosen(many(), wrong_per_prompt=4)
     for error in (VALUE, NAME):
         about = report["error_types"][error]
         assert about["before"]["right_longer"] == pytest.approx(0.2)
         assert about["after"]["right_longer"] == pytest.approx(0.5, abs=0.01)
         assert about["after"]["pairs"] > 200
+
+
+def test_how_much_the_sides_differ_tells_nothing_either():
+    # As many are longer as shorter, but those that are longer are so by much.
+    rows = [judged(n, [wrong(VALUE, 50 + d) for d in (-2, -1, 30, 60, -30)]) for n in range(100)]
+    _, report = chosen(rows, wrong_per_prompt=5)
+    about = report["error_types"][VALUE]
+    assert about["before"]["right_longer"] == pytest.approx(0.6)
+    assert about["before"]["told_by_length"] == pytest.approx(0.8)
+    assert about["after"]["told_by_length"] == pytest.approx(0.5, abs=0.015)
+    assert about["after"]["pairs"] >= 200
 
 
 def test_what_would_tip_the_lengths_is_left_unless_its_type_is_exempt():
@@ -105,7 +117,7 @@ def said_and_made(count=60):
     return [
         judged(n, [wrong(VALUE, 50 + d) for d in (-5, 5)])
         if n % 3
-        else judged(n, [wrong(VALUE, 70, model="m", kind="answer"), wrong(VALUE, 45)])
+        else judged(n, [wrong(VALUE, 57, model="m", kind="answer"), wrong(VALUE, 45)])
         for n in range(count)
     ]
 
@@ -117,7 +129,7 @@ def test_corruptions_make_up_for_the_lengths_of_what_models_said():
 
 
 def test_what_corruptions_cannot_make_up_for_is_dropped_again():
-    rows = [judged(n, [wrong(VALUE, 70, model="m", kind="answer")]) for n in range(50)]
+    rows = [judged(n, [wrong(VALUE, 57, model="m", kind="answer")]) for n in range(50)]
     rows += [judged(n, [wrong(VALUE, 45)]) for n in range(50, 70)]
     _, report = chosen(rows)
     assert report["models"] == {"m": 21, "corruption": 20}
@@ -138,12 +150,16 @@ def test_of_one_prompt_more_answers_of_models_may_be_taken_than_corruptions():
 
 def test_silence_is_wrong_at_most_as_often_as_it_is_right():
     silent = [wrong(COUNT, 0, response="", kind="no_call"), wrong(VALUE, 50)]
-    rows = [judged(n, silent) for n in range(100)]
-    rows += [judged(n, [wrong(COUNT, 3)], "irrelevance", gold="") for n in range(10)]
+    words = [wrong(COUNT, 0, response="No tool does that.", kind="no_call")]
+    rows = [judged(n, silent + words) for n in range(100)]
+    rows += [judged(n, [wrong(COUNT, 3)], "irrelevance", "") for n in range(10)]
+    rows += [judged(n, [wrong(COUNT, 3)], "irrelevance", "What for?") for n in range(10, 14)]
     quotas = {"single": 500, "irrelevance": 500}
     taken, _ = chosen(rows, quotas=quotas, any_length=(COUNT,))
-    wrongly = sum(w["response"] == "" for row in taken for w in row)
-    assert wrongly == 10
+    wrongly = collections.Counter(
+        w["response"] for row in taken for w in row if isinstance(w["response"], str)
+    )
+    assert wrongly == {"": 10, "No tool does that.": 4}
 
 
 def test_what_is_chosen_does_not_depend_on_the_order_of_examples():

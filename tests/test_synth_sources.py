@@ -163,6 +163,7 @@ def test_sgd_calls_and_questions_become_examples_with_the_dialogue_so_far(sgd_fo
     asked, called, asked_again = split_up(open_source("sgd", sgd_folder))[0]
     assert [e.id for e in (asked, called)] == ["sgd/train/7_00001/1", "sgd/train/7_00001/5"]
     assert turn_type(asked) == "irrelevance"
+    assert (asked.words, called.words) == ("To which island?", "")
     assert [m["role"] for m in asked.messages] == ["system", "user"]
     assert "2019-03-01" in asked.messages[0]["content"]
     # Values by their slots' types; "dontcare" is left out.
@@ -376,6 +377,7 @@ def test_openai_rows_give_an_example_an_assistant_turn(tmp_path):
     path = write_lines(tmp_path / "log.jsonl", [row])
     called, told = split_up(open_source("openai", path, license="MIT"))[0]
     assert (called.gold, told.gold) == ([CALL], [])
+    assert (called.words, told.words) == ("", "Six metres.")
     assert called.messages[0] == {"role": "system", "content": "Be brief"}
     assert told.messages[2]["tool_calls"] == [{"id": "c1", **CALL}]
     assert only(open_source("openai", path, license="MIT", turns="last")) == told
@@ -397,6 +399,9 @@ def test_fc_reward_bench_gives_prompts_and_both_sides_as_answers(tmp_path):
     assert (right.example_id, right.right) == (example.id, True)
     assert (wrong.model, wrong.right, wrong.permissive) == ("m", False, False)
     assert not judge(wrong.response, example.reference, example.tools).right
+    path = write_lines(tmp_path / "words.jsonl", [row | {"chosen_output": "At which port?"}])
+    example = only(open_source("fc_reward_bench", path))
+    assert (example.gold, example.words) == ([], "At which port?")
 
 
 def test_toolrm_pairs_in_an_unknown_form_names_the_columns_found(tmp_path):
@@ -544,6 +549,32 @@ def test_malformed_rows_end_as_rejects_with_reason_and_line_and_reading_goes_on(
     wanted = {name: (i, reason) for i, (name, (_, reason)) in enumerate(MALFORMED.items(), 2)}
     assert found == wanted
     assert all(r.file == str(path) and r.detail and len(r.detail) <= 300 for r in rejects)
+
+
+def test_normalised_rows_say_what_they_know_of_their_gold(tmp_path):
+    about = {"none": {}, "unfit": {"kind": "irrelevant_tools"}, "ask": {"kind": "missing_param"}}
+    rows = [normal(id=name, gold_calls=[], meta=meta) for name, meta in about.items()]
+    rows.append(normal(id="state", meta={"verdict": "state_outcome"}))
+    found = split_up(open_source("normalised", write_lines(tmp_path / "rows.jsonl", rows)))[0]
+    words = {example.id: example.words for example in found}
+    assert words == {"none": "", "unfit": None, "ask": "", "state": ""}
+    assert [example.id for example in found if example.by_outcome] == ["state"]
+
+
+@pytest.mark.parametrize(
+    ("meta", "option"),
+    [
+        ({"gold_args_not_in_query": ["port"]}, {"sound_gold": False}),
+        ({"right_rate": 0.4}, {"min_right_rate": 0.4}),
+        ({"after_first_error": True}, {"before_first_error": False}),
+    ],
+)
+def test_rows_that_doubt_their_own_gold_are_rejected_unless_wanted(tmp_path, meta, option):
+    path = write_lines(tmp_path / "rows.jsonl", [normal(meta=meta), normal(id="sound", meta={})])
+    examples, rejects = split_up(open_source("normalised", path))
+    assert [example.id for example in examples] == ["sound"]
+    assert [reject.reason for reject in rejects] == [Reason.DOUBTED]
+    assert len(split_up(open_source("normalised", path, **option))[0]) == 2
 
 
 def test_an_array_gives_the_line_of_each_element_and_ends_where_it_breaks(tmp_path):

@@ -137,6 +137,7 @@ def _task(
         messages=_list_of(dict, row["question"][0], "question[0]", at),
         reference=reference,
         gold=canonical_calls(gold, tools),
+        words=None,  # BFCL's irrelevance tasks: no tool does what is asked
     )
 
 

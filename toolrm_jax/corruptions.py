@@ -36,15 +36,34 @@ def corrupt(example: Example, *, seed: int) -> Iterator[Corruption]:
     """Every wrong response that the generators can make of the task, unjudged."""
     view = TaskView(example, seed=seed)
     if not example.gold:
-        yield from invented_call(view)
+        for wrong in invented_call(view):
+            if not _gives_itself_away(view, wrong):
+                yield wrong
         return
     for generators in GENERATORS.values():
         for generate in generators:
             if view.rng.random() < _often(generate, view):
-                made = list(generate(view))
+                made = [wrong for wrong in generate(view) if not _gives_itself_away(view, wrong)]
                 for wrong in view.rng.sample(made, min(_AT_MOST, len(made))):
                     yield wrong
                     yield from _other_forms(view, wrong)
+
+
+def _gives_itself_away(view: TaskView, wrong: Corruption) -> bool:
+    """Has one of its calls the same value twice, which the right one has not?
+
+    Right calls have so in one of hundred; a model must not learn that such calls are wrong.
+    """
+    if not isinstance(wrong.response, list):
+        return False
+    usual = max((_repeats(call) for call in view.gold), default=0)
+    return any(_repeats(call) > usual for call in wrong.response)
+
+
+def _repeats(call: Call) -> int:
+    """How many of a call's values, truth values aside, stand in it before."""
+    values = [json.dumps(v) for v in call["arguments"].values() if not isinstance(v, bool)]
+    return len(values) - len(set(values))
 
 
 _AT_MOST = 4  # of one kind a task; a response has three wrong ones in all
@@ -228,12 +247,12 @@ def renamed_required(view: TaskView) -> Iterator[Corruption]:
 def unknown_parameter(view: TaskView) -> Iterator[Corruption]:
     """An argument that the tool does not have, beside the right ones.
 
-    A parameter of another tool of the catalogue, or one of its own said again in other words.
+    A parameter of another tool of the catalogue, or one that is called nearly as one of its own.
     """
     for index in view.rng.sample(range(len(view.gold)), min(2, len(view.gold))):
         call = view.gold[index]
         known = properties(view.tools[call["name"]])
-        found = [*_of_other_tools(view, known), *_said_again(view, call, known)]
+        found = [*_of_other_tools(view, known), *_nearly_known(view, call, known)]
         if not known:
             found += [("", ""), ("", {})]  # what models write for a tool without parameters
         view.rng.shuffle(found)
@@ -254,11 +273,12 @@ def _of_other_tools(view: TaskView, known: dict[str, Any]) -> list[tuple[str, An
     return [(param, value) for param, value in made if value is not None]
 
 
-def _said_again(view: TaskView, call: Call, known: dict[str, Any]) -> list[tuple[str, Any]]:
+def _nearly_known(view: TaskView, call: Call, known: dict[str, Any]) -> list[tuple[str, Any]]:
     made = []
-    for param, value in call["arguments"].items():
+    for param in call["arguments"]:
         names = [name for name in near_params(param, call["name"]) if name not in known]
-        if names and not isinstance(value, dict):
+        value = view.plausible(param, known.get(param) or {}) if names else None
+        if value is not None and not isinstance(value, dict):
             made.append((view.rng.choice(names), value))
     return made
 
@@ -284,9 +304,9 @@ def wrong_type(view: TaskView) -> Iterator[Corruption]:
 
 def _other_types(value: Any, language: str | None) -> list[Any]:
     if isinstance(value, bool):
-        return [str(value).lower(), int(value), None]
+        return [str(value).lower(), int(value)]
     if isinstance(value, int | float):
-        return [str(value), str(value), None if abs(value) > 999 else [value]]
+        return [str(value), [value]]
     if isinstance(value, list) and value:
         return [value[0], ", ".join(map(str, value))]
     if isinstance(value, dict):
@@ -295,7 +315,7 @@ def _other_types(value: Any, language: str | None) -> list[Any]:
         return [value == "true", value.capitalize()]
     if isinstance(value, str) and re.fullmatch(r"-?(0|[1-9]\d{0,14})(\.\d+)?", value):
         return [json.loads(value)]
-    return [[value], None] if isinstance(value, str) else []
+    return [[value]] if isinstance(value, str) else []
 
 
 # Output format -----------------------------------------------------------------------------------

@@ -5,6 +5,10 @@
       messages   [{"role", "content"}, ...]                 ends with the turn to answer
       reference  [{"name", "arguments": {param: [accepted values]}}, ...]   [] = call nothing
       gold       [{"name", "arguments": {param: value}}, ...]   the first accepted answer
+      words      where gold is []: what the right turn says. "" nothing, or nobody knows; None: that
+                 no tool on offer does what was asked, in whatever words
+      by_outcome   whether calls are right by what they bring about, so that other calls than the
+                 gold may be right too, and only who tried them can tell
 
 A reference may carry "language": "java" | "javascript": its values then arrive as source text
 (see `literals`). Readers such as `bfcl` make examples; `pairs` turns them into training rows.
@@ -33,3 +37,5 @@ class Example:
     messages: list[Message]
     reference: list[Call]
     gold: list[Call]
+    words: str | None = ""
+    by_outcome: bool = False

@@ -1,6 +1,8 @@
 """Turns that call nothing: an empty one, or a refusal in words, of varied wording and length.
 
-Both are right where no tool fits and wrong where one does; the words alone must not tell which.
+Right where no tool on offer does what was asked, wrong where one does: the same words in both, so
+that they do not tell which. Where something is amiss other than the tools (a city that the user has
+not named yet, an answer that was given already, a farewell) such a refusal would be wrong as well.
 
     turn = calls_nothing(random.Random(0), request="Book me a flight")
 """

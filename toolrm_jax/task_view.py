@@ -23,7 +23,8 @@ from toolrm_jax.examples import Call, Example, Response, Tool
 from toolrm_jax.near_values import value_kind
 from toolrm_jax.tool_calls import PYTHON_TYPES, ErrorType, judge_value, standard_text
 
-_QUOTED = re.compile(r"""(?<!\w)(['"`“])([^'"`“”\n]{1,80})['"`”](?!\w)""")
+# Not a key of JSON, as tool results have them.
+_QUOTED = re.compile(r"""(?<!\w)(['"`“])([^'"`“”\n]{1,80})['"`”](?!\w|\s*:)""")
 _PHRASE = re.compile(
     r"\b[A-Z][\w&'-]*(?:[ ](?:(?:of|the|de|and)[ ])?[A-Z][\w&'-]*)*(?:, [A-Z]{2}\b)?"
 )
@@ -206,11 +207,16 @@ class TaskView:
             if param in known and has_type(known[param], schema):
                 filled[param] = known[param]
             elif param in needed or self.rng.random() < 0.1:
-                value = self.plausible(param, schema)
-                if isinstance(value, str) and value in filled.values():
-                    value = self.plausible(param, schema)  # once more: seldom the same text twice
-                filled[param] = value
+                filled[param] = self._unused(param, schema, filled)
         return {p: v for p, v in filled.items() if v is not None}
+
+    def _unused(self, param: str, schema: dict[str, Any], filled: dict[str, Any]) -> Any:
+        """A plausible value that no other parameter has, if that can be had."""
+        for _ in range(4):
+            value = self.plausible(param, schema)
+            if isinstance(value, bool) or value not in filled.values():
+                break
+        return value
 
     def plausible(self, param: str, schema: dict[str, Any], depth: int = 0) -> Any:
         """A value that fits the schema, from the conversation where it has one; None if stuck."""
@@ -257,7 +263,7 @@ class TaskView:
         first = usual if words & _FORMS or self.rng.random() < 0.6 else []
         options = [akin, first, self._fitting(words), usual]
         found = next((values for values in options if values), [])
-        return self.rng.choice(found or self.topics or [param])
+        return self.rng.choice(found or self.topics or [self.request.strip()[:60] or param])
 
     def _fitting(self, words: set[str]) -> list[str]:
         """The phrases that a parameter of these words may take: places, ids, or mere names."""

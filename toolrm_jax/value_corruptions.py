@@ -38,7 +38,7 @@ def _wrong(view: TaskView, kind: str, index: int, param: str, value: Any) -> Ite
 def near_number(view: TaskView) -> Iterator[Corruption]:
     """A number beside the right one."""
     for index, param, value in view.arguments():
-        if is_number(value):
+        if is_number(value) and view.says(value):
             near = beside(value, view.rng, param)
             yield from _wrong(view, "near_number", index, param, near)
 

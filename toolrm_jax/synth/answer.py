@@ -29,7 +29,6 @@ class Answer:
     right: bool | None = None  # the upstream's own verdict; None: judge against the gold
     count: int = 1  # how often the same answer was given
     kind: str | None = None  # a corruption's kind
-    outcome: bool = False  # whether `right` was found by what the calls did, not by their wording
 
 
 CORRUPTION = "corruption"  # the model that wrong answers made from right ones are said to be of

@@ -2,6 +2,7 @@
 
     Example --corruptions.corrupt, by seed and the example's id--> Answer(model="corruption", kind)
 
+None of an example that is right by its outcome: what changes nothing there need not be wrong.
 Unjudged, as every answer: what turns out to be right, or of another error type, the judge finds.
 What a corruption holds comes from the example, so the example's licence is the answer's.
 
@@ -17,6 +18,8 @@ from toolrm_jax.synth.answer import CORRUPTION, Answer
 
 def corruption_answers(example: Example, *, seed: int) -> Iterator[Answer]:
     """Every wrong response that can be made of the example."""
+    if example.by_outcome:
+        return
     for wrong in corrupt(example, seed=seed):
         yield Answer(
             example_id=example.id,

@@ -1,6 +1,6 @@
 """Answers against the gold: right ones, wrong ones by type of error, equal ones merged.
 
-    example, [Answer, ...] --> {"id", "turn", "gold", "right": [Judged, ...], "wrong": [...]}
+    example, [Answer, ...] --> {"id", "turn", "chosen", "right": [Judged, ...], "wrong": [...]}
 
     Judged {"response": calls in canonical form | text, "count": 3, "models": {"Qwen3-4B": 2, ...},
             "license", "error_type", "kind", "detail"}                 the last three of wrong ones
@@ -9,9 +9,16 @@ The judge is `tool_calls.judge`. Where the upstream has its own verdict (`Answer
 decides; its wrong answers are named by the judge, and one that the judge finds right is left out,
 as is one that the upstream calls both. So is a model's answer that only words its texts differently
 ("Tokyo" for "Tokyo, Japan"), unless its verdict came from what the calls did: whether it is wrong
-is open. What does not parse and is no plain words has the error
-"Parsing error". A corruption that is not what it was made to be is left out. All of this is
-counted.
+is open. Where calls are right by what they bring about, answers without a verdict are left out.
+What does not parse and is no plain words has the error
+"Parsing error". A corruption that is not what it was made to be is left out.
+
+"chosen" is the right side that the example's pairs show: the gold, or a right answer of a model,
+one as often as the other, so that who wrote an answer does not tell whether it is right. Beside a
+model's answer, the wrong ones are judged against that answer: their types of error are named anew,
+and corruptions, which were made from the gold, are left out if their type is another then.
+
+All of this is counted.
 
 Answers are the same if they differ in the order of calls and arguments alone.
 
@@ -32,15 +39,24 @@ import dataclasses
 import json
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from toolrm_jax.corruptions import GENERATORS
 from toolrm_jax.examples import Call, Example, Response
 from toolrm_jax.refusals import calls_nothing
+from toolrm_jax.splits import digest
 from toolrm_jax.synth.answer import Answer, main_model
 from toolrm_jax.synth.turn_type import turn_type
-from toolrm_jax.tool_calls import ErrorType, canonical_calls, judge, parse_calls, words_of
+from toolrm_jax.tool_calls import (
+    ErrorType,
+    Verdict,
+    canonical_calls,
+    exact_reference,
+    judge,
+    parse_calls,
+    words_of,
+)
 
 Row = dict[str, Any]
 
@@ -66,7 +82,6 @@ class _Merged:
     models: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     verdicts: set[bool] = dataclasses.field(default_factory=set)
     kind: str | None = None
-    outcome: bool = False
 
     def to_row(self, **more: Any) -> Row:
         models = dict(sorted(self.models.items()))
@@ -84,14 +99,15 @@ def judge_answers(
 ) -> Row:
     """The example's right and wrong answers, each once; what was left out goes to the counts.
 
-    "gold" is the right side by the source: its calls, or a turn that calls nothing (empty, or a
-    refusal in words, by seed and id). "right" is what else is right.
+    "right" are those of models, without the gold.
     """
     right, wrong = [], []
     gold = same_key(example.gold, "")
     for key, answer in _merged(example, answers, counts).items():
         verdict = judge(answer.response, example.reference, example.tools)
-        if len(answer.verdicts) == 2:
+        if example.by_outcome and not answer.verdicts:
+            counts["left out: without a verdict on what it brings about"] += 1
+        elif len(answer.verdicts) == 2:
             counts["left out: the upstream calls the answer both right and wrong"] += 1
         elif True in answer.verdicts or (verdict.right and False not in answer.verdicts):
             if answer.kind is not None:
@@ -104,27 +120,47 @@ def judge_answers(
             counts["left out: right by the gold, wrong by the upstream"] += 1
         elif (
             verdict.error_type is ErrorType.VALUE
-            and not (answer.kind or answer.outcome)
+            and not (answer.kind or example.by_outcome)
             and is_reworded(answer.response, example.gold)
         ):
             counts["left out: the gold in other words"] += answer.models.total()
         else:
             counts["wrong"] += 1
-            wrong.append(
-                answer.to_row(
-                    error_type=str(verdict.error_type),
-                    kind=answer.kind or "answer",
-                    detail=verdict.detail[:200],
-                )
-            )
+            wrong.append(answer.to_row(kind=answer.kind or "answer", **_error(verdict)))
     wrong = [row for row in wrong if _is_as_made(row, counts)]
+    number = int(digest(seed, "right", example.id)[:8], 16)
+    if right and number % 2:
+        chosen = right[number // 2 % len(right)]["response"]
+        wrong = list(_beside(chosen, wrong, example, counts))
+    else:
+        chosen = example.gold or _silence(example, seed)
     return {
         "id": example.id,
         "turn": turn_type(example),
-        "gold": example.gold or _silence(example, seed),
+        "chosen": chosen,
         "right": right,
         "wrong": wrong,
     }
+
+
+def _error(verdict: Verdict) -> Row:
+    return {"error_type": str(verdict.error_type), "detail": verdict.detail[:200]}
+
+
+def _beside(
+    chosen: Response, wrong: list[Row], example: Example, counts: collections.Counter[str]
+) -> Iterator[Row]:
+    """The wrong answers as they are beside a right one that is not the gold."""
+    reference = exact_reference(parse_calls(chosen) or [])
+    for row in wrong:
+        verdict = judge(row["response"], reference, example.tools)
+        same = not verdict.right and str(verdict.error_type) == row["error_type"]
+        if verdict.right:
+            counts["left out: no worse than the right answer of its pair"] += 1
+        elif row["kind"] != "answer" and not same:
+            counts["left out: corruptions of another error beside their pair's right answer"] += 1
+        else:
+            yield {**row, **_error(verdict)}
 
 
 # Words, numbers, and characters of Chinese and Japanese, each a word of its own.
@@ -178,6 +214,9 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 def _silence(example: Example, seed: int) -> str:
+    """What the right turn says that calls nothing."""
+    if example.words is not None:
+        return example.words
     said = [str(m.get("content")) for m in example.messages if m.get("role") == "user"]
     return calls_nothing(random.Random(f"{seed}/right/{example.id}"), said[-1] if said else "")
 
@@ -213,7 +252,6 @@ def _merged(
             merged.kind = None  # what a model said counts as that
         merged.models[answer.model] += answer.count
         merged.licenses[answer.model] = answer.license
-        merged.outcome |= answer.outcome
         if answer.right is not None:
             merged.verdicts.add(answer.right)
     counts["distinct answers"] += len(found)

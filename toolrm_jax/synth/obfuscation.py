@@ -184,7 +184,8 @@ def _new_names(example: Example, rng: random.Random) -> Names:
             parameters |= dict.fromkeys(call["arguments"])
         if message["role"] == "tool" and message.get("name"):
             functions.setdefault(message["name"])
-    taken = json.dumps([example.tools, example.messages, example.reference], ensure_ascii=False)
+    text = [example.tools, example.messages, example.reference, example.words]
+    taken = json.dumps(text, ensure_ascii=False)
     fresh = _fresh(rng, taken)
     places = list(range(len(example.tools)))
     rng.shuffle(places)
@@ -217,7 +218,7 @@ def _text_rules(example: Example, names: Names, schemas: str) -> tuple[Rename, R
     values = _values(example)
     new = {**names.parameters, **names.functions}
     free = {old: fresh for old, fresh in new.items() if old and old not in values}
-    said = "\n".join(message["content"] for message in example.messages)
+    said = "\n".join([*(m["content"] for m in example.messages), example.words or ""])
     described = "\n".join(tool["description"] for tool in example.tools) + schemas
     return _rule(free, described, r"[`'\"“]", r"[`'\"”]"), _rule(free, said, "`", "`")
 
@@ -387,4 +388,5 @@ def _renamed(example: Example, tools: list[Tool], names: Names, text: Rename) ->
         messages=[_renamed_message(message, names, text) for message in example.messages],
         reference=names.hide(example.reference),
         gold=canonical_calls(names.hide(example.gold), tools),
+        words=text(example.words) if example.words else example.words,
     )

@@ -2,23 +2,24 @@
 
 Judge(seed)(unit, tally)            a shard of examples and one of answers -> judged rows
 plan_selection(folder, ...)         once: chooses among all candidates of the run
-Pair(folder, seed, k_way)(unit, tally)   what was chosen of a shard, as rows of the loader
+Pair(folder, k_way)(unit, tally)   what was chosen of a shard, as rows of the loader
 """
 
 import dataclasses
 import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from toolrm_jax.files import write_bytes
-from toolrm_jax.synth import selection
-from toolrm_jax.synth.answer import from_row
+from toolrm_jax.synth.answer import from_row, main_model
+from toolrm_jax.synth.candidates import Candidates, candidates_of, merge
 from toolrm_jax.synth.judging import judge_answers
 from toolrm_jax.synth.reading import example_of
+from toolrm_jax.synth.selection import SelectionSettings, select
 from toolrm_jax.synth.stage import Row, Summary, Tally, Unit, in_order, read_shard, unit_name
 
 
@@ -36,8 +37,8 @@ class Judge:
             yield judge_answers(example_of(row), found, tally.counts, seed=self.seed)
 
 
-def _candidates(shard: Path, seed: int) -> selection.Candidates:
-    return selection.candidates_of(read_shard(shard), seed)
+def _candidates(shard: Path, seed: int) -> Candidates:
+    return candidates_of(read_shard(shard), seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,6 @@ class Pair:
     """Stage 5: a unit is a shard of examples and one of judged answers, row for row."""
 
     folder: Path  # of the plan
-    seed: int
     k_way: bool
 
     def __call__(self, unit: Unit, tally: Tally) -> Iterator[Row]:
@@ -59,18 +59,48 @@ class Pair:
                 tally.count("left out: examples without a wrong answer")
             elif not mine.any():
                 tally.count("left out: examples of which no wrong answer was chosen")
-            yield from selection.pair_rows(
-                example, row, mine.tolist(), seed=self.seed, k_way=self.k_way
-            )
+            yield from pair_rows(example, row, mine.tolist(), k_way=self.k_way)
+
+
+def pair_rows(example: Row, judged: Row, chosen: Sequence[bool], *, k_way: bool) -> Iterator[Row]:
+    """The rows of one example for the loader: one with all its wrong answers, or one for each."""
+    wrongs = [wrong for wrong, taken in zip(judged["wrong"], chosen, strict=True) if taken]
+    if not wrongs:
+        return
+    row = {
+        "id": example["id"],
+        "source": example["source"],
+        "license": example["license"],
+        "turn": judged["turn"],
+        "tools": example["tools"],
+        "messages": example["messages"],
+        "chosen": judged["chosen"],
+    }
+    rejected = [
+        {
+            "response": wrong["response"],
+            "error_type": wrong["error_type"],
+            "kind": wrong["kind"],
+            "model": main_model(wrong["models"]),
+            "license": wrong["license"],
+            "count": wrong["count"],
+        }
+        for wrong in wrongs
+    ]
+    if k_way:
+        yield row | {"rejected": rejected}
+        return
+    for number, wrong in enumerate(rejected):
+        yield row | {"id": f"{row['id']}#{number}", "rejected": [wrong]}
 
 
 def plan_selection(
-    folder: Path, _: Tally, judged: Summary, settings: selection.SelectionSettings, workers: int
+    folder: Path, _: Tally, judged: Summary, settings: SelectionSettings, workers: int
 ) -> dict[str, Any]:
     """Chooses among all candidates; leaves what was chosen beside each shard's rows."""
     read = functools.partial(_candidates, seed=settings.seed)
     parts = in_order(read, judged.shards, workers)
-    chosen, report = selection.select(selection.merge(parts), settings)
+    chosen, report = select(merge(parts), settings)
     at = 0
     for shard, part in zip(judged.shards, parts, strict=True):
         packed = io.BytesIO()

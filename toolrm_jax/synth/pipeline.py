@@ -3,7 +3,7 @@
 1-examples    sources, read and checked
 2-obfuscated  without what an evaluation set holds and near-duplicates; names replaced
 3-answers     of endpoints, replayed files and corruptions: {"id", "answers"}, row for row as 2
-4-judged      against the gold: {"id", "turn", "gold", "right", "wrong"}, row for row as 2
+4-judged      against the gold: {"id", "turn", "chosen", "right", "wrong"}, row for row as 2
 5-pairs       the rows that were selected, in the loader's form
 dataset       ArrayRecord, Parquet and the data card
 
@@ -249,7 +249,7 @@ class Pipeline:
 
     def _run_pairs(self) -> None:
         judged, settings = self._summary("judged"), selection_settings(self.config)
-        work = Pair(self._stage_pairs().folder, self.seed, self.config.output.form == "k-way")
+        work = Pair(self._stage_pairs().folder, self.config.output.form == "k-way")
         plan = functools.partial(
             plan_selection, judged=judged, settings=settings, workers=self.workers
         )

@@ -18,7 +18,7 @@ from toolrm_jax.examples import Example
 from toolrm_jax.paths import as_path
 from toolrm_jax.row_source import file_digest, open_rows
 from toolrm_jax.splits import digest
-from toolrm_jax.synth.source import Reject
+from toolrm_jax.synth.source import Reason, Reject
 from toolrm_jax.synth.sources import open_source
 from toolrm_jax.synth.stage import Row, Tally, Unit
 
@@ -66,7 +66,11 @@ class Read:
         for found in open_found(source):
             if isinstance(found, Reject):
                 at = f"{found.file}, line {found.line}" if found.line else found.file
-                tally.reject(found.reason, found.detail, at, source=source["name"])
+                about = {"at": at, "source": source["name"]}
+                if found.reason == Reason.DOUBTED:
+                    tally.leave_out(found.detail, **about)
+                else:
+                    tally.reject(found.reason, found.detail, **about)
                 continue
             tally.count(f"read: {source['name']}")
             if 0 < self.longest_prompt < _prompt_length(found):

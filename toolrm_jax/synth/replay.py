@@ -28,6 +28,7 @@ from toolrm_jax.row_source import open_rows
 from toolrm_jax.splits import digest
 from toolrm_jax.synth.answer import Answer, from_row, to_row
 from toolrm_jax.synth.chat_request import read_message
+from toolrm_jax.synth.doubt import Doubts
 from toolrm_jax.synth.model_license import is_permissive
 from toolrm_jax.tool_calls import attempts_call, parse_calls
 
@@ -41,12 +42,8 @@ class ReplaySettings:
     Args:
       path: JSON lines (also .gz, .zst), Parquet, gs:// or a hub's id.
       license: of the models whose rows name none.
-      sound_gold: leaves out rows with anything under meta.gold_args_not_in_query: their right
-        answer holds what nobody asked for.
-      min_right_rate: leaves out rows with a lower meta.right_rate: where most answers are wrong,
-        the verdict often is.
-      before_first_error: leaves out rows with meta.after_first_error: the conversation is off its
-        course already.
+      sound_gold, min_right_rate, before_first_error: which rows are left out; see `Doubts`. The
+        normalised source has the same options: a row's examples and its answers go together.
       rows_a_group: of rows with the same meta.group at most these, chosen by seed and id: they are
         one task in several settings. None: all.
       no_call_share: in this share of the rows, chosen by seed and id, answers are kept that call
@@ -133,11 +130,12 @@ class Replay:
         if "answers" not in row:
             self._add(number, example, [_plain_answer(example, row, settings)])
             return
-        if doubt := _doubt(row, settings):
+        doubts = Doubts(settings.sound_gold, settings.min_right_rate, settings.before_first_error)
+        if doubt := doubts.about(_meta(row)):
             self.counts[f"rows left out: {doubt}"] += 1
             return
         self._add(number, example, list(self._trusted(example, row, settings)))
-        if (kin := (row.get("meta") or {}).get("group")) is not None:
+        if (kin := _meta(row).get("group")) is not None:
             member = (number, str(kin), digest(self._seed, example), example)
             self._table.execute("INSERT INTO members VALUES (?, ?, ?, ?)", member)
 
@@ -150,6 +148,9 @@ class Replay:
         for made in row["answers"]:
             if _own_form(made) and not settings.own_form:
                 self.counts["left out: a call in a form of the upstream's own"] += 1
+                continue
+            if _is_harness_error(made):
+                self.counts["left out: an error of the upstream's own program"] += 1
                 continue
             answer = _row_answer(example, made, row, settings)
             silent = made.get("calls") == [] and row.get("gold_calls") and not answer.right
@@ -196,19 +197,12 @@ def _row(content: bytes) -> dict[str, Any]:
     return value
 
 
-def _doubt(row: dict[str, Any], settings: ReplaySettings) -> str | None:
-    """Why a row is not to be trusted."""
+def _meta(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row says of itself."""
     meta = row.get("meta") or {}
     if not isinstance(meta, dict):
         raise ValueError("meta is not an object")
-    if settings.sound_gold and meta.get("gold_args_not_in_query"):
-        return "gold holds what was not asked for"
-    rate = meta.get("right_rate")
-    if isinstance(rate, int | float) and rate < settings.min_right_rate:
-        return "most answers are wrong"
-    if settings.before_first_error and meta.get("after_first_error"):
-        return "after the first error"
-    return None
+    return meta
 
 
 def _row_answer(example: str, made: Any, row: dict[str, Any], settings: ReplaySettings) -> Answer:
@@ -218,9 +212,7 @@ def _row_answer(example: str, made: Any, row: dict[str, Any], settings: ReplaySe
     if made.get("calls") is None:
         return _answer(example, made, _text(made.get("raw")), settings)
     calls = _calls(made["calls"])
-    found = _answer(example, made, calls or _words(made.get("raw"), row), settings)
-    by_outcome = (row.get("meta") or {}).get("verdict") == "state_outcome"
-    return dataclasses.replace(found, outcome=by_outcome)
+    return _answer(example, made, calls or _words(made.get("raw"), row), settings)
 
 
 def _own_form(made: Any) -> bool:
@@ -230,11 +222,23 @@ def _own_form(made: Any) -> bool:
     return isinstance(made.get("raw"), str) and bool(re.search(r"\bAction( Input)?:", made["raw"]))
 
 
+_HARNESS_ERROR = re.compile(
+    r"Unable to get response|Unexpected last message type|the JSON object must be str|Traceback \("
+)
+
+
+def _is_harness_error(made: Any) -> bool:
+    """Is it no answer, but what the program that asked the model said when it failed?"""
+    raw = made.get("raw") if isinstance(made, dict) and not made.get("calls") else None
+    return isinstance(raw, str) and bool(_HARNESS_ERROR.match(raw.lstrip()))
+
+
 def _words(raw: Any, row: dict[str, Any]) -> str:
     """What was said where nothing is called; "" where that is a form of the upstream's own."""
     text = raw if isinstance(raw, str) else ""
     tools = [tool for tool in row.get("tools") or [] if isinstance(tool, dict) and "name" in tool]
-    return "" if attempts_call(text, tools) or "Action:" in text else text
+    own = "Action:" in text or text.lstrip()[:1] in ("{", "[")
+    return "" if own or attempts_call(text, tools) else text
 
 
 def _plain_answer(example: str, row: dict[str, Any], settings: ReplaySettings) -> Answer:

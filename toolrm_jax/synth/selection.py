@@ -1,6 +1,6 @@
 """Which wrong answers become pairs: quotas, the mix of errors, caps, and lengths that tell nothing.
 
-    judged examples --candidates--> arrays, 30 bytes a candidate --select--> chosen: bool [n]
+    Candidates --select--> chosen: bool [n], and a report
 
 Examples are taken in the order of a hash of seed and id, irrelevance first (a right turn that calls
 nothing), then single, then multi, each until its quota of pairs is reached; of each example:
@@ -10,37 +10,32 @@ nothing), then single, then multi, each until its quota of pairs is reached; of 
      is wanted, scarce ones first; what is then lacking is filled from the others (`fill`).
   3. Caps: of an error type (a share of its turn type's quota) and of a model (a share of all).
   4. Length: within a turn type and an error type the right side is longer as often as shorter, but
-     for `length_tolerance` of the pairs. A corruption that would tip this is left; one that makes
-     up for what models' answers have tipped is preferred; of what cannot be made up for,
+     for `length_tolerance` of the pairs; and so it is among the pairs whose sides differ by little,
+     by more, by much (`candidates.LENGTH_STEPS`). A corruption that would tip this is left; one
+     that makes up for what models' answers have tipped is preferred; of what cannot be made up for,
      corruptions and then answers are dropped again. Missing optional arguments make an answer
      shorter by nature: such types are named in `any_length`.
   5. The number of arguments is balanced like the length where that can be had; then rarer kinds.
-A turn that calls nothing is wrong at most as often as it is right.
-
-The text of no example is held: memory is 30 bytes a candidate and 20 an example, 110 MB for 180,000
-examples with 20 candidates each.
+An empty turn is wrong at most as often as it is right, and so are words that call nothing.
 
     chosen, report = select(candidates, SelectionSettings(quotas={"single": 85_000}))
 """
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from toolrm_jax.corruptions import KIND_WEIGHTS
-from toolrm_jax.examples import Response
 from toolrm_jax.pairs import MIX
-from toolrm_jax.splits import digest
-from toolrm_jax.synth.answer import CORRUPTION, main_model
-from toolrm_jax.synth.stage import Row
+from toolrm_jax.synth.answer import CORRUPTION
+from toolrm_jax.synth.candidates import ERRORS, Candidates, sign
+from toolrm_jax.synth.selection_report import describe
 from toolrm_jax.synth.turn_type import TURN_TYPES
-from toolrm_jax.task_view import argument_count, response_length
-from toolrm_jax.tool_calls import ErrorType, parse_calls
+from toolrm_jax.tool_calls import ErrorType
 
-ERRORS = [str(error) for error in ErrorType]
 PAPER_QUOTAS = {"single": 85_000, "multi": 85_000, "irrelevance": 10_000}
 # Silence that is right comes first: it says how often silence may be wrong.
 _ORDER = ("irrelevance", "single", "multi")
@@ -87,93 +82,6 @@ def _known(name: str, given: Iterable[str], known: Sequence[str]) -> None:
         raise ValueError(f"{name} has {', '.join(map(repr, unknown))}; expected of: {list(known)}")
 
 
-# Candidates --------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Candidates:
-    """Every wrong answer as numbers; `names` are what kinds and models are numbered by."""
-
-    order: np.ndarray  # uint64 [examples]
-    turn: np.ndarray  # uint8 [examples] in TURN_TYPES
-    silent: np.ndarray  # bool [examples] the right side calls nothing
-    first: np.ndarray  # int64 [examples + 1] where an example's candidates begin
-    table: np.ndarray  # int32 [n, 6]: error, kind, model, longer, more arguments, silent
-    names: list[str]
-
-
-def right_side(row: Row, seed: int) -> Response:
-    """Of a judged example, the right answer that its pairs show: the gold, or a model's own words.
-
-    One as often as the other, so that who wrote an answer does not tell whether it is right.
-    """
-    number = int(digest(seed, "right", row["id"])[:8], 16)
-    models = row["right"]
-    return models[number // 2 % len(models)]["response"] if models and number % 2 else row["gold"]
-
-
-def candidates_of(rows: Iterable[Row], seed: int) -> Candidates:
-    """The candidates of judged examples."""
-    names: dict[str, int] = {}
-    order, turn, silent, first = [], [], [], [0]
-    table: list[tuple[int, ...]] = []
-    for row in rows:
-        right = right_side(row, seed)
-        order.append(int(digest(seed, row["id"])[:16], 16))
-        turn.append(TURN_TYPES.index(row["turn"]))
-        silent.append(_is_silent(right))
-        size, given = response_length(right), argument_count(right)
-        for wrong in row["wrong"]:
-            response = wrong["response"]
-            kind = names.setdefault(wrong["kind"], len(names))
-            model = names.setdefault(main_model(wrong["models"]), len(names))
-            longer = _sign(size - response_length(response))
-            more = _sign(given - argument_count(response))
-            error = ERRORS.index(wrong["error_type"])
-            table.append((error, kind, model, longer, more, _is_silent(response)))
-        first.append(len(table))
-    return Candidates(
-        np.array(order, np.uint64),
-        np.array(turn, np.uint8),
-        np.array(silent, bool),
-        np.array(first, np.int64),
-        np.array(table, np.int32).reshape(-1, 6),
-        list(names),
-    )
-
-
-def _is_silent(response: Response) -> bool:
-    """Does it call nothing, and say so in words or with nothing at all?"""
-    return (
-        isinstance(response, str) and not parse_calls(response) and response[:1] not in tuple("[{<")
-    )
-
-
-def _sign(number: int) -> int:
-    return (number > 0) - (number < 0)
-
-
-def merge(parts: Sequence[Candidates]) -> Candidates:
-    """All parts, in order, under one numbering of names."""
-    names: dict[str, int] = {}
-    tables, firsts, at = [], [np.zeros(1, np.int64)], 0
-    for part in parts:
-        renumber = np.array([names.setdefault(n, len(names)) for n in part.names] or [0], np.int32)
-        table = part.table.copy()
-        table[:, 1:3] = renumber[table[:, 1:3]]
-        tables.append(table)
-        firsts.append(part.first[1:] + at)
-        at += len(table)
-    return Candidates(
-        np.concatenate([part.order for part in parts] or [np.zeros(0, np.uint64)]),
-        np.concatenate([part.turn for part in parts] or [np.zeros(0, np.uint8)]),
-        np.concatenate([part.silent for part in parts] or [np.zeros(0, bool)]),
-        np.concatenate(firsts),
-        np.concatenate(tables) if tables else np.zeros((0, 6), np.int32),
-        list(names),
-    )
-
-
 # Choosing ----------------------------------------------------------------------------------------
 
 
@@ -203,7 +111,8 @@ class _Selector:
         self.missing: dict[int, float] = {}  # pairs that the mix still wants, by error type
         # Examples not yet seen that offer the error type; empty where the mix is not looked at.
         self.chances: collections.Counter[int] = collections.Counter()
-        self.silence = 0  # how much oftener silence is right than wrong
+        # How much oftener calling nothing is right than wrong: by EMPTY and WORDS.
+        self.silence: collections.Counter[int] = collections.Counter()
         self.left: collections.Counter[str] = collections.Counter()
         weights = [KIND_WEIGHTS.get(name, 1.0) for name in candidates.names]
         self.weights = weights
@@ -226,7 +135,11 @@ class _Selector:
         self.quota, self.taken = quota, 0
         self.answers_room = round(quota * self.settings.answers_cap)
         self.got: collections.Counter[int] = collections.Counter()
-        self.excess: collections.Counter[tuple[int, str]] = collections.Counter()
+        # How much oftener the right side is longer than shorter, by error type and size of the
+        # difference, and of how many pairs; how much oftener it has more arguments.
+        self.longer: collections.Counter[tuple[int, int]] = collections.Counter()
+        self.differing: collections.Counter[tuple[int, int]] = collections.Counter()
+        self.more: collections.Counter[int] = collections.Counter()
         caps = self.settings.error_caps
         self.error_room = [quota * caps.get(error, 1.0) for error in ERRORS]
         mix = self.settings.mix if name != "irrelevance" else {}
@@ -257,22 +170,22 @@ class _Selector:
         """Drops what tips the lengths for good, corruptions first; says whether there was any."""
         before = self.taken
         for of_models in (False, True):
-            if not any(self._is_tipped(e) for e in range(len(ERRORS))):
+            if not any(self._is_tipped(*key) for key in self.longer):
                 break
             for i in ids[::-1]:
                 for w in self._wrongs(i):
-                    tips = w.longer * self.excess[w.error, "length"] > 0
+                    size = abs(w.longer)
+                    tips = w.longer * self.longer[w.error, size] > 0
                     is_chosen = self.chosen[w.index] and self.is_corruption[w.model] != of_models
-                    if is_chosen and tips and self._is_tipped(w.error):
+                    if is_chosen and tips and self._is_tipped(w.error, size):
                         self._take(i, w, -1)
         if self.taken < before:
             self.left["chosen and dropped again, for their lengths"] += before - self.taken
         return self.taken < before
 
-    def _is_tipped(self, error: int) -> bool:
-        return error not in self.any_length and abs(
-            self.excess[error, "length"]
-        ) > self._length_room(error)
+    def _is_tipped(self, error: int, size: int) -> bool:
+        excess = abs(self.longer[error, size])
+        return error not in self.any_length and excess > self._length_room(error, size)
 
     def _by_mix(self, ids: np.ndarray, mix: Mapping[str, float]) -> None:
         counts = np.diff(self.found.first)[ids]
@@ -334,7 +247,7 @@ class _Selector:
         error = wrong.error
         if self.chances and self.missing[error] <= 0:
             return False
-        if wrong.silent and self.silence <= 0:
+        if wrong.silent and self.silence[wrong.silent] <= 0:
             return False
         if self.got[error] + 1 > self.error_room[error]:
             return False
@@ -347,17 +260,16 @@ class _Selector:
     def _keeps_length(self, wrong: _Wrong) -> bool:
         if not wrong.longer or wrong.error in self.any_length:
             return True
-        excess = self.excess[wrong.error, "length"]
-        return excess * wrong.longer < 0 or abs(excess + wrong.longer) <= self._length_room(
-            wrong.error
-        )
+        size = abs(wrong.longer)
+        excess, tips = self.longer[wrong.error, size], sign(wrong.longer)
+        return excess * tips < 0 or abs(excess + tips) <= self._length_room(wrong.error, size)
 
-    def _length_room(self, error: int) -> float:
-        return max(1.0, self.settings.length_tolerance * self.got[error])
+    def _length_room(self, error: int, size: int) -> float:
+        return max(1.0, self.settings.length_tolerance * self.differing[error, size])
 
     def _cost(self, wrong: _Wrong, used: set[int]) -> tuple[float, ...]:
-        length = wrong.longer * _sign(self.excess[wrong.error, "length"])
-        more = wrong.more * _sign(self.excess[wrong.error, "arguments"])
+        length = sign(wrong.longer * self.longer[wrong.error, abs(wrong.longer)])
+        more = sign(wrong.more * self.more[wrong.error])
         rare = self.kinds[wrong.kind] / self.weights[wrong.kind]
         return length + more, wrong.kind in used, rare, wrong.index
 
@@ -373,10 +285,12 @@ class _Selector:
             self.missing[wrong.error] -= times
         if not self.is_corruption[wrong.model]:
             self.answers_room -= times
-        self.excess[wrong.error, "length"] += times * wrong.longer
-        self.excess[wrong.error, "arguments"] += times * wrong.more
+        self.longer[wrong.error, abs(wrong.longer)] += times * sign(wrong.longer)
+        self.differing[wrong.error, abs(wrong.longer)] += times
+        self.more[wrong.error] += times * wrong.more
         if wrong.error == _CALL_COUNT:
-            self.silence += times * (int(self.found.silent[i]) - wrong.silent)
+            self.silence[int(self.found.silent[i])] += times
+            self.silence[wrong.silent] -= times
 
 
 _CALL_COUNT = ERRORS.index(str(ErrorType.CALL_COUNT))
@@ -388,100 +302,5 @@ def select(
     """(chosen: bool [candidates], the report as JSON)."""
     selector = _Selector(candidates, settings)
     selector.run()
-    return selector.chosen, _report(candidates, selector.chosen, settings, selector.left)
-
-
-# The report --------------------------------------------------------------------------------------
-
-
-def _report(
-    candidates: Candidates,
-    chosen: np.ndarray,
-    settings: SelectionSettings,
-    left: Mapping[str, int],
-) -> dict[str, Any]:
-    """What there was and what was taken, by turn type, error type, kind and model."""
-    turn_N = np.repeat(candidates.turn, np.diff(candidates.first))
-    everything = np.ones(len(chosen), bool)
-    wanted = sum(settings.mix.values())
-    by_turn = {}
-    for number, name in enumerate(TURN_TYPES):
-        here = turn_N == number
-        by_turn[name] = {
-            "quota": settings.quotas.get(name, 0),
-            "candidates": int(here.sum()),
-            "pairs": int((here & chosen).sum()),
-            "error_types": {
-                error: {
-                    "wanted": settings.mix.get(error, 0.0) / wanted if wanted else None,
-                    "before": about,
-                    "after": _lengths(candidates, here & chosen, e),
-                }
-                for e, error in enumerate(ERRORS)
-                if (about := _lengths(candidates, here, e))["pairs"]
-            },
-        }
-    return {
-        "pairs": int(chosen.sum()),
-        "turn_types": by_turn,
-        "error_types": {
-            error: {
-                "before": _lengths(candidates, everything, e),
-                "after": _lengths(candidates, chosen, e),
-            }
-            for e, error in enumerate(ERRORS)
-        },
-        "kinds": _counted(candidates, chosen, 1),
-        "models": _counted(candidates, chosen, 2),
-        "lacking": dict(left),
-    }
-
-
-def _lengths(candidates: Candidates, among: np.ndarray, error: int) -> dict[str, Any]:
-    """How many, and in what share the right side is the longer one (equal ones count half)."""
-    longer = candidates.table[among & (candidates.table[:, 0] == error), 3]
-    share = float((longer.mean() + 1) / 2) if len(longer) else None
-    return {"pairs": len(longer), "right_longer": share}
-
-
-def _counted(candidates: Candidates, chosen: np.ndarray, column: int) -> dict[str, int]:
-    numbers, counts = np.unique(candidates.table[chosen, column], return_counts=True)
-    found = {candidates.names[n]: int(c) for n, c in zip(numbers, counts, strict=True)}
-    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
-
-
-# Rows --------------------------------------------------------------------------------------------
-
-
-def pair_rows(
-    example: Row, judged: Row, chosen: Sequence[bool], *, seed: int, k_way: bool
-) -> Iterator[Row]:
-    """The rows of one example for the loader: one with all its wrong answers, or one for each."""
-    wrongs = [wrong for wrong, taken in zip(judged["wrong"], chosen, strict=True) if taken]
-    if not wrongs:
-        return
-    row = {
-        "id": example["id"],
-        "source": example["source"],
-        "license": example["license"],
-        "turn": judged["turn"],
-        "tools": example["tools"],
-        "messages": example["messages"],
-        "chosen": right_side(judged, seed),
-    }
-    rejected = [
-        {
-            "response": wrong["response"],
-            "error_type": wrong["error_type"],
-            "kind": wrong["kind"],
-            "model": main_model(wrong["models"]),
-            "license": wrong["license"],
-            "count": wrong["count"],
-        }
-        for wrong in wrongs
-    ]
-    if k_way:
-        yield row | {"rejected": rejected}
-        return
-    for number, wrong in enumerate(rejected):
-        yield row | {"id": f"{row['id']}#{number}", "rejected": [wrong]}
+    wanted = describe(candidates, selector.chosen, settings.quotas, settings.mix)
+    return selector.chosen, wanted | {"lacking": dict(selector.left)}

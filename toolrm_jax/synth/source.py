@@ -57,6 +57,7 @@ class Reason(enum.StrEnum):
     SEVERAL_RIGHT = "several different calls are right"
     NESTED = "gold takes the result of another call"
     UPSTREAM = "dropped by the upstream's own reader"
+    DOUBTED = "not to be trusted, by what the row says of itself"
 
 
 class Fault(Exception):
@@ -87,6 +88,8 @@ class Draft:
     messages: list[Any]
     calls: Any  # the right calls, in any form that `parse_calls` reads
     reference: list[Call] | None = None  # None: these calls, and defaults left out or spelled out
+    words: str | None = ""  # of a turn that calls nothing; see `Example`
+    by_outcome: bool = False
     source: str | None = None  # None: the source's own
     license: str | None = None
 
@@ -208,6 +211,8 @@ def checked(draft: Draft, source: str, license: str) -> Example:
         messages,
         reference,
         gold,
+        "" if gold else draft.words,
+        draft.by_outcome,
     )
 
 
@@ -259,7 +264,7 @@ def _message(message: Any, index: int) -> Message:
     role = _ROLES.get(str(message.get("role"))) if isinstance(message, dict) else None
     if role is None:
         raise Fault(Reason.MESSAGES, f"messages[{index}] has no known role: {message!r:.80}")
-    out: Message = {"role": role, "content": _text(message, index)}
+    out: Message = {"role": role, "content": message_text(message, index)}
     if message.get("tool_calls"):
         out["tool_calls"] = _made_calls(message["tool_calls"], index)
     for key in ("name", "tool_call_id"):
@@ -270,7 +275,8 @@ def _message(message: Any, index: int) -> Message:
     return out
 
 
-def _text(message: dict[str, Any], index: int) -> str:
+def message_text(message: dict[str, Any], index: int) -> str:
+    """What the message at the index says, "" beside calls; a list of texts as one. Raises Fault."""
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         return ""

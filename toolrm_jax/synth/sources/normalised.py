@@ -3,9 +3,14 @@
     {"id", "source", "license", "tools": [{"name", "description", "parameters"}],
      "conversation": [{"role", "content", ...}], "gold_calls": [{"name", "arguments"}], "meta": {}}
 
-`"gold_calls": []` means that nothing should be called. Rows keep their own id, source and licence.
-A row whose `meta` lists several right answers that call different tools makes a reject: a reference
-holds one set of calls, and a right answer must not be judged wrong.
+`"gold_calls": []` means that nothing should be called. What should be said instead no row tells,
+but where `meta.kind` is "irrelevant_tools": that no tool on offer does what was asked. Where
+`meta.verdict` is "state_outcome", a call is right by what it brings about. Rows keep their own id,
+source and licence.
+
+A row that says itself that its gold is not to be trusted (`doubt`) makes a reject, unless the
+options say otherwise. So does one whose `meta` lists several right answers that call different
+tools: a reference holds one set of calls, and a right answer must not be judged wrong.
 """
 
 import os
@@ -13,26 +18,44 @@ from collections.abc import Iterator
 from typing import Any
 
 from toolrm_jax.examples import Example
+from toolrm_jax.synth.doubt import Doubts
 from toolrm_jax.synth.source import Draft, Fault, Reason, Reject, examples, field, rows
 
 
 def read(
-    path: str | os.PathLike[str], *, split: str = "train", subset: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    subset: str | None = None,
+    sound_gold: bool = True,
+    min_right_rate: float = 0.5,
+    before_first_error: bool = True,
 ) -> Iterator[Example | Reject]:
-    """The examples of a file of normalised rows."""
-    return examples("normalised", "unknown", rows(path, split=split, subset=subset), _drafts)
+    """The examples of a file of normalised rows; the last three options are those of `Doubts`."""
+    doubts = Doubts(sound_gold, min_right_rate, before_first_error)
+
+    def drafts(row: Any, line: int) -> Iterator[Draft]:
+        yield _draft(row, doubts)
+
+    return examples("normalised", "unknown", rows(path, split=split, subset=subset), drafts)
 
 
-def _drafts(row: Any, line: int) -> Iterator[Draft]:
-    others = (row.get("meta") or {}) if isinstance(row, dict) else {}
-    alternatives = others.get("gold_alternatives") if isinstance(others, dict) else None
+def _draft(row: Any, doubts: Doubts) -> Draft:
+    meta = (row.get("meta") or {}) if isinstance(row, dict) else {}
+    if not isinstance(meta, dict):
+        raise Fault(Reason.FORM, f"expected an object under 'meta', found {meta!r:.80}")
+    alternatives = meta.get("gold_alternatives")
     if isinstance(alternatives, list) and len(alternatives) > 1:
         raise Fault(Reason.SEVERAL_RIGHT, f"{len(alternatives)} under meta.gold_alternatives")
-    yield Draft(
+    if doubt := doubts.about(meta):
+        raise Fault(Reason.DOUBTED, doubt)
+    return Draft(
         field(row, "id", str),
         field(row, "tools", list),
         field(row, "conversation", list),
         field(row, "gold_calls", list),
         source=field(row, "source", str),
         license=field(row, "license", str),
+        words=None if meta.get("kind") == "irrelevant_tools" else "",
+        by_outcome=meta.get("verdict") == "state_outcome",
     )

@@ -6,8 +6,8 @@
      "tools": [{"type": "function", "function": {"name", "description", "parameters"}}]}
 
 Every assistant turn is an answer to what stands before it: its calls are gold, or, where it has
-words only, calling nothing is. `turns="last"` takes the last one alone. Messages after the last
-assistant turn are not read. `tools` may be JSON text. The licence is yours to say.
+words only, calling nothing and saying that is. `turns="last"` takes the last one alone. Messages
+after the last assistant turn are not read. `tools` may be JSON text. The licence is yours to say.
 """
 
 import os
@@ -16,7 +16,17 @@ from typing import Any, Literal
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Example
-from toolrm_jax.synth.source import Draft, Fault, Reason, Reject, examples, field, parsed, rows
+from toolrm_jax.synth.source import (
+    Draft,
+    Fault,
+    Reason,
+    Reject,
+    examples,
+    field,
+    message_text,
+    parsed,
+    rows,
+)
 
 
 def read(
@@ -39,7 +49,8 @@ def read(
         for index in answers if turns == "all" else answers[-1:]:
             made = messages[index].get("tool_calls") or []
             id_ = f"{name}/{row.get('id', line)}/{index}"
-            yield Draft(id_, tools, messages[:index], made)
+            words = message_text(messages[index], index)
+            yield Draft(id_, tools, messages[:index], made, words=words)
 
     return examples(name, license, rows(path, split=split, subset=subset), drafts)
 

@@ -7,7 +7,8 @@
 
 The chosen side is gold. `answers` gives the sides as answers that are already judged: the chosen
 one right, the rejected one wrong; their ids are those of the examples. Sides may be lists of calls,
-texts, assistant messages, or any of these as JSON text; a chosen side in words calls nothing.
+texts, assistant messages, or any of these as JSON text; a chosen side in words calls nothing, and
+its words are what should be said.
 """
 
 import json
@@ -29,7 +30,13 @@ def read_pairs(
 
     def drafts(row: Any, line: int) -> Iterator[Draft]:
         request = _request(row)
-        yield Draft(_id(name, row, line), request.tools, request.messages, _gold(request, row))
+        yield Draft(
+            _id(name, row, line),
+            request.tools,
+            request.messages,
+            _gold(request, row),
+            words=words_of(request.responses[0]),
+        )
 
     return examples(name, license, rows(path, split=split, subset=subset), drafts)
 

@@ -12,7 +12,7 @@ values are digits, booleans where they are True and False; other slots are texts
 "dontcare" is none. Examples, one each, with the dialogue so far:
 - a service call of the system is the gold call; later turns see it, and its result, as a call;
 - a turn in which the system asks for a slot that the user's intent requires and has not been given
-  is an irrelevance example: nothing can be called yet.
+  is an irrelevance example: nothing can be called yet. What it says is the right answer.
 Other system turns (offers, confirmations, small talk) are no examples: a call would not be plainly
 wrong there. Dates in the calls count from the day of the dialogues, so a system message names it.
 Licence: CC-BY-SA-4.0.
@@ -175,7 +175,7 @@ class _Dialogue:
                 continue
             calls = [self._call(frame) for frame in frames if "service_call" in frame]
             if calls or any(self._must_ask(frame) for frame in frames):
-                yield Draft(f"{self.id}/{index}", self.tools, list(messages), calls)
+                yield Draft(f"{self.id}/{index}", self.tools, list(messages), calls, words=said)
             if calls:
                 messages.append({"role": "assistant", "content": "", "tool_calls": calls})
                 messages += [self._result(f) for f in frames if "service_call" in f]

@@ -52,6 +52,7 @@ def read(
             [typed_tool(tool) for tool in tools],
             [{"role": "user", "content": query}],
             calls,
+            words=None,
         )
 
     return examples(name, LICENSE, rows(path, split=split, subset=subset), drafts)
