@@ -104,7 +104,7 @@ def test_a_question_without_answer_is_reported_and_asked_again_by_the_next_run(t
         )
         assert [row["example_id"] for row in rows] == ["q/1", "q/3", "q/5"]
         assert counts["m: no answer"] == len(rejected) == 3
-        assert rejected[0] == ("no answer", "1 tries; status 500", "m, sample 0 of q/0")
+        assert rejected[0] == ("m: no answer", "1 tries; status 500", "m, sample 0 of q/0")
         rows, counts = run(server, tmp_path, count=6, tries=1)
     assert len(rows) == 6
     assert set(server.answers.values()) == {1}

@@ -16,6 +16,7 @@ import tiny
 from fake_gcs import FakeGcs
 from faulty_server import faulty_server
 from synth_files import config, row, write_rows
+from test_synth_endpoint import FAST
 
 from toolrm_jax.batch import RowShape
 from toolrm_jax.batch_plan import PlanConfig
@@ -225,6 +226,53 @@ def test_a_run_that_asks_and_is_killed_ends_with_the_files_of_one_that_was_not(t
     assert "| m | asked |" in (tmp_path / "whole/dataset/README.md").read_text()
 
 
+def asking(tmp_path, server, **endpoint):
+    """A pipeline that asks a server twice for each of 20 examples."""
+    source = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(20)])
+    made = config(source, shard_rows=5)
+    entry = {"kind": "endpoint", "model": "m", "license": "MIT", "url": server.url, "samples": 2}
+    made.answers.pool = (entry | FAST | endpoint,)
+    return made
+
+
+def test_questions_that_got_no_answer_are_asked_by_the_next_run(tmp_path):
+    # Every third question fails once, and is tried once a run.
+    with faulty_server(["500", "", ""]) as server:
+        made = asking(tmp_path, server, tries=1)
+        with pytest.raises(StageError, match=r"of 40 are still open: .* x m: no answer"):
+            Pipeline(made, tmp_path / "run").run()
+        assert 3 <= len(server.answers) < 40
+        assert not (tmp_path / "run/3-answers/summary.json").exists()
+        listed = list(read_shard(tmp_path / "run/rejects-answers.jsonl.zst"))
+        assert [reject["reason"] for reject in listed] == ["m: no answer"] * (
+            40 - len(server.answers)
+        )
+        Pipeline(made, tmp_path / "run").run(("answers",))
+        assert set(server.answers.values()) == {1}
+        assert len(server.answers) == 40
+        assert list(read_shard(tmp_path / "run/rejects-answers.jsonl.zst")) == []
+
+
+def test_a_budget_that_is_used_up_may_be_raised_or_accepted(tmp_path):
+    with faulty_server() as server:
+        made = asking(tmp_path, server, budget_requests=30)
+        with pytest.raises(StageError, match="10 of 40 are still open: 10 x m: over budget"):
+            Pipeline(made, tmp_path / "run").run()
+        with made.unlocked():
+            made.answers.most_open = 0.25
+        Pipeline(made, tmp_path / "run").run()
+        card = json.loads((tmp_path / "run/dataset/card.json").read_text())
+        assert card["stages"]["answers"]["counts"]["left open: m: over budget"] == 10
+        assert sum(server.answers.values()) == 30
+        raised = asking(tmp_path, server, budget_requests=50)
+        Pipeline(raised, tmp_path / "other").run(("examples", "obfuscated"))
+        with raised.unlocked():
+            raised.answers.cache = str(tmp_path / "run/answers.sqlite")
+        Pipeline(raised, tmp_path / "other").run()
+        assert set(server.answers.values()) == {1}
+        assert len(server.answers) == 40
+
+
 def test_the_papers_config_runs_whole_on_files_of_its_sources(tmp_path, toolrm_data):
     """Rows in the form of xLAM, real dialogues of SGD, and one server for the eleven models."""
     import shutil
@@ -347,7 +395,7 @@ def test_broken_rows_end_in_the_rejects_with_reason_and_line(tmp_path):
 def test_too_many_rejects_fail_at_the_end_and_keep_what_is_sound(tmp_path):
     source = write_rows(tmp_path / "rows.jsonl.gz", [*broken_rows(), *map(row, range(10))])
     pipeline = Pipeline(config(source, most_rejects=0.2), tmp_path / "run")
-    with pytest.raises(StageError, match=r"rows were rejected.*at most 20\.0%"):
+    with pytest.raises(StageError, match=r"9 of 20 that were read.*at most 20\.0%"):
         pipeline.run()
     assert (tmp_path / "run/1-examples/summary.json").exists()
     Pipeline(config(source, most_rejects=0.5), tmp_path / "run").run(("examples",))
@@ -367,6 +415,20 @@ def test_what_an_evaluation_set_holds_is_left_out_and_listed(tmp_path):
         for r in read_shard(s)
     }
     assert left | kept == {f"made/{n}" for n in range(60)}
+
+
+def test_a_row_of_an_evaluation_set_that_is_no_sound_example_is_kept_out_all_the_same(tmp_path):
+    source = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(6)])
+    several = row(0) | {"meta": {"gold_alternatives": [1, 2]}}
+    misfit = row(1) | {"gold_calls": [{"name": "book_table", "arguments": {"city": 3}}]}
+    held = write_rows(tmp_path / "eval.jsonl.gz", [row(5), several, misfit, "no JSON"])
+    evaluation = ({"name": "held", "format": "normalised", "path": str(held)},)
+    settings = config(source, **{"overlap.evaluation": evaluation})
+    Pipeline(settings, tmp_path / "run").run(("examples", "obfuscated"))
+    left = {r["id"] for r in read_shard(tmp_path / "run/rejects-obfuscated.jsonl.zst")}
+    assert left == {"made/0", "made/1", "made/5"}
+    summary = json.loads((tmp_path / "run/2-obfuscated/summary.json").read_text())
+    assert summary["counts"]["rows that could not be compared: of held"] == 1
 
 
 def test_a_stage_whose_input_is_missing_says_which_to_run_first(tmp_path):

@@ -54,6 +54,38 @@ def test_a_unit_that_fails_leaves_no_file_and_the_others_are_not_done_again(tmp_
     assert summary.row_count == 15
 
 
+def test_a_stage_with_open_work_is_not_complete_and_does_the_open_units_again(tmp_path):
+    done = []
+
+    def work(unit, tally):
+        done.append(unit.name)
+        tally.has_read(10)
+        yield {"unit": unit.name}
+        if unit.name == "01" and done.count("01") < 3:
+            tally.leave_open("no answer", "status 500", "question 7")
+
+    with pytest.raises(StageError, match="1 of 30 are still open: 1 x no answer"):
+        stage(tmp_path).run(UNITS, work)
+    assert stage(tmp_path).finished() is None
+    summary = stage(tmp_path).run(UNITS, work, most_open=0.04)
+    assert summary.counts["left open: no answer"] == 1
+    (tmp_path / "1-made/summary.json").unlink()
+    summary = stage(tmp_path).run(UNITS, work)
+    assert summary.counts == {}
+    assert done == ["00", "01", "02", "01", "01"]
+
+
+def test_rejects_are_a_share_of_what_was_read(tmp_path):
+    def work(unit, tally):
+        tally.has_read(50)
+        yield from numbers(unit, tally)
+
+    summary = stage(tmp_path).run(UNITS, work)
+    summary.check_rejects(0.02)
+    with pytest.raises(StageError, match=r"3 of 150 that were read were rejected, 2\.0%"):
+        summary.check_rejects(0.019)
+
+
 def test_other_settings_begin_anew_and_the_same_do_nothing(tmp_path):
     first = stage(tmp_path, seed=0).run(UNITS, numbers)
     again = stage(tmp_path, seed=0).run([], pytest.fail)

@@ -10,8 +10,8 @@ not hold; the wheel of BFCL is added: python -m toolrm_jax.assets).
 
   answers=both (default), corruptions or replay: who gives the wrong answers. With replay alone, the
       examples are those that have answers.
-  pairs=N: so many pairs at most in the paper's proportions (85 single-turn, 85 multi-turn, 10
-      irrelevance); with replay alone, as they come. Default: the paper's 180,000.
+  pairs=N: so many pairs at most, in the paper's proportions (85 single-turn, 85 multi-turn, 10
+      irrelevance). Default: the paper's 180,000.
 """
 
 from pathlib import Path
@@ -51,12 +51,10 @@ def get_config(given: str = "") -> ConfigDict:
         *({"kind": "replay", "path": str(file)} for file in replayed),
     )
     if answers == "replay":
-        config.selection.mix = ()  # as they come
-        config.selection.quotas = ConfigDict(dict.fromkeys(PAPER_QUOTAS, pairs))
-    else:
-        total = sum(PAPER_QUOTAS.values())
-        shares = {turn: pairs * n // total for turn, n in PAPER_QUOTAS.items()}
-        config.selection.quotas = ConfigDict(shares)
+        config.selection.mix = ()  # errors as they come
+    total = sum(PAPER_QUOTAS.values())
+    shares = {turn: pairs * n // total for turn, n in PAPER_QUOTAS.items()}
+    config.selection.quotas = ConfigDict(shares)
     return config
 
 

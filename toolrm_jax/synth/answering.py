@@ -33,6 +33,7 @@ class _OpenPool:
             translate=self._translate,
             repeats=lambda example: self.repeats.get(example.id, ()),
             reject=lambda reason, detail, at: self.tally.reject(reason, detail, at),
+            leave_open=lambda reason, detail, at: self.tally.leave_open(reason, detail, at),
         )
 
     def _translate(self, example: Example, response: Response) -> Response:
@@ -45,6 +46,7 @@ class _OpenPool:
         self.names = {r["id"]: Names.from_json(r["names"]) for r in rows if "names" in r}
         self.repeats = {r["id"]: r["also"] for r in rows if "also" in r}
         yield from self.pool.answers(map(example_of, rows))
+        tally.has_read(len(rows) * self.pool.samples)
         for what, number in self.pool.given().items():
             if number > before.get(what, 0):
                 tally.count(what, number - before.get(what, 0))
@@ -74,6 +76,7 @@ class AnswerUnits:
         """Opens the pool once, for what it rejects and counts as it does."""
         self.close()
         pool = self.opened(tally).pool
+        tally.has_read(pool.replayed_rows)
         for what, number in pool.given().items():
             tally.count(what, number)
         if any(entry["kind"] == "replay" for entry in json.loads(self.pool)):
@@ -113,7 +116,7 @@ class _Silent(Tally):
     """What a worker's pool rejects as it opens was told by the plan already."""
 
     def __init__(self) -> None:
-        self.counts, self.rejected = collections.Counter(), collections.Counter()
+        self.counts = collections.Counter()
 
     def reject(self, reason: str, detail: str = "", at: str = "", **more: Any) -> None:
         """Nothing."""

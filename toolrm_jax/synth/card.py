@@ -149,17 +149,24 @@ def _signal(card: Card) -> str:
     lines = [
         "## What length gives away\n",
         "In what share of the pairs the right side is the longer one (equal lengths count half), "
-        "among all wrong answers and among those chosen. 50% tells nothing.\n",
+        "and what share the best rule tells that knows by about how much it is (1 or 2 characters, "
+        "3 to 8, 9 to 24, more), among all wrong answers and among those chosen. 50% tells "
+        "nothing.\n",
         "![right side longer](plots/length_signal.png)\n",
-        "| error type | wrong answers | right is longer | pairs | right is longer |",
-        "|---|---:|---:|---:|---:|",
+        "| error type | wrong answers | right is longer | told | pairs | right is longer | told |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for error, about in card["selection"].get("error_types", {}).items():
-        before, after = about["before"], about["after"]
-        lines.append(
-            f"| {error} | {before['pairs']:,} | {_share(before['right_longer'])} | "
-            f"{after['pairs']:,} | {_share(after['right_longer'])} |"
-        )
+        cells = [
+            cell
+            for found in (about["before"], about["after"])
+            for cell in (
+                f"{found['pairs']:,}",
+                _share(found["right_longer"]),
+                _share(found["told_by_length"]),
+            )
+        ]
+        lines.append(f"| {error} | {' | '.join(cells)} |")
     lacking = card["selection"].get("lacking") or {}
     lines += [f"\n{what}: {n:,}" for what, n in lacking.items()]
     return "\n".join(lines) + "\n"

@@ -39,6 +39,7 @@ from toolrm_jax.synth.replay import Reject, Replay, ReplaySettings
 
 Translate = Callable[[Example, Response], Response]
 Repeats = Callable[[Example], Sequence[str]]
+OPEN = ("no answer", "over budget")  # what another run may ask again
 AHEAD = 256  # examples under way; one whose questions are slow holds up no more than these
 
 
@@ -90,6 +91,8 @@ class Pool:
       translate: turns a replayed response into the example's own names, where those were replaced.
       repeats: the ids of examples that ask the very same; what was replied to them counts too.
       reject: is told what had to be left out: reason, detail, and where it stood.
+      leave_open: the same of questions that another run may ask again: the model and "no answer" or
+        "over budget". Default: as `reject`.
 
     Raises:
       InputError: a member cannot be used; EndpointError where that shows on the way only.
@@ -105,11 +108,13 @@ class Pool:
         translate: Translate | None = None,
         repeats: Repeats = lambda _: (),
         reject: Reject | None = None,
+        leave_open: Reject | None = None,
     ):
         settings = [member_settings(entry) for entry in entries]
         self._seed, self._permissive_only, self._translate = seed, permissive_only, translate
         self._repeats = repeats
         self._reject = reject or (lambda *_: None)
+        self._leave_open = leave_open or self._reject
         self._counts: collections.Counter[str] = collections.Counter()
         self._endpoints: list[Any] = []
         self._close: list[Callable[[], object]] = []
@@ -194,6 +199,16 @@ class Pool:
             for answer in self._replay.answers(other):
                 yield dataclasses.replace(answer, example_id=example.id)
 
+    @property
+    def samples(self) -> int:
+        """How many questions an example makes."""
+        return sum(endpoint.settings.samples for endpoint in self._endpoints)
+
+    @property
+    def replayed_rows(self) -> int:
+        """How many rows the files of answers have."""
+        return self._replay.rows
+
     def unused(self, ids: Set[str]) -> int:
         """How many of the replayed answers are to examples other than these."""
         return self._replay.count_beside(ids)
@@ -206,7 +221,11 @@ class Pool:
                 raise EndpointError(outcome.detail)
             if outcome.response is None:
                 where = f"{settings.model}, sample {outcome.sample} of {example.id}"
-                self._reject(outcome.reason, outcome.detail, where)
+                if outcome.reason in OPEN:
+                    what = f"{settings.model}: {outcome.reason}"
+                    self._leave_open(what, outcome.detail, where)
+                else:
+                    self._reject(outcome.reason, outcome.detail, where)
                 continue
             yield Answer(
                 example_id=example.id,

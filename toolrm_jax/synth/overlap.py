@@ -166,7 +166,10 @@ class EvaluationSets:
         self._bands: dict[tuple[int, bytes], list[int]] = {}
 
     def add(self, name: str, examples: Iterable[Example]) -> int:
-        """Adds one set under its name; gives how many examples it has."""
+        """Adds one set under its name; gives how many examples it has.
+
+        Of an example its messages and tools' names are looked at.
+        """
         self._names.append(name)
         here, before = len(self._names) - 1, len(self._of)
         for example in examples:

@@ -48,7 +48,7 @@ from toolrm_jax.synth.synth_config import (
     selection_settings,
     source_list,
 )
-from toolrm_jax.synth.thinning import Thin, plan_thinning
+from toolrm_jax.synth.thinning import Evaluation, Thin, plan_thinning
 
 # How a member is reached; nothing that it answers depends on it.
 _HOW = (
@@ -169,18 +169,14 @@ class Pipeline:
 
     def _run_obfuscated(self) -> None:
         examples, options = self._summary("examples"), self.config.overlap
-        work = Thin(
-            self._stage_obfuscated().folder,
-            json.dumps(self._evaluation),
-            options.similarity,
-            options.drop_shared_tools,
-            self._rates(),
-            self.seed,
+        evaluation = Evaluation(
+            json.dumps(self._evaluation), options.similarity, options.drop_shared_tools
         )
+        work = Thin(self._stage_obfuscated().folder, evaluation, self._rates(), self.seed)
         plan = functools.partial(
             plan_thinning,
             examples=examples,
-            similarity=options.similarity,
+            evaluation=evaluation,
             seed=self.seed,
             near=options.near_duplicates,
             workers=self.workers,
@@ -211,7 +207,8 @@ class Pipeline:
         workers = 0 if asks else self.workers
         try:
             units = units_of(self._summary("obfuscated"))
-            self._run("answers", units, work, plan=work.plan, workers=workers)
+            open_share = options.most_open
+            self._run("answers", units, work, plan=work.plan, workers=workers, most_open=open_share)
         finally:
             work.close()
 

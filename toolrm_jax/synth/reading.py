@@ -64,6 +64,7 @@ class Read:
     def __call__(self, unit: Unit, tally: Tally) -> Iterator[Row]:
         source = self.sources[unit.name]
         for found in open_found(source):
+            tally.has_read()
             if isinstance(found, Reject):
                 at = f"{found.file}, line {found.line}" if found.line else found.file
                 about = {"at": at, "source": source["name"]}

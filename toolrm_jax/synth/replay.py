@@ -79,6 +79,7 @@ class Replay:
 
     def __init__(self, files: list[ReplaySettings], *, seed: int, reject: Reject):
         self.counts: collections.Counter[str] = collections.Counter()
+        self.rows = 0  # of all files
         self._seed, self._reject = seed, reject
         self._table = sqlite3.connect("", check_same_thread=False)  # on disk, gone when closed
         self._table.executescript(_TABLES)
@@ -115,6 +116,7 @@ class Replay:
 
     def _read_file(self, number: int, settings: ReplaySettings) -> None:
         for line, content in open_rows(settings.path):
+            self.rows += 1
             try:
                 row = content if isinstance(content, dict) else _row(content)
                 self._keep(number, settings, row)

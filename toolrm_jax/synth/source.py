@@ -77,6 +77,7 @@ class Reject:
     line: int | None  # from 1; in an array, where the element begins; None: unknown
     reason: str
     detail: str
+    draft: "Draft | None" = None  # as far as it could be read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Draft:
     by_outcome: bool = False
     source: str | None = None  # None: the source's own
     license: str | None = None
+    fault: Fault | None = None  # why it is to be rejected, whatever else may be found
 
 
 # Rows --------------------------------------------------------------------------------------------
@@ -177,7 +179,8 @@ def examples(
                     raise made
                 yield checked(made, source, license)
             except Fault as fault:
-                yield Reject(source, file, line, str(fault.reason), fault.detail[:300])
+                draft = None if isinstance(made, Fault) else made
+                yield Reject(source, file, line, str(fault.reason), fault.detail[:300], draft)
 
 
 def _drafts(value: Any, line: int, drafts: Drafts) -> list[Draft | Fault]:
@@ -193,6 +196,8 @@ def _drafts(value: Any, line: int, drafts: Drafts) -> list[Draft | Fault]:
 
 def checked(draft: Draft, source: str, license: str) -> Example:
     """The draft as an example, gold in canonical form. Raises Fault."""
+    if draft.fault is not None:
+        raise draft.fault
     _check_size(draft)
     tools = _tools(draft.tools)
     messages = _messages(draft.messages)

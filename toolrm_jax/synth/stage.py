@@ -43,7 +43,7 @@ from toolrm_jax.files import write_text
 
 Row = dict[str, Any]
 
-_FORMAT = 1  # raise it when what the stages write changes: older shards are then made anew
+_FORMAT = 2  # raise it when what the stages write changes: older shards are then made anew
 _LEVEL = 3
 
 
@@ -65,11 +65,23 @@ class Tally:
     def __init__(self, rejects: "ShardWriter"):
         self.counts: collections.Counter[str] = collections.Counter()
         self.rejected: collections.Counter[str] = collections.Counter()
+        self.left_open: collections.Counter[str] = collections.Counter()
+        self.read = 0
         self._rejects = rejects
 
     def count(self, what: str, number: int = 1) -> None:
         """Adds to a counter of the stage's summary."""
         self.counts[what] += number
+
+    def has_read(self, number: int = 1) -> None:
+        """Counts what was read, of which rejects are a share; without it, rows and rejects are."""
+        self.read += number
+
+    def leave_open(self, what: str, detail: str = "", at: str = "") -> None:
+        """Lists something that another run may have more luck with: the unit is to be done again,
+        unless the stage is told that so much may be missing."""
+        self.left_open[what] += 1
+        self._rejects.write({"reason": what, "detail": detail[:2000], "at": at})
 
     def reject(self, reason: str, detail: str = "", at: str = "", **more: Any) -> None:
         """Lists something that cannot be used: why, and the file and line that it stood in."""
@@ -123,17 +135,21 @@ class Summary:
 
     def check_rejects(self, most: float) -> None:
         """Raises StageError where more than this share of what was read had to be rejected."""
-        lost = sum(self.rejected.values())
-        read = lost + self.row_count
+        lost, read = sum(self.rejected.values()), self.content["read"]
         if lost > most * read:
-            reasons = sorted(self.rejected.items(), key=lambda item: -item[1])
-            words = ", ".join(f"{n:,} x {reason}" for reason, n in reasons[:5])
             raise StageError(
-                f"{self.folder}: {lost:,} of {read:,} rows were rejected, {lost / read:.1%}; at "
-                f"most {most:.1%} are accepted (config.most_rejects). They are: {words}. See "
+                f"{self.folder}: {lost:,} of {read:,} that were read were rejected, "
+                f"{lost / read:.1%}; at most {most:.1%} are accepted (config.most_rejects). They "
+                f"are: {_listed(self.rejected)}. See "
                 f"{self.folder.parent / rejects_name(self.content['stage'])}; the rows that are "
                 f"sound are kept."
             )
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    """The five most frequent, in words."""
+    most = sorted(counts.items(), key=lambda item: -item[1])[:5]
+    return ", ".join(f"{number:,} x {what}" for what, number in most)
 
 
 def rejects_name(stage: str) -> str:
@@ -214,11 +230,14 @@ def _do_unit(folder: Path, unit: Unit, *, work: Work, shard_rows: int) -> dict[s
 
 
 def _about_unit(shards: list[dict[str, Any]], rejects: ShardWriter, tally: Tally) -> dict[str, Any]:
+    rows = sum(shard["rows"] for shard in shards)
     return {
         "shards": shards,
         "rejects": rejects.about(),
         "counts": dict(tally.counts),
         "rejected": dict(tally.rejected),
+        "left_open": dict(tally.left_open),
+        "read": tally.read or rows + tally.rejected.total(),
     }
 
 
@@ -337,11 +356,15 @@ class Stage:
         workers: int = 0,
         shard_rows: int = 0,
         plan: Plan | None = None,
+        most_open: float = 0.0,
     ) -> Summary:
         """Does the units that are not done yet, in so many processes (0: in this one).
 
         `plan(folder, tally)` is for what has to be known of all rows before the first unit: it
         leaves files in the folder, and gives what the summary is to hold beside the counts.
+
+        Raises StageError, at the end, where units left more open than this share of what they read:
+        the stage is not complete then, and the next run does those units again.
         """
         done = self.finished()
         if done is not None:
@@ -352,7 +375,10 @@ class Stage:
             self._begin()
             planned, about = self._planned(plan)
             found = self._unit_results(units, work, workers, shard_rows)
-            return self._finish([about, *(found[unit.name] for unit in units)], planned)
+            made = [about, *(found[unit.name] for unit in units)]
+            self._join_rejects([one["rejects"]["name"] for one in made])
+            self._check_open(made, most_open)
+            return self._finish(made, planned)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -413,6 +439,8 @@ class Stage:
             about = json.loads(_marker(self.folder, unit).read_text())
         except (OSError, ValueError):
             return None
+        if about["left_open"]:
+            return None
         files = [*about["shards"], about["rejects"]]
         return about if all(_has_size(self.folder, file) for file in files) else None
 
@@ -424,20 +452,22 @@ class Stage:
             yield units[index].name, made
 
     def _finish(self, done: Sequence[dict[str, Any]], more: Mapping[str, Any]) -> Summary:
-        """Joins rejects and counts in the order of the units; the summary comes last."""
+        """Joins the counts in the order of the units, and writes the summary."""
         counts: collections.Counter[str] = collections.Counter()
         rejected: collections.Counter[str] = collections.Counter()
         shards = [shard for about in done for shard in about["shards"]]
         for about in done:
             counts.update(about["counts"])
             rejected.update(about["rejected"])
-        self._join_rejects([about["rejects"]["name"] for about in done])
+            # Accepted, or the stage would not be complete.
+            counts.update({f"left open: {what}": n for what, n in about["left_open"].items()})
         hashes = "\n".join(shard["sha256"] for shard in shards)
         content = {
             "digest": self.digest,
             **self.about,
             "rows": sum(shard["rows"] for shard in shards),
             "content": hashlib.sha256(hashes.encode()).hexdigest()[:16],
+            "read": sum(about["read"] for about in done),
             "counts": dict(sorted(counts.items())),
             "rejected": dict(sorted(rejected.items())),
             **more,
@@ -445,6 +475,19 @@ class Stage:
         }
         write_text(self.folder / "summary.json", json.dumps(content, indent=1) + "\n")
         return Summary(self.folder, content)
+
+    def _check_open(self, done: Sequence[dict[str, Any]], most: float) -> None:
+        left: collections.Counter[str] = collections.Counter()
+        for about in done:
+            left.update(about["left_open"])
+        read = sum(about["read"] for about in done)
+        if left.total() > most * read:
+            raise StageError(
+                f"{self.folder}: {left.total():,} of {read:,} are still open: {_listed(left)}. "
+                f"The same command tries them again, and no others; where a budget is used up, "
+                f"raise it. To go on without them, accept a share: config.answers.most_open. See "
+                f"{self.workdir / rejects_name(self.name)}."
+            )
 
     def _join_rejects(self, names: Sequence[str]) -> None:
         path = self.workdir / rejects_name(self.name)

@@ -49,6 +49,9 @@ def synth_config() -> ConfigDict:
     # "endpoint", "model", "license", "url"} (see endpoint_settings.py).
     config.answers.pool = ({"kind": "corruption"},)
     config.answers.permissive_only = True  # leave out models without a permissive licence
+    # Share of the questions that may stay without an answer (a server was down, a budget is used
+    # up); with more of them the stage is not complete, and the next run asks them again.
+    config.answers.most_open = 0.0
     config.answers.cache = ""  # of endpoints' answers; "": WORKDIR/answers.sqlite
 
     settings = SelectionSettings()
@@ -124,7 +127,7 @@ def source_list(config: ConfigDict, name: str) -> list[dict[str, Any]]:
 def check(config: ConfigDict) -> None:
     """Everything that can be checked before anything is read. Raises SynthError."""
     least = {"workers": 0, "shard_rows": 1, "longest_prompt": 0, "most_rejects": 0}
-    least["output.rows_per_file"] = 1
+    least |= {"output.rows_per_file": 1, "answers.most_open": 0}
     for name, low in least.items():
         value: Any = config
         for part in name.split("."):

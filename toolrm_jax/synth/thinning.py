@@ -25,18 +25,45 @@ from toolrm_jax.synth.stage import Row, Summary, Tally, Unit, in_order, read_sha
 from toolrm_jax.synth.synth_config import SynthError
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The evaluation sets that training must not hold: how they are read and compared."""
+
+    sources: str  # the list as JSON
+    similarity: float
+    drop_shared_tools: bool
+
+
 @functools.cache
-def _evaluation_sets(
-    sources: str, similarity: float, drop_shared_tools: bool
-) -> overlap.EvaluationSets | None:
-    """Read once a process; `sources` is the list as JSON."""
-    found = overlap.EvaluationSets(similarity, drop_shared_tools)
-    listed = json.loads(sources)
-    for source in listed:
-        made = (e for e in open_found(source) if not isinstance(e, Reject))
-        if not found.add(source["name"], made):
+def _sets(evaluation: Evaluation) -> tuple[overlap.EvaluationSets, dict[str, int]]:
+    """(the sets, how many rows of each say too little to be compared); read once a process.
+
+    A row that is no sound example here may be one for whoever evaluates on it: where its messages
+    and tools can be read, they are compared as well.
+    """
+    found = overlap.EvaluationSets(evaluation.similarity, evaluation.drop_shared_tools)
+    unread: dict[str, int] = {}
+    for source in json.loads(evaluation.sources):
+        made = [_as_example(row) for row in open_found(source)]
+        if not found.add(source["name"], (e for e in made if e is not None)):
             raise SynthError(f"config.overlap.evaluation: no example in {source['path']}.")
-    return found if listed else None
+        unread[source["name"]] = made.count(None)
+    return found, unread
+
+
+def _as_example(found: Example | Reject) -> Example | None:
+    """An example with the messages and tools of a reject; None where it has no user's turn."""
+    if isinstance(found, Example):
+        return found
+    draft = found.draft
+    if draft is None:
+        return None
+    messages = [m for m in draft.messages if isinstance(m, dict)]
+    if not any(m.get("role") == "user" for m in messages):
+        return None
+    plain = [t.get("function", t) for t in draft.tools if isinstance(t, dict)]
+    tools = [t for t in plain if isinstance(t, dict) and isinstance(t.get("name"), str)]
+    return Example(draft.id, found.source, "", tools, messages, [], [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +71,7 @@ class Thin:
     """Stage 2: a unit is a shard of examples."""
 
     folder: Path  # of the plan
-    evaluation: str
-    similarity: float
-    drop_shared_tools: bool
+    evaluation: Evaluation
     rates: Mapping[str, float]
     seed: int
 
@@ -66,9 +91,9 @@ class Thin:
                 yield self._obfuscated(row, example, tally) | ({"also": also} if also else {})
 
     def _overlap(self, example: Example, tally: Tally) -> tuple[str, str] | None:
-        sets = _evaluation_sets(self.evaluation, self.similarity, self.drop_shared_tools)
-        if sets is None:
+        if self.evaluation.sources == "[]":
             return None
+        sets, _ = _sets(self.evaluation)
         turns = [m for m in example.messages if m.get("role") == "user"]
         request = [w for m in turns for w in overlap.words(str(m.get("content")))]
         if sets.shares_tool(example):
@@ -106,9 +131,9 @@ def _sketches(shard: Path, seed: int) -> tuple[overlap.Sketches, list[str], list
 
 def plan_thinning(
     folder: Path,
-    _: Tally,
+    tally: Tally,
     examples: Summary,
-    similarity: float,
+    evaluation: Evaluation,
     seed: int,
     near: bool,
     workers: int,
@@ -117,6 +142,9 @@ def plan_thinning(
 
     An example keeps the ids of its exact repeats: what was answered to them was answered to it.
     """
+    for name, unread in _sets(evaluation)[1].items():
+        if unread:
+            tally.count(f"rows that could not be compared: of {name}", unread)
     sketch = functools.partial(_sketches, seed=seed)
     parts = in_order(sketch, examples.shards, workers)
     sketches = overlap.concatenate([part[0] for part in parts])
@@ -125,7 +153,7 @@ def plan_thinning(
     repeats: list[str | None] = [None] * len(ids)
     also: dict[str, list[str]] = {}
     if near:
-        found = overlap.near_duplicates(sketches, similarity).tolist()
+        found = overlap.near_duplicates(sketches, evaluation.similarity).tolist()
         repeats = [None if kept < 0 else ids[kept] for kept in found]
         for index, kept in enumerate(found):
             if kept >= 0 and tasks[kept] == tasks[index] and ids[kept] != ids[index]:

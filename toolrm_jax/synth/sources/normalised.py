@@ -45,10 +45,11 @@ def _draft(row: Any, doubts: Doubts) -> Draft:
     if not isinstance(meta, dict):
         raise Fault(Reason.FORM, f"expected an object under 'meta', found {meta!r:.80}")
     alternatives = meta.get("gold_alternatives")
+    fault = None
     if isinstance(alternatives, list) and len(alternatives) > 1:
-        raise Fault(Reason.SEVERAL_RIGHT, f"{len(alternatives)} under meta.gold_alternatives")
-    if doubt := doubts.about(meta):
-        raise Fault(Reason.DOUBTED, doubt)
+        fault = Fault(Reason.SEVERAL_RIGHT, f"{len(alternatives)} under meta.gold_alternatives")
+    elif doubt := doubts.about(meta):
+        fault = Fault(Reason.DOUBTED, doubt)
     return Draft(
         field(row, "id", str),
         field(row, "tools", list),
@@ -58,4 +59,5 @@ def _draft(row: Any, doubts: Doubts) -> Draft:
         license=field(row, "license", str),
         words=None if meta.get("kind") == "irrelevant_tools" else "",
         by_outcome=meta.get("verdict") == "state_outcome",
+        fault=fault,
     )
