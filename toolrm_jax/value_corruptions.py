@@ -380,7 +380,7 @@ def placeholder(view: TaskView) -> Iterator[Corruption]:
         schema = view.schema_of(index, param)
         if view.is_words(index, param, value) and len(value) > 2 and not schema.get("enum"):
             code = view.language(index) is not None
-            if view.rng.random() < (0.5 if code else 0.85):
+            if view.rng.random() < (0.8 if code else 0.97):
                 continue  # easy to see through in plain JSON, where models seldom do it
             form = param if code else view.rng.choice((f"{{{param}}}", f"your_{param}"))
             if any(

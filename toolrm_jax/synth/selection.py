@@ -7,16 +7,19 @@ nothing), then single, then multi, each until its quota of pairs is reached; of 
   1. What models really said comes first, for there is little of it: up to `answers_per_prompt`,
      and up to `answers_cap` of a turn type's quota, whatever its error types and lengths.
   2. Corruptions, up to `wrong_per_prompt` wrong answers together, by the mix over error types that
-     is wanted, scarce ones first; what is then lacking is filled from the others (`fill`).
+     is wanted, scarce ones first; what is then lacking is filled from the others (`fill`), up to
+     twice the share of each: most of what is plentiful a schema would find, too.
   3. Caps: of an error type (a share of its turn type's quota) and of a model (a share of all).
   4. Length: within a turn type and an error type the right side is longer as often as shorter, but
      for `length_tolerance` of the pairs; and so it is among the pairs whose sides differ by little,
      by more, by much (`candidates.LENGTH_STEPS`). A corruption that would tip this is left; one
      that makes up for what models' answers have tipped is preferred; of what cannot be made up for,
      corruptions and then answers are dropped again. Missing optional arguments make an answer
-     shorter by nature: such types are named in `any_length`.
+     shorter by nature: such types are named in `any_length`, and take no more than their share of
+     the mix.
   5. The number of arguments is balanced like the length where that can be had; then rarer kinds.
-An empty turn is wrong at most as often as it is right, and so are words that call nothing.
+An empty turn is wrong at most as often as it is right, and so are words that call nothing; that is
+their balance, for beside a call the one is always shorter.
 
     chosen, report = select(candidates, SelectionSettings(quotas={"single": 85_000}))
 """
@@ -90,6 +93,7 @@ class _Wrong:
     """One candidate, unpacked."""
 
     index: int
+    beside_silence: bool  # one of the two sides calls nothing
     error: int
     kind: int
     model: int
@@ -141,8 +145,10 @@ class _Selector:
         self.differing: collections.Counter[tuple[int, int]] = collections.Counter()
         self.more: collections.Counter[int] = collections.Counter()
         caps = self.settings.error_caps
-        self.error_room = [quota * caps.get(error, 1.0) for error in ERRORS]
         mix = self.settings.mix if name != "irrelevance" else {}
+        self.error_room = [
+            quota * min(caps.get(error, 1.0), self._most(error, mix)) for error in ERRORS
+        ]
         self._take_answers(ids)
         if mix:
             self._by_mix(ids, mix)
@@ -153,6 +159,13 @@ class _Selector:
             self._pass(ids, self._least_taken)
         if self.taken < quota:
             self.left[f"{name}: pairs that the quota lacks"] += quota - self.taken
+
+    def _most(self, error: str, mix: Mapping[str, float]) -> float:
+        """The largest share that the error type may have, be it to fill up."""
+        if not mix:
+            return 1.0
+        share = mix.get(error, 0.0) / sum(mix.values())
+        return share if error in self.settings.any_length else 2 * share
 
     def _take_answers(self, ids: np.ndarray) -> None:
         """What models said, whatever its length and error type."""
@@ -175,7 +188,7 @@ class _Selector:
             for i in ids[::-1]:
                 for w in self._wrongs(i):
                     size = abs(w.longer)
-                    tips = w.longer * self.longer[w.error, size] > 0
+                    tips = w.longer * self.longer[w.error, size] > 0 and not w.beside_silence
                     is_chosen = self.chosen[w.index] and self.is_corruption[w.model] != of_models
                     if is_chosen and tips and self._is_tipped(w.error, size):
                         self._take(i, w, -1)
@@ -212,7 +225,8 @@ class _Selector:
     def _wrongs(self, i: int) -> list[_Wrong]:
         start, stop = self.found.first[i], self.found.first[i + 1]
         rows = self.found.table[start:stop].tolist()
-        return [_Wrong(start + j, *row) for j, row in enumerate(rows)]
+        silent = bool(self.found.silent[i])
+        return [_Wrong(start + j, silent or bool(row[-1]), *row) for j, row in enumerate(rows)]
 
     def _choose(self, i: int, wrongs: list[_Wrong], need: Any) -> None:
         used_errors: collections.Counter[int] = collections.Counter()
@@ -258,7 +272,7 @@ class _Selector:
         return self.answering or self._keeps_length(wrong)
 
     def _keeps_length(self, wrong: _Wrong) -> bool:
-        if not wrong.longer or wrong.error in self.any_length:
+        if not wrong.longer or wrong.beside_silence or wrong.error in self.any_length:
             return True
         size = abs(wrong.longer)
         excess, tips = self.longer[wrong.error, size], sign(wrong.longer)
@@ -285,9 +299,10 @@ class _Selector:
             self.missing[wrong.error] -= times
         if not self.is_corruption[wrong.model]:
             self.answers_room -= times
-        self.longer[wrong.error, abs(wrong.longer)] += times * sign(wrong.longer)
-        self.differing[wrong.error, abs(wrong.longer)] += times
-        self.more[wrong.error] += times * wrong.more
+        if not wrong.beside_silence:
+            self.longer[wrong.error, abs(wrong.longer)] += times * sign(wrong.longer)
+            self.differing[wrong.error, abs(wrong.longer)] += times
+            self.more[wrong.error] += times * wrong.more
         if wrong.error == _CALL_COUNT:
             self.silence[int(self.found.silent[i])] += times
             self.silence[wrong.silent] -= times
