@@ -30,11 +30,11 @@ import numpy as np
 from toolrm_jax.batch import RowShape
 from toolrm_jax.batch_plan import PlanConfig
 from toolrm_jax.bfcl_pairs import ensure_pairs
-from toolrm_jax.evaluate import PairScores, make_reward_function, score
 from toolrm_jax.examples import Call, Response
 from toolrm_jax.huggingface import load_params
 from toolrm_jax.loader import Loader, RowFile, RowTokenizer, build_index
 from toolrm_jax.model import Compute, Forward
+from toolrm_jax.pair_scores import PairScores, make_reward_function, score
 from toolrm_jax.pairs import Row, read_rows, write_rows
 from toolrm_jax.pretrained import open_pretrained
 from toolrm_jax.rendering import Renderer

@@ -17,7 +17,7 @@ EACH_CASE = """
 import gc, json, os, runpy, sys
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
-from toolrm_jax import bfcl_pairs, checkpoint, evaluate, metrics_log, pretrained, train_config
+from toolrm_jax import bfcl_pairs, checkpoint, metrics_log, pair_scores, pretrained, train_config
 folder, cases = os.environ["CASES_FOLDER"], json.loads(os.environ["CASES"])
 gc.freeze()  # or every process would go through all that was imported when it ends
 children = {}

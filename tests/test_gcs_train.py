@@ -12,10 +12,10 @@ from processes import joined
 
 from toolrm_jax.assets import AssetError
 from toolrm_jax.convert import from_hf, to_hf
-from toolrm_jax.evaluate import read_scores
 from toolrm_jax.loader import RowFile
 from toolrm_jax.metrics_log import MetricsLog
 from toolrm_jax.output_folder import new_folder
+from toolrm_jax.pair_scores import read_scores
 from toolrm_jax.pretrained import open_pretrained
 from toolrm_jax.train import train
 from toolrm_jax.train_config import TrainingError

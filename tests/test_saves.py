@@ -48,7 +48,7 @@ def test_saves_by_minutes(toy, tmp_path, monkeypatch):
 def test_a_better_evaluation_is_saved_and_kept(toy, tmp_path, monkeypatch):
     steps = saved_steps(monkeypatch)
     accuracies = iter([0.5, 0.8, 0.7, 0.75])
-    report = training_run.evaluate.report
+    report = training_run.pair_scores.report
 
     def graded(scores, eta):
         found = report(scores, eta)
@@ -58,7 +58,7 @@ def test_a_better_evaluation_is_saved_and_kept(toy, tmp_path, monkeypatch):
         )
         return dataclasses.replace(found, accuracy=accuracy)
 
-    monkeypatch.setattr(training_run.evaluate, "report", graded)
+    monkeypatch.setattr(training_run.pair_scores, "report", graded)
     changes = {
         "train.steps": SHORT,
         "train.checkpoint_every": 12,

@@ -9,7 +9,7 @@ import tiny
 
 from benchmarks.surface_form import SPELLINGS, Scorer, drift, pool_rows, respelled, unseen
 from toolrm_jax.batch import RowShape
-from toolrm_jax.evaluate import PairScores
+from toolrm_jax.pair_scores import PairScores
 from toolrm_jax.rendering import Renderer
 from toolrm_jax.tool_calls import parse_calls
 

@@ -15,7 +15,7 @@ import tiny
 from safetensors.numpy import load_file, save_file
 from tensorboardX.proto import event_pb2
 
-from toolrm_jax import evaluate, run_inputs
+from toolrm_jax import pair_scores, run_inputs
 from toolrm_jax.batch import RowShape
 from toolrm_jax.batch_plan import PlanConfig
 from toolrm_jax.checkpoint import Checkpoints
@@ -179,8 +179,8 @@ def test_the_summary_is_what_was_found(finished):
     assert summary["heldout"] == report.to_json()
     assert (summary["layers"], summary["parameters"]) == (2, PARAMETERS)
     assert (summary["steps"], summary["prompts_seen"], summary["pairs_seen"]) == (24, 320, 960)
-    scores = evaluate.read_scores(workdir / "heldout_scores.jsonl")
-    assert evaluate.report(scores, eta=0.01).accuracy == report.accuracy
+    scores = pair_scores.read_scores(workdir / "heldout_scores.jsonl")
+    assert pair_scores.report(scores, eta=0.01).accuracy == report.accuracy
     assert len(scores.tasks) == 36
 
 
@@ -207,9 +207,11 @@ def test_the_export_gives_the_rewards_of_the_run(finished, toy, single_device):
     plan = PlanConfig((RowShape(384, 16),), 8 * 384)
     index = build_index(rows, tokenize, plan.shapes)
     loader = Loader(rows, index, tokenize, plan, shuffle=False)
-    forward = evaluate.make_reward_function(Forward(pretrained.source.config, Compute("float32")))
-    scores = evaluate.score(forward, params, loader, single_device)
-    recorded = evaluate.read_scores(workdir / "heldout_scores.jsonl")
+    forward = pair_scores.make_reward_function(
+        Forward(pretrained.source.config, Compute("float32"))
+    )
+    scores = pair_scores.score(forward, params, loader, single_device)
+    recorded = pair_scores.read_scores(workdir / "heldout_scores.jsonl")
     assert scores.tasks == recorded.tasks
     np.testing.assert_allclose(scores.right, recorded.right, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(scores.wrong, recorded.wrong, rtol=1e-5, atol=1e-5)

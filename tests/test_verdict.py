@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from toolrm_jax.evaluate import PairScores
 from toolrm_jax.metrics import estimate
+from toolrm_jax.pair_scores import PairScores
 from toolrm_jax.rules import RULES
 from toolrm_jax.tool_calls import ErrorType
 from toolrm_jax.verdict import BLIND, COMBINATION, MODEL, Comparison, compare

@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import logging
 from ml_collections import ConfigDict
 
-from toolrm_jax import evaluate, verdict
+from toolrm_jax import pair_scores, verdict
 from toolrm_jax.assets import fetch
 from toolrm_jax.bfcl_pairs import PairFiles, ensure_pairs
 from toolrm_jax.errors import reported
@@ -40,8 +40,8 @@ def run(workdir: Path) -> None:
     blind = ensure_trained(blind_config(config), pairs, workdir / "blind")
     heldout = read_rows(pairs.heldout)
     found = verdict.compare(
-        evaluate.read_scores(workdir / "model" / "heldout_scores.jsonl"),
-        evaluate.read_scores(workdir / "blind" / "heldout_scores.jsonl"),
+        pair_scores.read_scores(workdir / "model" / "heldout_scores.jsonl"),
+        pair_scores.read_scores(workdir / "blind" / "heldout_scores.jsonl"),
         read_rows(pairs.train),
         heldout,
         over_long=len(heldout) - model["heldout_prompts"],

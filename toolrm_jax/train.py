@@ -33,7 +33,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from toolrm_jax import evaluate
+from toolrm_jax import pair_scores
 from toolrm_jax.batch import Batch
 from toolrm_jax.batch_plan import PlanConfig
 from toolrm_jax.checkpoint import Checkpoints
@@ -64,7 +64,7 @@ from toolrm_jax.watchdog import Watchdog
 _PARTING_SECONDS = 3
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> evaluate.Report:
+def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> pair_scores.Report:
     """Runs a training config to its end; see the module's docstring."""
     parts = unpack(config)
     with contextlib.ExitStack() as opened:
@@ -79,7 +79,7 @@ def _train(
     folder: epath.Path,
     parts: tuple[jax.sharding.Mesh, PlanConfig, OptimizerConfig, Compute],
     watchdog: Watchdog,
-) -> evaluate.Report:
+) -> pair_scores.Report:
     lead = jax.process_index() == 0
     say: Say = _say if lead else lambda _: None
     mesh, plan, optimizer_config, compute = parts
@@ -126,7 +126,7 @@ def _train(
             meter=meter,
             trace=trace,
             stop=stop,
-            rewards_of=_watched(evaluate.make_reward_function(forward), watchdog),
+            rewards_of=_watched(pair_scores.make_reward_function(forward), watchdog),
         )
         state = run.train(state, make_train_step(forward, optimizer, config.loss.eta), start_up)
         return run.finish(state)
@@ -168,7 +168,9 @@ def _first_state(
     return state
 
 
-def _watched(rewards_of: evaluate.RewardFunction, watchdog: Watchdog) -> evaluate.RewardFunction:
+def _watched(
+    rewards_of: pair_scores.RewardFunction, watchdog: Watchdog
+) -> pair_scores.RewardFunction:
     """Feeds the watchdog with each batch; the first of a shape is compiled."""
     compiled = set()
 

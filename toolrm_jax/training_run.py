@@ -23,7 +23,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from toolrm_jax import evaluate
+from toolrm_jax import pair_scores
 from toolrm_jax.batch import Batch
 from toolrm_jax.checkpoint import Checkpoints, Score
 from toolrm_jax.files import write_text
@@ -66,7 +66,7 @@ class TrainingRun:
     meter: Throughput
     trace: StepTrace
     stop: StopRequest
-    rewards_of: evaluate.RewardFunction
+    rewards_of: pair_scores.RewardFunction
 
     def train(
         self,
@@ -133,8 +133,8 @@ class TrainingRun:
 
     def _evaluate(self, state: TrainState, done: int) -> Score:
         part = self.inputs.heldout.first(self.config.train.eval_rows)
-        scores = evaluate.score(self.rewards_of, state.params, part, self.mesh)
-        found = evaluate.report(scores, self.config.loss.eta)
+        scores = pair_scores.score(self.rewards_of, state.params, part, self.mesh)
+        found = pair_scores.report(scores, self.config.loss.eta)
         self.log.write(done, "heldout", _scalars(found))
         self.say(f"step {done}: held-out accuracy {found.accuracy} on {found.accuracy.n} pairs")
         self.meter.skip()
@@ -164,7 +164,7 @@ class TrainingRun:
 
     # --- The end ----------------------------------------------------------------------------------
 
-    def finish(self, state: TrainState) -> evaluate.Report:
+    def finish(self, state: TrainState) -> pair_scores.Report:
         """Evaluates on all held-out rows, and exports.
 
         Raises:
@@ -177,10 +177,10 @@ class TrainingRun:
                 f"best evaluation during training: accuracy {100 * best[1][0]:.1f} at step "
                 f"{best[0]}, in {self.checkpoints.folder / str(best[0])}"
             )
-        scores = evaluate.score(
+        scores = pair_scores.score(
             self._unless_stopped(), state.params, self.inputs.heldout, self.mesh
         )
-        found = evaluate.report(scores, self.config.loss.eta)
+        found = pair_scores.report(scores, self.config.loss.eta)
         self.watchdog.feed("export", patient=True)
         self.log.write(self.inputs.steps, "heldout", _scalars(found))
         summary = _summary(self.inputs, found)
@@ -192,7 +192,7 @@ class TrainingRun:
         lead = jax.process_index() == 0
         with _waited_for(self.watchdog, lead):
             if lead:
-                evaluate.write_scores(self.workdir / "heldout_scores.jsonl", scores)
+                pair_scores.write_scores(self.workdir / "heldout_scores.jsonl", scores)
                 if self.config.train.export:
                     self.say(f"exported to {self._export(state.params, found)}")
                 # Last, so that it stands for a finished run.
@@ -200,7 +200,7 @@ class TrainingRun:
                 write_text(self.workdir / "evaluation.json", text)
         return found
 
-    def _unless_stopped(self) -> evaluate.RewardFunction:
+    def _unless_stopped(self) -> pair_scores.RewardFunction:
         """The rewards, batch by batch, until the run is asked to stop."""
         steps_on = itertools.count(self.inputs.steps + 1)
 
@@ -211,7 +211,7 @@ class TrainingRun:
 
         return rewards
 
-    def _export(self, params: Params, found: evaluate.Report) -> epath.Path:
+    def _export(self, params: Params, found: pair_scores.Report) -> epath.Path:
         """The Hugging Face directory, with what a later evaluation needs to know of its origin."""
         model, steps = self.inputs.source.config, self.inputs.steps
         about = about_run(self.inputs.meta, steps, found.to_json())
@@ -275,7 +275,7 @@ def _last_saved(checkpoints: Checkpoints) -> str:
     return "nothing is saved yet" if latest is None else f"saved until step {latest}"
 
 
-def _scalars(report: evaluate.Report) -> dict[str, float]:
+def _scalars(report: pair_scores.Report) -> dict[str, float]:
     named = {f"accuracy/{name}": found.mean for name, found in report.by_error_type.items()}
     accuracy = {
         "accuracy": report.accuracy.mean,
@@ -286,7 +286,7 @@ def _scalars(report: evaluate.Report) -> dict[str, float]:
     return accuracy | named | {name: getattr(report, name) for name in rest}
 
 
-def _summary(inputs: Inputs, found: evaluate.Report) -> dict[str, Any]:
+def _summary(inputs: Inputs, found: pair_scores.Report) -> dict[str, Any]:
     """evaluation.json: what was trained, on how much, and what evaluation found."""
     loader, heldout, model = inputs.loader, inputs.heldout, inputs.source.config
     seen = [i for step in range(inputs.steps) for i in loader.locate(step).examples()]

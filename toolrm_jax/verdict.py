@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from toolrm_jax.evaluate import PairScores
 from toolrm_jax.metrics import Estimate, credit, estimate, paired_gain
+from toolrm_jax.pair_scores import PairScores
 from toolrm_jax.pairs import Row
 from toolrm_jax.rules import RULES, BestCombination
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tiny
 
-from toolrm_jax import evaluate
+from toolrm_jax import pair_scores
 from toolrm_jax.batch import RowShape
 from toolrm_jax.batch_plan import PlanConfig
-from toolrm_jax.evaluate import PairScores, report, score
 from toolrm_jax.loader import Loader, RowFile, RowTokenizer, build_index
+from toolrm_jax.pair_scores import PairScores, report, score
 from toolrm_jax.rendering import Renderer
 
 
@@ -117,8 +117,8 @@ def test_each_reward_is_booked_on_its_pair(tmp_path, single_device, micro_batche
 
 def test_scores_come_back_from_their_file_as_they_were(tmp_path):
     scores = scores_of([("a", "x", 0.1, 1e-8), ("ü", "", -3.3333333, 7.0)])
-    evaluate.write_scores(tmp_path / "scores.jsonl", scores)
-    again = evaluate.read_scores(tmp_path / "scores.jsonl")
+    pair_scores.write_scores(tmp_path / "scores.jsonl", scores)
+    again = pair_scores.read_scores(tmp_path / "scores.jsonl")
     assert again.right.dtype == np.float32
     for field in ("tasks", "numbers", "error_types", "right", "wrong"):
         assert list(getattr(again, field)) == list(getattr(scores, field))
