@@ -7,9 +7,7 @@ plots/        mix.png (pairs by error type and turn type), lengths.png, length_s
 write_card(folder, card, contents.lengths)
 """
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 from toolrm_jax.errors import InputError
 from toolrm_jax.synth.output import MARKER, Contents
 from toolrm_jax.synth.stage import Summary
+from toolrm_jax.versions import versions
 
 Card = dict[str, Any]
 
@@ -50,19 +49,8 @@ def make_card(
         "asked": asked,
         "seed": config["seed"],
         "config": config,
-        "versions": versions(),
+        "versions": versions(*_PACKAGES),
     }
-
-
-def versions() -> dict[str, str]:
-    """Of Python, this package, and what writes the files."""
-    found = {"python": platform.python_version()}
-    for name in ("toolrm_jax", *_PACKAGES):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def quantiles(values: np.ndarray) -> dict[str, int]:

@@ -1,0 +1,172 @@
+"""Is a reward model any good for tool calling, and what does it buy?
+
+    python -m toolrm_jax.evaluate fc-reward-bench --model DIR --data FILE --output runs/fcrb
+    python -m toolrm_jax.evaluate best-of-n       --model DIR --data POOLS --output runs/pools
+    python -m toolrm_jax.evaluate report runs/fcrb runs/pools --output report.html
+    python -m toolrm_jax.evaluate compare runs/fcrb runs/fcrb --a "my model" --b "schema-valid wins"
+
+Each evaluation writes a folder (result.json, scores.jsonl), which `compare` and `report` read.
+Every command has its own --help; what the figures mean: docs/evaluate.md.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from toolrm_jax.errors import InputError, reported
+from toolrm_jax.evaluate import best_of_n, options, pair_metrics, paired, report
+from toolrm_jax.evaluate.cases import Cases, read_pairs, read_pools
+from toolrm_jax.evaluate.results import read_run, write_run
+from toolrm_jax.evaluate.scorers import CaseScorer
+from toolrm_jax.files import write_text
+
+FC_REWARD_BENCH = "ibm-research/fc-reward-bench"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    args = _parser().parse_args(arguments)
+    with reported():
+        args.run(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m toolrm_jax.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    bench = _command(commands, "fc-reward-bench", _pairs, "pairs of FC-RewardBench, or in its form")
+    options.add_scoring(bench, FC_REWARD_BENCH)
+    bench.set_defaults(what="FC-RewardBench")
+    pairs = _command(commands, "pairs", _pairs, "any chosen/rejected data set, RewardBench's too")
+    options.add_scoring(pairs, None)
+    pairs.set_defaults(what="pairs")
+    pools = _command(
+        commands, "best-of-n", _best_of_n, "pools of candidates: what is best of n worth"
+    )
+    options.add_scoring(pools, None)
+    pools.add_argument(
+        "--n",
+        type=int,
+        default=8,
+        help="up to which n (default: %(default)s; smaller pools stay out)",
+    )
+    both = _command(commands, "compare", _compare, "two scorers on the same pairs")
+    both.add_argument("runs", nargs=2, metavar="RUN", help="folders that evaluations wrote")
+    both.add_argument("--a", help="scorer of the first run (default: its first)")
+    both.add_argument(
+        "--b", help="scorer of the second (default: its first, or its second if same)"
+    )
+    both.add_argument("--json", action="store_true", help="print all figures as JSON")
+    page = _command(commands, "report", _report, "one HTML page of runs; .md and .json beside it")
+    page.add_argument("runs", nargs="+", metavar="RUN")
+    page.add_argument("--output", required=True, type=Path, help="such as report.html")
+    page.add_argument("--title", default="Reward models")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:
+    made = commands.add_parser(
+        name,
+        help=about,
+        description=about[0].upper() + about[1:] + ".",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    made.set_defaults(run=run)
+    return made
+
+
+# Scoring -----------------------------------------------------------------------------------------
+
+
+def _scored(
+    args: argparse.Namespace, data: Cases
+) -> tuple[Cases, list[CaseScorer], dict[str, list[np.ndarray]], list[str]]:
+    """(the cases that may be used, the scorers, their scores by name, what is to be said)."""
+    with options.scorers(args) as scorers:
+        data, notes = options.usable(args, data, scorers)
+        scores = {}
+        for scorer in scorers:
+            found = scorer.score(data.cases)
+            bar = tqdm(found, scorer.name, len(data.cases), unit="case", disable=None)
+            scores[scorer.name] = list(bar)
+    return data, scorers, scores, notes
+
+
+def _pairs(args: argparse.Namespace) -> None:
+    data = read_pairs(args.data, split=args.split, subset=args.subset)
+    data, scorers, scores, notes = _scored(args, data)
+    pairs = pair_metrics.pairs_of(data.cases)
+    if not pairs.tasks:
+        raise InputError(f"{args.data}: no case has both a right and a wrong answer.")
+    figures = {
+        "notes": notes,
+        "scorers": {
+            scorer.name: pair_metrics.describe(
+                data.cases,
+                pairs,
+                scores[scorer.name],
+                is_log_odds=scorer.is_log_odds,
+                seed=args.seed,
+            )
+            for scorer in scorers
+        },
+    }
+    write_run(args.output, args.what, data, scores, figures, args.seed)
+    _say(args.output)
+
+
+def _best_of_n(args: argparse.Namespace) -> None:
+    data = read_pools(args.data, split=args.split, subset=args.subset)
+    data, _, scores, notes = _scored(args, data)
+    found = {
+        draws: best_of_n.curves(data.cases, scores, most=args.n, draws=draws, seed=args.seed)
+        for draws in best_of_n.DRAWS
+    }
+    if not any(made["pools"] for made in found.values()):
+        raise InputError(f"{args.data}: no pool has {args.n} candidates; choose a smaller --n.")
+    pools = best_of_n.about(data.cases)
+    if pools["built to have right and wrong"]:
+        notes.append(
+            "Every pool has a right and a wrong candidate: they were chosen so, and what random "
+            "and oracle reach says nothing about a model's own answers."
+        )
+    figures = {"notes": notes, "pools": pools, "best of n": found}
+    write_run(args.output, "best of n", data, scores, figures, args.seed)
+    _say(args.output)
+
+
+def _say(folder: str) -> None:
+    print(report.markdown([read_run(folder)]))
+
+
+# Reading runs ------------------------------------------------------------------------------------
+
+
+def _compare(args: argparse.Namespace) -> None:
+    a, b = map(read_run, args.runs)
+    first = args.a or next(iter(a.scores))
+    others = [name for name in b.scores if a.path != b.path or name != first]
+    second = args.b or next(iter(others), first)
+    found = paired.compare(a, first, b, second)
+    print(json.dumps(found, indent=1) if args.json else paired.words(found))
+
+
+def _report(args: argparse.Namespace) -> None:
+    runs = [read_run(path) for path in args.runs]
+    write_text(args.output, report.html(runs, args.title))
+    write_text(args.output.with_suffix(".md"), report.markdown(runs))
+    results = {run.path: run.result for run in runs}
+    write_text(args.output.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
+    print(args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Best-of-n from pools of candidates: how often is the answer right that a scorer takes out of n?
+
+    scores, rightness, how often each was sampled --expected_best--> P(the best of n is right)
+
+n candidates are drawn without replacement; the one with the highest score is taken, of equal ones
+any. Its chance to be right is exact, no sampling: sorted by score, a group of equal scores is taken
+where none of a better group was drawn and one of it was,
+
+    P(group) = [C(M - better, n) - C(M - better - size, n)] / C(M, n).
+
+Two kinds of draws. "distinct": each candidate once, as if n different answers were to choose from.
+"sampled": each as often as it was given, as if a model had been asked n times. A curve is over the
+pools that have enough to draw from at every n, so that its points can be compared; the others are
+counted.
+
+The most frequent answer (majority) needs sampled draws; it is found from `SUBSETS` seeded ones, and
+its Monte-Carlo error is told. "oracle" takes a right one if there is any, "random" any, "greedy"
+what the data marks as the model's answer without sampling.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from toolrm_jax.evaluate.cases import Case
+from toolrm_jax.metrics import estimate
+
+SUBSETS = 2000
+DRAWS = ("distinct", "sampled")
+
+
+def expected_best(scores: np.ndarray, right: np.ndarray, counts: np.ndarray, n: int) -> float:
+    """P(the best of n is right). scores, right (0, 1), counts: [candidates]; NaN scores come last.
+
+    >>> scores, right = np.array([3.0, 2.0, 1.0]), np.array([0, 1, 0])
+    >>> expected_best(scores, right, np.ones(3, int), 2)  # of three draws one has no first
+    0.3333333333333333
+    """
+    total = int(counts.sum())
+    if not 1 <= n <= total:
+        raise ValueError(f"n={n}: expected 1 to {total}, the number to draw from")
+    ranked = np.where(np.isnan(scores), -np.inf, scores)
+    left, found = total, 0.0
+    for value in np.unique(ranked)[::-1]:
+        here = ranked == value
+        size = int(counts[here].sum())
+        chance = (math.comb(left, n) - math.comb(left - size, n)) / math.comb(total, n)
+        found += chance * float((right[here] * counts[here]).sum() / size)
+        left -= size
+    return found
+
+
+def majority(
+    right: np.ndarray, counts: np.ndarray, n: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """(P(the most frequent of n sampled answers is right), its Monte-Carlo standard error)."""
+    drawn = rng.multivariate_hypergeometric(counts, n, size=SUBSETS)
+    most = drawn == drawn.max(axis=1, keepdims=True)
+    chances = (most * right).sum(1) / most.sum(1)  # of equally frequent ones any
+    return float(chances.mean()), float(chances.std() / math.sqrt(SUBSETS))
+
+
+def curves(
+    cases: Sequence[Case],
+    scores: Mapping[str, Sequence[np.ndarray]],
+    *,
+    most: int,
+    draws: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Curves over n = 1..most of every scorer, of random, oracle, majority and greedy; as JSON."""
+    counts = [_counts(case, draws) for case in cases]
+    right = [np.array([c.right for c in case.candidates], int) for case in cases]
+    used = [i for i, count in enumerate(counts) if count.sum() >= most]
+    tasks = [cases[i].task for i in used]
+    found: dict[str, Any] = {
+        "draws": draws,
+        "pools": len(used),
+        "too small": len(cases) - len(used),
+    }
+    if not used:
+        return {**found, "curves": {}}
+
+    def curve(chance: Any) -> list[dict[str, Any]]:
+        return [
+            {"n": n, **_estimate([chance(i, n) for i in used], tasks, seed)}
+            for n in range(1, most + 1)
+        ]
+
+    lines = {
+        name: curve(lambda i, n, s=values: expected_best(s[i], right[i], counts[i], n))
+        for name, values in scores.items()
+    }
+    lines["random"] = curve(lambda i, n: float((right[i] * counts[i]).sum() / counts[i].sum()))
+    lines["oracle"] = curve(lambda i, n: expected_best(right[i] * 1.0, right[i], counts[i], n))
+    if draws == "sampled":
+        lines["majority"] = _majority_curve(right, counts, used, tasks, most, seed)
+    return {
+        **found,
+        "curves": lines,
+        "by category": _by_category(cases, used, right, counts, scores, most, seed),
+    }
+
+
+def _counts(case: Case, draws: str) -> np.ndarray:
+    if draws not in DRAWS:
+        raise ValueError(f"draws={draws!r}: expected one of {', '.join(DRAWS)}")
+    return np.array([c.count if draws == "sampled" else 1 for c in case.candidates], int)
+
+
+def _estimate(values: Sequence[float], tasks: Sequence[str], seed: int) -> dict[str, Any]:
+    made = estimate(np.asarray(values), tasks, seed)
+    return {"mean": made.mean, "low": made.low, "high": made.high}
+
+
+def _majority_curve(
+    right: Sequence[np.ndarray],
+    counts: Sequence[np.ndarray],
+    used: Sequence[int],
+    tasks: Sequence[str],
+    most: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    points = []
+    for n in range(1, most + 1):
+        made = [majority(right[i], counts[i], n, np.random.default_rng([seed, n, i])) for i in used]
+        error = math.sqrt(sum(e * e for _, e in made)) / len(made)
+        points.append({"n": n, **_estimate([m for m, _ in made], tasks, seed), "error": error})
+    return points
+
+
+def _by_category(
+    cases: Sequence[Case],
+    used: Sequence[int],
+    right: Sequence[np.ndarray],
+    counts: Sequence[np.ndarray],
+    scores: Mapping[str, Sequence[np.ndarray]],
+    most: int,
+    seed: int,
+) -> dict[str, Any]:
+    """At the largest n, every scorer's chance by category, and the bounds of chance and oracle."""
+    ranks: dict[str, Sequence[np.ndarray]] = {
+        **scores,
+        "random": [np.zeros(len(r)) for r in right],
+        "oracle": [r * 1.0 for r in right],
+    }
+    found = {}
+    for category in sorted({cases[i].category for i in used} - {""}):
+        mine = [i for i in used if cases[i].category == category]
+        tasks = [cases[i].task for i in mine]
+        found[category] = {"pools": len(mine)} | {
+            name: _estimate(
+                [expected_best(values[i], right[i], counts[i], most) for i in mine], tasks, seed
+            )
+            for name, values in ranks.items()
+        }
+    return found
+
+
+def about(cases: Sequence[Case]) -> dict[str, Any]:
+    """What pools there are: with how many candidates, all right, all wrong, built to have both."""
+    sizes = [len(case.candidates) for case in cases]
+    rights = [sum(c.right for c in case.candidates) for case in cases]
+    mixed = sum(0 < r < size for r, size in zip(rights, sizes, strict=True))
+    greedy = [[c.right for c in case.candidates if c.greedy] for case in cases]
+    marked = [sum(g) / len(g) for g in greedy if g]
+    return {
+        "pools": len(cases),
+        "candidates": sum(sizes),
+        "fewest": min(sizes),
+        "most": max(sizes),
+        "all right": sum(r == size for r, size in zip(rights, sizes, strict=True)),
+        "all wrong": sum(r == 0 for r in rights),
+        "built to have right and wrong": mixed == len(cases),
+        "greedy": {"pools": len(marked), "right": sum(marked) / len(marked)} if marked else None,
+    }

@@ -1,0 +1,206 @@
+"""What reward models are held against: prompts with answers of which it is known what is right.
+
+    FC-RewardBench, chosen/rejected rows  --read_pairs-->  Case with a right and wrong candidates
+    pools of candidates                   --read_pools-->  Case with all of them
+
+    pool row  {"id" | "test_id", "tools", "messages" | "conversation", "test_category",
+               "candidates": [{"calls" | null, "raw", "correct", "error_type", "model_name",
+                               "n_samples", "greedy"}]}
+
+A row that is neither is rejected with its line and a reason, and the others go on. Two rows of one
+id (FC-RewardBench has several pairs of a task) are two cases; the id is the task, by which
+intervals are clustered.
+
+    found = read_pairs("fc_reward_bench.jsonl")
+    found.cases, found.rejects
+"""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from toolrm_jax.errors import InputError
+from toolrm_jax.examples import Message, Response, Tool
+from toolrm_jax.literals import read_json
+from toolrm_jax.row_source import open_rows
+from toolrm_jax.schema import ToolSchemaError, normalize_tools
+from toolrm_jax.score_request import Request, RequestError, request_of
+from toolrm_jax.tool_calls import parse_calls
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One answer, and what is known about it."""
+
+    response: Response
+    right: bool
+    error_type: str = ""  # of a wrong one, in the data's own spelling
+    model: str = ""  # that gave it, where the data says
+    count: int = 1  # how often it was sampled
+    greedy: bool = False  # the model's answer without sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A prompt and candidates for its answer."""
+
+    task: str  # cases of one task hang together
+    tools: list[Tool]
+    messages: list[Message]
+    candidates: list[Candidate]
+    category: str = ""
+
+    def request(self) -> Request:
+        """What a scorer is asked."""
+        responses = [candidate.response for candidate in self.candidates]
+        return Request(self.tools, self.messages, responses, self.task)
+
+    def row(self) -> Row:
+        """Tools and messages under the names that the rules know."""
+        return {"tools": self.tools, "messages": self.messages}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reject:
+    """A row that is no case."""
+
+    line: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cases:
+    """The cases of a file, in order; and what tells the file from another."""
+
+    name: str
+    digest: str
+    cases: list[Case]
+    rejects: list[Reject]
+
+    @property
+    def tasks(self) -> list[str]:
+        return [case.task for case in self.cases]
+
+    def only(self, wanted: Callable[[Case], bool]) -> "Cases":
+        """Those that are wanted, and no others."""
+        return dataclasses.replace(self, cases=[case for case in self.cases if wanted(case)])
+
+
+def read_pairs(path: str | os.PathLike[str], *, split: str = "train", subset: str = "") -> Cases:
+    """The pairs of a file or a hub's data set: FC-RewardBench's rows, or any chosen/rejected."""
+    return _read(path, _pair, split, subset)
+
+
+def read_pools(path: str | os.PathLike[str], *, split: str = "train", subset: str = "") -> Cases:
+    """The pools of a file or a hub's data set."""
+    return _read(path, _pool, split, subset)
+
+
+def _read(
+    path: str | os.PathLike[str], case_of: Callable[[Row, int], Case], split: str, subset: str
+) -> Cases:
+    rows = open_rows(os.fspath(path), split=split, subset=subset or None)
+    digest, cases, rejects = rows.digest(), [], []
+    for line, content in rows:
+        try:
+            row = content if isinstance(content, dict) else read_json(content.decode("utf-8-sig"))
+            if not isinstance(row, dict):
+                raise ValueError(f"expected an object, found {type(row).__name__}")
+            cases.append(case_of(row, line))
+        except (ValueError, ToolSchemaError, RequestError) as error:
+            rejects.append(Reject(line, str(error)[:300]))
+    rows.check_unchanged()
+    if not cases:
+        why = collections.Counter(reject.reason for reject in rejects).most_common(1)
+        raise InputError(
+            f"{os.fspath(path)}: no row can be evaluated on"
+            + (f"; {len(rejects):,} were rejected, the first kind: {why[0][0]}" if why else "")
+        )
+    return Cases(os.fspath(path), digest, cases, rejects)
+
+
+def _pair(row: Row, line: int) -> Case:
+    request = request_of({**row, **{side: _side(row[side]) for side in _SIDES & row.keys()}})
+    right, *wrong = request.responses
+    about = row.get("rejected")
+    kinds = [_error_of(about, n) or str(row.get("error_type") or "") for n in range(len(wrong))]
+    model = str(row.get("model_name") or row.get("model") or "")
+    candidates = [Candidate(right, True)]
+    candidates += [
+        Candidate(response, False, kind, model) for response, kind in zip(wrong, kinds, strict=True)
+    ]
+    return _case(row, line, request, candidates)
+
+
+_SIDES = {"chosen_output", "rejected_output"}
+
+
+def _side(value: Any) -> Any:
+    """Calls that stand as JSON text, as lists; other text as it is."""
+    calls = parse_calls(value) if isinstance(value, str) and value.lstrip()[:1] == "[" else None
+    return value if calls is None else calls
+
+
+def _error_of(rejected: Any, number: int) -> str:
+    if not isinstance(rejected, list) or number >= len(rejected):
+        return ""
+    one = rejected[number]
+    return str(one.get("error_type") or "") if isinstance(one, dict) else ""
+
+
+def _pool(row: Row, line: int) -> Case:
+    given = row.get("candidates")
+    if not isinstance(given, list) or not given:
+        raise ValueError(
+            f"expected a list under 'candidates' that is not empty, found {given!r:.80}"
+        )
+    candidates = [_candidate(one, number) for number, one in enumerate(given)]
+    request = request_of({**row, "responses": [c.response for c in candidates]})
+    return _case(row, line, request, candidates)
+
+
+def _candidate(one: Any, number: int) -> Candidate:
+    at = f"candidates[{number}]"
+    if not isinstance(one, dict):
+        raise ValueError(f"{at}: expected an object, found {one!r:.80}")
+    right, count = one.get("correct", one.get("right")), one.get("n_samples", one.get("count", 1))
+    if not isinstance(right, bool):
+        raise ValueError(f"{at}: expected true or false under 'correct', found {right!r:.80}")
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"{at}: expected a whole number from 1 under 'n_samples', found {count!r}")
+    response = one["calls"] if one.get("calls") is not None else one.get("raw", one.get("response"))
+    if not isinstance(response, list | str | dict):
+        raise ValueError(f"{at}: expected calls, or text under 'raw', found {response!r:.80}")
+    model = str(one.get("model_name") or one.get("model") or "")
+    error = "" if right else str(one.get("error_type") or "")
+    return Candidate(response, right, error, model, count, bool(one.get("greedy")))
+
+
+def _case(row: Row, line: int, request: Request, candidates: list[Candidate]) -> Case:
+    task = str(request.id) if request.id is not None else f"line {line}"
+    return Case(
+        task,
+        normalize_tools(request.tools),
+        request.messages,
+        candidates,
+        str(row.get("test_category") or row.get("subset") or row.get("source") or ""),
+    )
+
+
+def trained_on(cases: Iterable[Case], trained: Iterable[str]) -> set[str]:
+    """The tasks that a model was trained on, by their ids without source and number of the pair.
+
+    >>> case = Case("simple_python_3", [], [], [])
+    >>> trained_on([case], ["bfcl/simple_python_3"])
+    {'simple_python_3'}
+    """
+    plain = {_plain(name) for name in trained}
+    return {case.task for case in cases if _plain(case.task) in plain}
+
+
+def _plain(name: str) -> str:
+    return name.rpartition("/")[2].partition("#")[0]

@@ -1,0 +1,125 @@
+"""The pictures of a report, as SVG text: curves, bars, reliability, a histogram.
+
+They scale to the page's width, need no font, and are drawn in a grey that can be read by day and by
+night. The same figures give the same bytes. Needs matplotlib (extra: evaluate).
+"""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from toolrm_jax.errors import InputError
+
+_GREY = "#808080"
+_LOOK: Any = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "toolrm_jax",
+    "font.size": 11,
+    "text.color": _GREY,
+    "axes.labelcolor": _GREY,
+    "axes.edgecolor": _GREY,
+    "xtick.color": _GREY,
+    "ytick.color": _GREY,
+    "legend.frameon": False,
+}
+Cell = Mapping[str, Any]  # {"mean", "low", "high"}, shares from 0 to 1
+
+
+def _drawn(draw: Callable[[Any], None], width: float, height: float) -> str:
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"The report's pictures need {error.name}: pip install 'toolrm_jax[evaluate]'."
+        ) from None
+    with matplotlib.rc_context(_LOOK):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots()
+        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def curves(lines: Mapping[str, Sequence[Cell]]) -> str:
+    """A line with its interval for each name; points {"n", "mean", "low", "high"}."""
+
+    def draw(axes: Any) -> None:
+        for name, line in lines.items():
+            n = [point["n"] for point in line]
+            (drawn,) = axes.plot(n, [100 * p["mean"] for p in line], marker=".", label=name)
+            low, high = ([100 * p[end] for p in line] for end in ("low", "high"))
+            axes.fill_between(n, low, high, color=drawn.get_color(), alpha=0.12, linewidth=0)
+        axes.set_xlabel("n")
+        axes.set_ylabel("right, %")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+    return _drawn(draw, 7.5, 4)
+
+
+def bars(groups: Mapping[str, Mapping[str, Cell]]) -> str:
+    """For each label a bar of every name, with its interval; a line at a half."""
+    labels = list(dict.fromkeys(label for found in groups.values() for label in found))
+    thick = 0.8 / max(len(groups), 1)
+
+    def draw(axes: Any) -> None:
+        for place, (name, found) in enumerate(groups.items()):
+            known = [i for i, label in enumerate(labels) if found.get(label, {}).get("mean")]
+            cells = [found[labels[i]] for i in known]
+            means = np.array([cell["mean"] for cell in cells])
+            ends = [[c["mean"] - c["low"] for c in cells], [c["high"] - c["mean"] for c in cells]]
+            axes.barh(
+                np.array(known) + (place + 0.5) * thick - 0.4,
+                100 * means,
+                thick,
+                xerr=100 * np.array(ends),
+                label=name,
+                error_kw={"ecolor": _GREY, "elinewidth": 1},
+            )
+        axes.axvline(50, color=_GREY, linewidth=1)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("accuracy, %")
+        axes.invert_yaxis()
+        axes.legend(loc="upper center", bbox_to_anchor=(0.3, -0.12), ncols=2)
+
+    return _drawn(draw, 7.5, 1.6 + len(labels) * (0.25 + 0.13 * len(groups)))
+
+
+def reliability(ranges: Sequence[Mapping[str, float]]) -> str:
+    """How sure against how often right; a dot's area is its number of pairs."""
+
+    def draw(axes: Any) -> None:
+        most = max(found["pairs"] for found in ranges)
+        axes.plot([50, 100], [50, 100], color=_GREY, linewidth=1)
+        axes.scatter(
+            [100 * found["sure"] for found in ranges],
+            [100 * found["right"] for found in ranges],
+            [20 + 200 * found["pairs"] / most for found in ranges],
+            alpha=0.7,
+        )
+        axes.set_xlim(49, 101)
+        axes.set_ylim(0, 104)
+        axes.set_xlabel("sure, %")
+        axes.set_ylabel("right, %")
+
+    return _drawn(draw, 5, 4)
+
+
+def histogram(values: np.ndarray) -> str:
+    """Counts of the values, on both sides of 0."""
+
+    def draw(axes: Any) -> None:
+        edge = float(np.abs(values).max()) or 1.0 if len(values) else 1.0
+        bins = np.linspace(-edge, edge, 41)
+        axes.hist(values[values >= 0], bins, label="right side preferred")
+        axes.hist(values[values < 0], bins, label="wrong side preferred")
+        axes.set_xlabel("difference of rewards")
+        axes.set_ylabel("pairs")
+        axes.legend()
+
+    return _drawn(draw, 7, 3)

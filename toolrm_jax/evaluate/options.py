@@ -1,0 +1,100 @@
+"""What the evaluating commands share: which scorers, on which rows of the data.
+
+--model NAME=DIR --likelihood DIR --judge URL --fit ROWS   --scorers-->  [CaseScorer, ...]
+cases, models that list what they were trained on          --usable-->   cases that none has seen
+"""
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from toolrm_jax.errors import InputError
+from toolrm_jax.evaluate.cases import Cases, read_pairs, trained_on
+from toolrm_jax.evaluate.scorers import CaseScorer, ModelScorer, rule_scorers
+
+
+def add_scoring(parser: argparse.ArgumentParser, data: str | None) -> None:
+    """The options of a command that scores a data set."""
+    add = parser.add_argument
+    add(
+        "--model",
+        action="append",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="a reward model: a training workdir, a Hugging Face folder or hub id; may be repeated",
+    )
+    add("--data", default=data, required=data is None, help="JSON lines, Parquet or a hub id")
+    add("--split", default="train", help="of a hub's data set")
+    add("--subset", default="", help="of a hub's data set")
+    add("--output", required=True, help="folder of the run; an earlier run's is replaced")
+    add("--fit", default="", help="pairs on which the best combination of rules is fitted")
+    add("--no-rules", action="store_true", help="leave out the rules that cost nothing")
+    add("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="compute type")
+    add("--max-tokens", type=int, help="longest prompt and answer; the model's limit, if not given")
+    add("--cache-dir", help="of compiled programs")
+    add("--limit", type=int, help="so many cases, drawn by the seed")
+    add("--seed", type=int, default=0, help="of bootstrap, subsets and draws")
+    add(
+        "--allow-overlap",
+        action="store_true",
+        help="also score tasks that a model was trained on; the report says so",
+    )
+
+
+@contextlib.contextmanager
+def scorers(args: argparse.Namespace) -> Iterator[list[CaseScorer]]:
+    """The scorers that were asked for, open."""
+    with contextlib.ExitStack() as stack:
+        found: list[CaseScorer] = []
+        for given in args.model:
+            name, _, path = given.rpartition("=")
+            model = ModelScorer(
+                path, name, dtype=args.dtype, max_tokens=args.max_tokens, cache_dir=args.cache_dir
+            )
+            stack.callback(model.close)
+            found.append(model)
+        if not args.no_rules:
+            fit_on = read_pairs(args.fit).cases if args.fit else ()
+            found += rule_scorers(fit_on)
+        if not found:
+            raise InputError("nothing to evaluate: give --model, or leave out --no-rules")
+        names = [scorer.name for scorer in found]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise InputError(f"two scorers are called {twice[0]!r}: name them, as NAME=DIR")
+        yield found
+
+
+def usable(
+    args: argparse.Namespace, data: Cases, scorers: Sequence[CaseScorer]
+) -> tuple[Cases, list[str]]:
+    """(the cases that no model was trained on, what is to be said about it)."""
+    notes = []
+    seen: set[str] = set()
+    for scorer in scorers:
+        if isinstance(scorer, ModelScorer):
+            mine = trained_on(data.cases, scorer.trained)
+            seen |= mine
+            if mine:
+                notes.append(f"{scorer.name} was trained on {len(mine):,} of the tasks.")
+            elif not scorer.trained:
+                notes.append(f"{scorer.name} does not say what it was trained on.")
+    if seen and args.allow_overlap:
+        notes.append("OVERLAP: those tasks are scored as well, as --allow-overlap asks.")
+    elif seen:
+        before = len(data.cases)
+        data = data.only(lambda case: case.task not in seen)
+        notes.append(f"Scored on the others: {len(data.cases):,} of {before:,} cases.")
+        if not data.cases:
+            raise InputError(
+                f"every task of {data.name} was trained on; --allow-overlap scores them all the "
+                f"same, and says so"
+            )
+    if args.limit and args.limit < len(data.cases):
+        chosen = np.random.default_rng(args.seed).permutation(len(data.cases))[: args.limit]
+        data = dataclasses.replace(data, cases=[data.cases[i] for i in sorted(chosen)])
+        notes.append(f"{args.limit:,} cases, drawn by the seed (--limit).")
+    return data, notes

@@ -1,0 +1,311 @@
+"""Runs as pages that people can look at: one HTML file with all in it, and the same as Markdown.
+
+    runs, comparisons --html--> tables, curves, bars, reliability, the worst mistakes
+                      --markdown--> tables
+
+The page needs nothing beside it: styles and SVG are inside, no script, no font, no network. It is
+laid out for a phone first. Text from the data is escaped.
+"""
+
+import html as escaping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from toolrm_jax.evaluate import drawing
+from toolrm_jax.evaluate.pair_metrics import margins_of, pairs_of
+from toolrm_jax.evaluate.results import Run
+from toolrm_jax.synth.show import Style, difference, response_text
+
+Figures = Mapping[str, Any]
+SHOWN_MISTAKES = 8
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """The tables of all runs."""
+    return "\n\n".join(_markdown_of(run) for run in runs) + "\n"
+
+
+def _markdown_of(run: Run) -> str:
+    lines = [f"## {run.name}: {run.result['what']}", "", *_facts(run), ""]
+    for title, head, rows in _tables(run):
+        lines += [
+            f"### {title}",
+            "",
+            f"| {' | '.join(head)} |",
+            "|---" + "|---:" * (len(head) - 1) + "|",
+        ]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def html(runs: Sequence[Run], title: str = "Reward models") -> str:
+    """One page."""
+    body = "\n".join(_section(run) for run in runs)
+    return _PAGE.format(title=escaping.escape(title), style=_STYLE, body=body)
+
+
+# What a run has to say ---------------------------------------------------------------------------
+
+
+def _facts(run: Run) -> list[str]:
+    """Where the figures come from, a sentence each."""
+    result, data = run.result, run.result["data"]
+    facts = [
+        f"Data: {data['path']} (SHA-256 {data['sha256'][:16]}), {data['cases']:,} cases of "
+        f"{data['tasks']:,} tasks; seed {result['seed']}.",
+        f"Made by `{result['command']}` with "
+        + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+        + ".",
+    ]
+    if data["rejected"]:
+        facts.append(f"{sum(data['rejected'].values()):,} rows were rejected; see rejects.jsonl.")
+    return facts + list(result.get("notes", ()))
+
+
+Table = tuple[str, list[str], list[list[str]]]
+
+
+def _tables(run: Run) -> Iterator[Table]:
+    """(title, head, rows) of everything that a run found."""
+    scorers = run.result.get("scorers", {})
+    if any("accuracy" in found for found in scorers.values()):
+        yield _accuracy_table(scorers)
+        for by in ("error type", "category", "model"):
+            yield from _by_table(by, scorers)
+        yield _length_table(scorers)
+    for draws, found in run.result.get("best of n", {}).items():
+        yield from _curve_table(draws, found)
+    if "robustness" in run.result:
+        yield _robustness_table(run.result["robustness"])
+
+
+def _accuracy_table(scorers: Figures) -> Table:
+    rows = []
+    for name, found in scorers.items():
+        calibration = found.get("calibration") or {}
+        rows.append(
+            [
+                name,
+                interval(found["accuracy"]),
+                f"{found['accuracy']['n']:,}",
+                f"{found['ties']:,}",
+                f"{found['unscored']:,}",
+                number(found["margin"]["mean"]),
+                percent(calibration.get("ece")),
+            ]
+        )
+    head = ["scorer", "accuracy, %", "pairs", "ties", "unscored", "mean margin", "ECE, %"]
+    return "Accuracy on pairs", head, rows
+
+
+def _by_table(by: str, scorers: Figures) -> Iterator[Table]:
+    names = list(dict.fromkeys(n for found in scorers.values() for n in found["by"][by]))
+    if not names:
+        return
+    rows = []
+    for name in names:
+        cells = [found["by"][by].get(name) for found in scorers.values()]
+        count = next(cell["n"] for cell in cells if cell)
+        rows.append([name, f"{count:,}", *(interval(cell) for cell in cells)])
+    yield f"Accuracy by {by}, %", [by, "pairs", *scorers], rows
+
+
+def _length_table(scorers: Figures) -> Table:
+    rows = [
+        [
+            name,
+            *(
+                interval(found["length"][k])
+                for k in ("right is longer", "right is shorter", "as long")
+            ),
+            number(found["length"]["correlation"]),
+            number(found["length"]["correlation within a prompt"]),
+        ]
+        for name, found in scorers.items()
+    ]
+    head = ["scorer", "right is longer, %", "right is shorter, %", "as long, %"]
+    return "Length", [*head, "rank correlation", "within a prompt"], rows
+
+
+def _curve_table(draws: str, found: Figures) -> Iterator[Table]:
+    if not found["curves"]:
+        return
+    last = max(point["n"] for line in found["curves"].values() for point in line)
+    shown = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < last] + [last]
+    rows = []
+    for name, line in found["curves"].items():
+        points = {point["n"]: point for point in line}
+        rows.append([name, *(interval(points[n]) for n in shown)])
+    title = f"Best of n, {draws} draws, {found['pools']:,} pools"
+    yield title, ["scorer", *(f"n = {n}, %" for n in shown)], rows
+    if found.get("by category"):
+        names = list(next(iter(found["by category"].values())))[1:]
+        rows = [
+            [category, f"{cell['pools']:,}", *(interval(cell[name]) for name in names)]
+            for category, cell in found["by category"].items()
+        ]
+        yield f"Best of {last} by category, {draws} draws, %", ["category", "pools", *names], rows
+
+
+def _robustness_table(found: Figures) -> Table:
+    names = list(next(iter(found.values()))["scorers"]) if found else []
+    rows = [
+        [level, f"{cell['pairs']:,}", *(interval(cell["scorers"][n]["accuracy"]) for n in names)]
+        for level, cell in found.items()
+    ]
+    return "Accuracy by level of noise, %", ["level", "pairs", *names], rows
+
+
+def interval(found: Figures | None) -> str:
+    """A share in percent with its interval."""
+    if not found or found["mean"] is None:
+        return "-"
+    return f"{100 * found['mean']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+# The page ----------------------------------------------------------------------------------------
+
+
+def _section(run: Run) -> str:
+    parts = [f"<h2>{_text(run.name)}: {_text(run.result['what'])}</h2>"]
+    parts += [f'<p class="fact">{_text(fact)}</p>' for fact in _facts(run)]
+    parts += list(_pictures(run))
+    for title, head, rows in _tables(run):
+        parts.append(f"<h3>{_text(title)}</h3>{_table(head, rows)}")
+    parts += list(_mistakes(run))
+    return f"<section>{''.join(parts)}</section>"
+
+
+def _text(value: Any) -> str:
+    return escaping.escape(str(value))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{_text(cell)}</th>" for cell in head)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def _pictures(run: Run) -> Iterator[str]:
+    for draws, found in run.result.get("best of n", {}).items():
+        if found["curves"]:
+            title = f"Share of right answers among the best of n ({draws} draws)"
+            yield _figure(drawing.curves(found["curves"]), title)
+    scorers = run.result.get("scorers", {})
+    kinds = {name: found["by"]["error type"] for name, found in scorers.items() if "by" in found}
+    if any(kinds.values()):
+        yield _figure(drawing.bars(kinds), "Accuracy by error type, with 95% intervals")
+    pairs = pairs_of(run.cases)
+    for name, found in scorers.items():
+        if found.get("calibration", {}).get("ranges"):
+            picture = drawing.reliability(found["calibration"]["ranges"])
+            yield _figure(picture, f"{name}: how sure its preference is, and how often right")
+            margins = margins_of(pairs, run.scores[name])
+            picture = drawing.histogram(margins[np.isfinite(margins)])
+            yield _figure(picture, f"{name}: right minus wrong reward")
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
+
+
+# Marks that no text of the data is likely to hold; they become tags after escaping.
+_MARKS = {"\ue000": "<del>", "\ue001": "</del>", "\ue002": "<ins>", "\ue003": "</ins>"}
+
+
+class _Marked(Style):
+    def __init__(self) -> None:
+        super().__init__(colour=False)
+
+    def removed(self, text: str) -> str:
+        return f"\ue000{text}\ue001"
+
+    def added(self, text: str) -> str:
+        return f"\ue002{text}\ue003"
+
+
+def _mistakes(run: Run) -> Iterator[str]:
+    """The pairs that each scorer with a sense of its sureness gets most confidently wrong."""
+    pairs = pairs_of(run.cases)
+    for name, found in run.result.get("scorers", {}).items():
+        if "calibration" not in found:
+            continue
+        margins = margins_of(pairs, run.scores[name])
+        worst = [i for i in np.argsort(margins, kind="stable")[:SHOWN_MISTAKES] if margins[i] < 0]
+        if worst:
+            yield f"<h3>{_text(name)}: most confidently wrong</h3>"
+        for place in worst:
+            yield _mistake(run, pairs.numbers[place], margins[place])
+
+
+def _mistake(run: Run, numbers: tuple[int, int, int], margin: float) -> str:
+    case = run.cases[numbers[0]]
+    right, wrong = (case.candidates[k] for k in numbers[1:])
+    sides = difference(response_text(right.response), response_text(wrong.response), _Marked())
+    said = [m for m in case.messages if m.get("role") == "user"]
+    request = str(said[-1].get("content")) if said else ""
+    about = ", ".join(filter(None, (wrong.error_type, wrong.model, case.category)))
+    title = f"{_text(case.task)} ({_text(about)}), margin {margin:+.2f}"
+    return (
+        f"<details open><summary>{title}</summary>"
+        f'<p class="request">{_text(request[:1500])}</p>'
+        f'<p class="side"><b>right</b> <code>{_marked(sides[0])}</code></p>'
+        f'<p class="side"><b>wrong</b> <code>{_marked(sides[1])}</code></p></details>'
+    )
+
+
+def _marked(text: str) -> str:
+    text = _text(text)
+    for mark, tag in _MARKS.items():
+        text = text.replace(mark, tag)
+    return text
+
+
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 60rem; }
+body { padding: 0 1rem 3rem; }
+h1, h2, h3 { line-height: 1.2; }
+h2 { margin-top: 2.5rem; border-top: 1px solid; padding-top: 1rem; }
+.fact { color: GrayText; font-size: .85rem; margin: .2rem 0; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8884; }
+th, td { white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+figure { margin: 1.5rem 0; } figcaption { font-size: .85rem; color: GrayText; }
+svg { width: 100%; height: auto; display: block; }
+details { border: 1px solid #8884; border-radius: .4rem; padding: .4rem .8rem; margin: .6rem 0; }
+summary { font-size: .85rem; overflow-wrap: anywhere; }
+.request, .side { margin: .4rem 0; overflow-wrap: anywhere; white-space: pre-wrap; }
+code { font-size: .85rem; }
+del { background: #2a83; text-decoration: none; } ins { background: #c334; text-decoration: none; }
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+"""

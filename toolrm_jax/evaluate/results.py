@@ -1,0 +1,108 @@
+"""A run of an evaluation, in a folder: what was found, and what it was found from.
+
+    OUT/result.json    what, command, versions, data with its hash, seed, figures of every scorer
+    OUT/scores.jsonl   a case a line: candidates, what is right, and every scorer's scores
+    OUT/rejects.jsonl  rows that are no case: {"line", "reason"}; a file where there are any
+
+The folder appears whole. `read_run` gives it back, for `compare` and `report`.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolrm_jax.errors import InputError
+from toolrm_jax.evaluate.cases import Candidate, Case, Cases
+from toolrm_jax.output_folder import new_folder
+from toolrm_jax.paths import as_path
+from toolrm_jax.versions import versions
+
+RESULT, SCORES, REJECTS = "result.json", "scores.jsonl", "rejects.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a folder holds."""
+
+    path: str
+    result: dict[str, Any]
+    cases: list[Case]
+    scores: dict[str, list[np.ndarray]]  # by scorer: [candidates] of each case
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).name
+
+
+def write_run(
+    folder: str | os.PathLike[str],
+    what: str,
+    data: Cases,
+    scores: Mapping[str, Sequence[np.ndarray]],
+    figures: Mapping[str, Any],
+    seed: int,
+) -> dict[str, Any]:
+    """Writes the folder, in the place of an earlier run's; gives what result.json holds."""
+    reasons = collections.Counter(reject.reason for reject in data.rejects)
+    result = {
+        "what": what,
+        "command": shlex.join(["python", "-m", "toolrm_jax.evaluate", *sys.argv[1:]]),
+        "versions": versions("jax", "numpy", "scipy", "transformers"),
+        "seed": seed,
+        "data": {
+            "path": data.name,
+            "sha256": data.digest,
+            "cases": len(data.cases),
+            "tasks": len(set(data.tasks)),
+            "rejected": dict(reasons.most_common()),
+        },
+        **figures,
+    }
+    with new_folder(folder, is_ours=lambda path: (path / RESULT).exists(), last=RESULT) as made:
+        with (made / SCORES).open("w", encoding="utf-8") as file:
+            for number, case in enumerate(data.cases):
+                row = _case_row(case, {name: s[number] for name, s in scores.items()})
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if data.rejects:
+            lines = (json.dumps(dataclasses.asdict(reject)) + "\n" for reject in data.rejects)
+            (made / REJECTS).write_text("".join(lines), encoding="utf-8")
+        text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+        (made / RESULT).write_text(text + "\n", encoding="utf-8")
+    return result
+
+
+def _case_row(case: Case, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    row = dataclasses.asdict(case)
+    row["scores"] = {
+        name: [None if np.isnan(score) else float(score) for score in values]
+        for name, values in scores.items()
+    }
+    return row
+
+
+def read_run(folder: str | os.PathLike[str]) -> Run:
+    """What `write_run` wrote. Raises InputError where it is no such folder."""
+    path = as_path(folder)
+    try:
+        result = json.loads((path / RESULT).read_text())
+        lines = [json.loads(line) for line in (path / SCORES).read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{os.fspath(folder)}: no run of an evaluation ({error}). Expected a folder that "
+            f"`python -m toolrm_jax.evaluate ... --output` wrote."
+        ) from None
+    cases, scores = [], collections.defaultdict(list)
+    for line in lines:
+        for name, values in line.pop("scores").items():
+            scores[name].append(np.array([np.nan if v is None else v for v in values], float))
+        candidates = [Candidate(**candidate) for candidate in line.pop("candidates")]
+        cases.append(Case(candidates=candidates, **line))
+    return Run(os.fspath(folder), result, cases, dict(scores))
