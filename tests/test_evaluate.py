@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolrm_jax.errors import InputError
-from toolrm_jax.evaluate import best_of_n, pair_metrics, paired, report
+from toolrm_jax.evaluate import best_of_n, pair_metrics, paired, probe, report
 from toolrm_jax.evaluate.__main__ import main
 from toolrm_jax.evaluate.cases import Candidate, Case, read_pairs, read_pools, trained_on
 from toolrm_jax.evaluate.results import read_run
+from toolrm_jax.evaluate.scorers import ModelScorer
 
 TOOL = {
     "name": "tide",
@@ -419,3 +420,36 @@ def test_help_teaches_without_loading_anything():
     command = [sys.executable, "-m", "toolrm_jax.evaluate", "fc-reward-bench", "--help"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tiny.ROOT, check=True)
     assert "--allow-overlap" in found.stdout
+
+
+# Baselines that are models -----------------------------------------------------------------------
+
+
+def test_a_probe_becomes_a_reward_model_with_the_regressions_head(tmp_path):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    tiny.write_model(tmp_path / "lm")
+    rows = [pair_row(n, rejected_output=call(port="Nowhere", day=n)) for n in range(12)]
+    rows.append(pair_row(50, conversation=[{"role": "user", "content": "tide " * 600}]))
+    fit_on = write(tmp_path / "fit.jsonl", rows)
+    about = probe.fit_probe(
+        str(tmp_path / "lm"),
+        read_pairs(fit_on),
+        tmp_path / "probe",
+        dtype="float32",
+        max_tokens=500,
+    )
+    assert (about["pairs"], about["over_long"]) == (12, 1)
+    with ModelScorer(str(tmp_path / "probe"), "p", dtype="float32") as scorer:
+        cases = read_pairs(fit_on).cases[:12]
+        margins = [s[0] - s[1] for s in scorer.score(cases)]
+        assert len(scorer.trained) == 12
+    assert min(margins) > 0
+    # The regression itself, against scikit-learn's.
+    rng = np.random.default_rng(0)
+    x_ND = rng.normal(size=(60, 4)) * [1, 2, 3, 4] + 0.5
+    signs = rng.choice([-1, 1], 60)
+    scale = np.sqrt((x_ND**2).mean(0))
+    theirs = linear_model.LogisticRegression(C=1 / (60 * 0.1), fit_intercept=False, tol=1e-8)
+    theirs.fit(x_ND / scale * signs[:, None], signs > 0)
+    ours = probe.fit(x_ND, np.full(60, 1 / 60), 0.1)
+    np.testing.assert_allclose(ours * scale, theirs.coef_[0], rtol=1e-3, atol=1e-4)

@@ -279,12 +279,15 @@ def fresh_head(config: ModelConfig, seed: int) -> np.ndarray:
 
 class RewardTensors(Tensors):
     """Exactly the tensors of the reward model that a source gives: what a causal LM has besides is
-    left out, and where there is no reward head, `fresh_head` of the seed is there."""
+    left out, and where there is no reward head, `fresh_head` of the seed is there. A `head`
+    (float32 [D]) takes the place of either."""
 
-    def __init__(self, source: Source, seed: int = 0):
+    def __init__(self, source: Source, seed: int = 0, head: np.ndarray | None = None):
         self._tensors = by_rows(source.tensors)
         self._names = tuple(placed(source.config))
-        self._head = None if source.has_head else fresh_head(source.config, seed)[None]
+        if head is None and not source.has_head:
+            head = fresh_head(source.config, seed)
+        self._head = None if head is None else head[None]
 
     def spec(self, name: str) -> Spec:
         if self._fresh(name) is not None:

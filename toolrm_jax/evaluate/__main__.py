@@ -21,6 +21,7 @@ from tqdm import tqdm
 from toolrm_jax.errors import InputError, reported
 from toolrm_jax.evaluate import best_of_n, options, pair_metrics, paired, report
 from toolrm_jax.evaluate.cases import Cases, read_pairs, read_pools
+from toolrm_jax.evaluate.probe import fit_probe
 from toolrm_jax.evaluate.results import read_run, write_run
 from toolrm_jax.evaluate.scorers import CaseScorer
 from toolrm_jax.files import write_text
@@ -58,6 +59,14 @@ def _parser() -> argparse.ArgumentParser:
         default=8,
         help="up to which n (default: %(default)s; smaller pools stay out)",
     )
+    probe = _command(commands, "probe", _probe, "fit a linear probe: a baseline that is a model")
+    probe.add_argument("--model", required=True, help="the frozen model, such as embedded:smollm2")
+    probe.add_argument("--layers", type=int, default=0, help="its first layers alone; 0: all")
+    probe.add_argument("--fit", required=True, help="pairs to fit it on")
+    probe.add_argument("--output", required=True, help="folder of the reward model that it becomes")
+    probe.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    probe.add_argument("--max-tokens", type=int, default=4096, help="longer cases are left out")
+    probe.add_argument("--seed", type=int, default=0, help="of the folds")
     both = _command(commands, "compare", _compare, "two scorers on the same pairs")
     both.add_argument("runs", nargs=2, metavar="RUN", help="folders that evaluations wrote")
     both.add_argument("--a", help="scorer of the first run (default: its first)")
@@ -141,6 +150,20 @@ def _best_of_n(args: argparse.Namespace) -> None:
     figures = {"notes": notes, "pools": pools, "best of n": found}
     write_run(args.output, "best of n", data, scores, figures, args.seed)
     _say(args.output)
+
+
+def _probe(args: argparse.Namespace) -> None:
+    data = read_pairs(args.fit)
+    about = fit_probe(
+        args.model,
+        data,
+        args.output,
+        num_layers=args.layers,
+        dtype=args.dtype,
+        max_tokens=args.max_tokens,
+        seed=args.seed,
+    )
+    print(json.dumps(about, indent=1))
 
 
 def _say(folder: str) -> None:

@@ -11,7 +11,7 @@ scores is meant as the log-odds that the first is right, so that calibration mak
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -76,6 +76,12 @@ class ModelScorer:
     def close(self) -> None:
         """Ends its workers."""
         self._scorer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @dataclasses.dataclass(frozen=True)
