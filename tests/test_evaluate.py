@@ -1,6 +1,7 @@
 """Evaluation: figures against hand-computed cases, brute force and other libraries."""
 
 import dataclasses
+import gzip
 import itertools
 import json
 import math
@@ -13,15 +14,31 @@ import numpy as np
 import pytest
 import scipy.stats
 import tiny
+from faulty_server import faulty_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolrm_jax.errors import InputError
-from toolrm_jax.evaluate import best_of_n, pair_metrics, paired, probe, report
+from toolrm_jax.evaluate import (
+    best_of_n,
+    filtering,
+    pair_metrics,
+    paired,
+    perturbations,
+    probe,
+    report,
+    robustness,
+)
 from toolrm_jax.evaluate.__main__ import main
 from toolrm_jax.evaluate.cases import Candidate, Case, read_pairs, read_pools, trained_on
+from toolrm_jax.evaluate.likelihood import LikelihoodScorer
+from toolrm_jax.evaluate.llm_judge import JudgeScorer
 from toolrm_jax.evaluate.results import read_run
 from toolrm_jax.evaluate.scorers import ModelScorer
+from toolrm_jax.pretrained import open_pretrained
+from toolrm_jax.rendering import Renderer
+from toolrm_jax.schema import call_is_valid
+from toolrm_jax.score_request import request_of
 
 TOOL = {
     "name": "tide",
@@ -453,3 +470,200 @@ def test_a_probe_becomes_a_reward_model_with_the_regressions_head(tmp_path):
     theirs.fit(x_ND / scale * signs[:, None], signs > 0)
     ours = probe.fit(x_ND, np.full(60, 1 / 60), 0.1)
     np.testing.assert_allclose(ours * scale, theirs.coef_[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.torch
+def test_the_log_likelihood_is_the_mean_over_the_answers_tokens(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = tiny.write_model(tmp_path / "lm")
+    (made,) = read_pairs(write(tmp_path / "rows.jsonl", [pair_row(1)])).cases
+    (scores,) = LikelihoodScorer(str(folder)).score([made])
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    renderer = Renderer(open_pretrained(str(folder)).tokenizer)
+    found = renderer.render(made.tools, made.messages, made.request().responses)
+    for number, score in enumerate(scores):
+        ids = torch.tensor(found.whole(number), dtype=torch.int64)[None]
+        # A label of -100 is not counted; the loss is the mean over the others.
+        labels = ids.clone()
+        labels[:, : len(found.prompt)] = -100
+        with torch.no_grad():
+            wanted = -model(ids, labels=labels).loss.item()
+        assert score == pytest.approx(wanted, abs=1e-5)
+    short = LikelihoodScorer(str(folder), max_tokens=5)
+    assert np.isnan(next(short.score([made]))).all()
+
+
+def judged_by(monkeypatch, tmp_path, reply):
+    """The scores of two pairs by a judge that answers `reply(question)`."""
+    monkeypatch.setattr(
+        "faulty_server.completion",
+        lambda question: {"choices": [{"message": {"content": reply(question[0])}}], "usage": {}},
+    )
+    cases = read_pairs(write(tmp_path / "rows.jsonl", [pair_row(1), pair_row(2)])).cases
+    with faulty_server() as server:
+        judge = JudgeScorer(server.url, "j", tmp_path / "judge.sqlite")
+        return [scores.tolist() for scores in judge.score(cases)], judge.counts
+
+
+def test_a_judge_that_prefers_a_place_ties_every_pair(monkeypatch, tmp_path):
+    scores, counts = judged_by(monkeypatch, tmp_path, lambda _: "A is better. So: A")
+    assert scores == [[0.5, 0.5], [0.5, 0.5]]
+    assert counts["changed with the order"] == 2
+
+
+def test_a_judge_that_reads_is_right_in_both_orders(monkeypatch, tmp_path):
+    def reads(question):
+        first = question[question.index("Reply A:") : question.index("Reply B:")]
+        return "**A**" if "Brest" in first else "B"
+
+    scores, counts = judged_by(monkeypatch, tmp_path, reads)
+    assert scores == [[1.0, 0.0], [1.0, 0.0]]
+    assert (counts["chose A"], counts["chose B"]) == (2, 2)
+
+
+def test_a_judge_that_names_neither_chooses_neither(monkeypatch, tmp_path):
+    scores, counts = judged_by(monkeypatch, tmp_path, lambda _: "Both are fine.")
+    assert scores == [[0.0, 0.0], [0.0, 0.0]]
+    assert counts["chose neither"] == 4
+
+
+def test_pools_are_made_of_what_a_server_answers_and_judged(monkeypatch, tmp_path):
+    calls = json.dumps({"name": "tide", "arguments": {"port": "Brest"}})
+    monkeypatch.setattr(
+        "faulty_server.completion",
+        lambda question: {
+            "choices": [{"message": {"content": f"<tool_call>{calls}</tool_call>"}}],
+            "usage": {},
+        },
+    )
+    rows = [
+        {
+            "id": f"q{n}",
+            "source": "s",
+            "license": "MIT",
+            "tools": [TOOL],
+            "meta": {},
+            "conversation": [{"role": "user", "content": f"High water at {port}?"}],
+            "gold_calls": call(port=port),
+        }
+        for n, port in enumerate(("Brest", "Calais"))
+    ]
+    data = write(tmp_path / "rows.jsonl", rows)
+    with faulty_server() as server:
+        command = ["pools", "--data", str(data), "--format", "normalised", "--url", server.url]
+        command += ["--model", "m", "--samples", "3", "--output", str(tmp_path / "pools.jsonl")]
+        main(command)
+    first, second = read_pools(tmp_path / "pools.jsonl").cases
+    assert [(c.right, c.count) for c in first.candidates] == [(True, 3)]
+    assert [(c.right, c.error_type) for c in second.candidates] == [
+        (False, "Parameter value error")
+    ]
+
+
+# Robustness --------------------------------------------------------------------------------------
+
+
+def rich_case(number=0):
+    row = pair_row(number, chosen_output=call(port="Brest", day=3), rejected_output=call(day=3))
+    row["conversation"] = [{"role": "user", "content": f'High water at "Brest", day {number}3?'}]
+    request = request_of(row)
+    candidates = [Candidate(request.responses[0], True), Candidate(request.responses[1], False)]
+    return Case(f"t{number}", [TOOL], request.messages, candidates)
+
+
+@pytest.mark.parametrize("kind", perturbations.KINDS)
+def test_what_is_said_otherwise_stays_right_and_wrong(kind):
+    others = [dataclasses.replace(rich_case(), tools=[{**TOOL, "name": f"o{n}"}]) for n in range(9)]
+    made = rich_case()
+    changed = perturbations.perturb(made, kind, others, seed=0)
+    assert changed is not None
+    assert (changed.tools, changed.messages) != (made.tools, made.messages) or kind == (
+        "tools reordered"
+    )
+    right, wrong = (c.response for c in changed.candidates)
+    assert all(call_is_valid(one, changed.tools) for one in right)
+    assert not all(call_is_valid(one, changed.tools) for one in wrong)  # the port is missing
+    assert list(right[0]["arguments"].values()) == ["Brest", 3]
+    assert perturbations.perturb(made, kind, others, seed=0) == changed
+
+
+def test_drift_tells_which_pairs_turned_and_how_far_rewards_moved():
+    cases = [rich_case(0), rich_case(1)]
+    origins = [(0, "unicode"), (1, "unicode")]
+    before = {"m": [np.array([1.0, 0.0]), np.array([1.0, 0.0])]}
+    after = {"m": [np.array([2.0, 0.0]), np.array([0.0, 1.0])]}
+    found = robustness.drift(cases, origins, before, after)["unicode"]["m"]
+    assert found == {"accuracy before": 1.0, "accuracy": 0.5, "turned": 0.5, "drift": 2.0}
+
+
+def test_levels_of_noise_and_changes_are_told_by_one_command(toolrm_data, model, tmp_path):
+    source = toolrm_data / "data/eval/rotbench_first_turn_test.jsonl.gz"
+    with gzip.open(source, "rt") as lines:
+        rows = [line for number, line in enumerate(lines) if number % 40 == 0]
+    levels = tmp_path / "levels.jsonl"
+    levels.write_text("".join(rows))
+    data = write(tmp_path / "pairs.jsonl", [pair_row(n) for n in range(20, 24)])
+    command = ["robustness", "--model", f"m={model}", "--data", str(data), "--levels", str(levels)]
+    main([*command, "--output", str(tmp_path / "run"), "--dtype", "float32", "--no-rules"])
+    run = read_run(tmp_path / "run")
+    found = run.result["scorers"]["m"]["by"]["category"]
+    assert {"as it is", "unicode", "clean", "heavy"} <= set(found)
+    assert set(run.result["drift"]) <= set(perturbations.KINDS)
+    assert run.result["drift"]["tools renamed"]["m"]["drift"] > 0
+    assert "The same, said otherwise" in report.markdown([run])
+
+
+# Filtering ---------------------------------------------------------------------------------------
+
+
+def test_average_precision_is_that_of_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    rewards = rng.integers(0, 20, 300).astype(float)  # with ties
+    noisy = rng.random(300) < 0.3
+    wanted = metrics.average_precision_score(noisy, -rewards)
+    assert filtering.average_precision(rewards, noisy) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("per_source", [False, True])
+def test_the_best_fraction_is_kept(per_source):
+    rewards = np.array([5.0, 4.0, 3.0, 2.0, math.nan, 1.0])
+    sources = ["a", "a", "a", "a", "b", "b"]
+    options = {"fraction": 0.5, "threshold": None, "per_source": per_source}
+    kept = filtering.keep(rewards, sources, **options)
+    wanted = [0, 1, 5] if per_source else [0, 1, 2]
+    assert np.flatnonzero(kept).tolist() == wanted
+    kept = filtering.keep(rewards, sources, fraction=None, threshold=2.0, per_source=False)
+    assert np.flatnonzero(kept).tolist() == [0, 1, 2, 3]
+
+
+def test_filtering_writes_what_it_kept_and_finds_planted_noise(model, tmp_path):
+    rows = [
+        {
+            "id": f"q{n}",
+            "source": "s",
+            "license": "MIT",
+            "tools": [TOOL],
+            "meta": {},
+            "conversation": [{"role": "user", "content": f"High water at Brest, day {n}?"}],
+            "gold_calls": call(port="Brest", day=n),
+        }
+        for n in range(40)
+    ]
+    data = write(tmp_path / "rows.jsonl", rows)
+    command = ["filter", "--model", f"m={model}", "--data", str(data), "--noise", "0.3"]
+    main([*command, "--output", str(tmp_path / "run"), "--dtype", "float32"])
+    found = read_run(tmp_path / "run").result["filter"]["m"]
+    assert (found["rows"], found["kept"]) == (40, 20)
+    assert 5 <= found["noise"]["rows"] <= 20
+    kept, dropped = (
+        [json.loads(line) for line in (tmp_path / "run" / name).read_text().splitlines()]
+        for name in ("kept.jsonl", "dropped.jsonl")
+    )
+    assert min(row["reward"] for row in kept) >= max(row["reward"] for row in dropped)
+    noise = sum(row["planted_noise"] for row in dropped)
+    assert found["noise"]["dropped"] == pytest.approx(noise / found["noise"]["rows"])
+    assert kept[0]["messages"][-1]["role"] == "assistant"
+    with pytest.raises(SystemExit, match="expected shares of 1"):
+        main([*command[:-1], "1.5", "--output", str(tmp_path / "x")])

@@ -10,6 +10,7 @@ Every command has its own --help; what the figures mean: docs/evaluate.md.
 """
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,24 @@ import numpy as np
 from tqdm import tqdm
 
 from toolrm_jax.errors import InputError, reported
-from toolrm_jax.evaluate import best_of_n, options, pair_metrics, paired, report
-from toolrm_jax.evaluate.cases import Cases, read_pairs, read_pools
+from toolrm_jax.evaluate import (
+    best_of_n,
+    filtering,
+    options,
+    pair_metrics,
+    paired,
+    report,
+    robustness,
+)
+from toolrm_jax.evaluate.cases import Case, Cases, Reject, read_pairs, read_pools
+from toolrm_jax.evaluate.pool_making import pool_rows
 from toolrm_jax.evaluate.probe import fit_probe
 from toolrm_jax.evaluate.results import read_run, write_run
 from toolrm_jax.evaluate.scorers import CaseScorer
+from toolrm_jax.examples import Example
 from toolrm_jax.files import write_text
+from toolrm_jax.row_source import open_rows
+from toolrm_jax.synth.sources import SOURCES, open_source
 
 FC_REWARD_BENCH = "ibm-research/fc-reward-bench"
 
@@ -59,6 +72,36 @@ def _parser() -> argparse.ArgumentParser:
         default=8,
         help="up to which n (default: %(default)s; smaller pools stay out)",
     )
+    _add_data_commands(commands)
+    _add_reading_commands(commands)
+    return parser
+
+
+def _add_data_commands(commands: Any) -> None:
+    robust = _command(
+        commands, "robustness", _robustness, "the same said otherwise; levels of noise"
+    )
+    options.add_scoring(robust, None)
+    robust.add_argument(
+        "--levels", default="", help="normalised rows with a level under meta.kind, as RoTBench's"
+    )
+    sift = _command(commands, "filter", _filter, "keep the best part of fine-tuning data")
+    options.add_scoring(sift, None, baselines=False)
+    sift.add_argument("--format", default="normalised", choices=sorted(SOURCES), help="of --data")
+    sift.add_argument("--license", default="unknown", help="of rows in the format 'openai'")
+    sift.add_argument("--keep", type=float, default=0.5, help="the best fraction of the rows")
+    sift.add_argument("--threshold", type=float, help="instead: the least reward that is kept")
+    sift.add_argument("--per-source", action="store_true", help="that fraction of each source")
+    sift.add_argument("--noise", type=float, default=0.0, help="corrupt this share of the answers")
+    made = _command(commands, "pools", _make_pools, "let a model answer: pools for best-of-n")
+    made.add_argument("--data", required=True, help="the tasks")
+    made.add_argument("--format", required=True, choices=sorted(SOURCES), help="of --data")
+    made.add_argument("--url", required=True, help="of an OpenAI-compatible server, with its /v1")
+    made.add_argument("--model", required=True, help="its name there")
+    made.add_argument("--key", default="", help="the environment's variable that holds the key")
+    made.add_argument("--samples", type=int, default=8, help="answers a task")
+    made.add_argument("--temperature", type=float, default=0.8)
+    made.add_argument("--output", required=True, type=Path, help="such as pools.jsonl")
     probe = _command(commands, "probe", _probe, "fit a linear probe: a baseline that is a model")
     probe.add_argument("--model", required=True, help="the frozen model, such as embedded:smollm2")
     probe.add_argument("--layers", type=int, default=0, help="its first layers alone; 0: all")
@@ -67,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     probe.add_argument("--max-tokens", type=int, default=4096, help="longer cases are left out")
     probe.add_argument("--seed", type=int, default=0, help="of the folds")
+
+
+def _add_reading_commands(commands: Any) -> None:
     both = _command(commands, "compare", _compare, "two scorers on the same pairs")
     both.add_argument("runs", nargs=2, metavar="RUN", help="folders that evaluations wrote")
     both.add_argument("--a", help="scorer of the first run (default: its first)")
@@ -78,7 +124,6 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("runs", nargs="+", metavar="RUN")
     page.add_argument("--output", required=True, type=Path, help="such as report.html")
     page.add_argument("--title", default="Reward models")
-    return parser
 
 
 def _command(commands: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:
@@ -101,33 +146,47 @@ def _scored(
     """(the cases that may be used, the scorers, their scores by name, what is to be said)."""
     with options.scorers(args) as scorers:
         data, notes = options.usable(args, data, scorers)
-        scores = {}
-        for scorer in scorers:
-            found = scorer.score(data.cases)
-            bar = tqdm(found, scorer.name, len(data.cases), unit="case", disable=None)
-            scores[scorer.name] = list(bar)
+        scores = _all_scores(scorers, data.cases)
     return data, scorers, scores, notes
+
+
+def _all_scores(
+    scorers: Sequence[CaseScorer], cases: Sequence[Case]
+) -> dict[str, list[np.ndarray]]:
+    scores = {}
+    for scorer in scorers:
+        found = scorer.score(cases)
+        bar = tqdm(found, scorer.name, len(cases), unit="case", disable=None)
+        scores[scorer.name] = list(bar)
+    return scores
+
+
+def _described(
+    data: Cases,
+    scorers: Sequence[CaseScorer],
+    scores: dict[str, list[np.ndarray]],
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """The figures of every scorer on the pairs of the cases."""
+    pairs = pair_metrics.pairs_of(data.cases)
+    if not pairs.tasks:
+        raise InputError(f"{data.name}: no case has both a right and a wrong answer.")
+    return {
+        scorer.name: pair_metrics.describe(
+            data.cases,
+            pairs,
+            scores[scorer.name],
+            is_log_odds=scorer.is_log_odds,
+            seed=args.seed,
+        )
+        for scorer in scorers
+    }
 
 
 def _pairs(args: argparse.Namespace) -> None:
     data = read_pairs(args.data, split=args.split, subset=args.subset)
     data, scorers, scores, notes = _scored(args, data)
-    pairs = pair_metrics.pairs_of(data.cases)
-    if not pairs.tasks:
-        raise InputError(f"{args.data}: no case has both a right and a wrong answer.")
-    figures = {
-        "notes": notes,
-        "scorers": {
-            scorer.name: pair_metrics.describe(
-                data.cases,
-                pairs,
-                scores[scorer.name],
-                is_log_odds=scorer.is_log_odds,
-                seed=args.seed,
-            )
-            for scorer in scorers
-        },
-    }
+    figures = {"notes": notes, "scorers": _described(data, scorers, scores, args)}
     write_run(args.output, args.what, data, scores, figures, args.seed)
     _say(args.output)
 
@@ -150,6 +209,88 @@ def _best_of_n(args: argparse.Namespace) -> None:
     figures = {"notes": notes, "pools": pools, "best of n": found}
     write_run(args.output, "best of n", data, scores, figures, args.seed)
     _say(args.output)
+
+
+def _robustness(args: argparse.Namespace) -> None:
+    data = read_pairs(args.data, split=args.split, subset=args.subset)
+    with options.scorers(args) as scorers:
+        data, notes = options.usable(args, data, scorers)
+        changed, origins = robustness.changed_cases(data.cases, args.seed)
+        levels = robustness.read_levels(args.levels, args.seed) if args.levels else None
+        parts = [data.cases, changed, levels.cases if levels else []]
+        labelled = [
+            *(dataclasses.replace(case, category=robustness.PLAIN) for case in data.cases),
+            *(
+                dataclasses.replace(case, category=way)
+                for case, (_, way) in zip(changed, origins, strict=True)
+            ),
+            *parts[2],
+        ]
+        scores = _all_scores(scorers, labelled)
+    first, second = len(parts[0]), len(parts[0]) + len(parts[1])
+    before = {name: values[:first] for name, values in scores.items()}
+    after = {name: values[first:second] for name, values in scores.items()}
+    drift = robustness.drift(data.cases, origins, before, after)
+    if levels:
+        data = dataclasses.replace(data, rejects=[*data.rejects, *levels.rejects])
+        notes.append(f"Levels of noise: {levels.name} (SHA-256 {levels.digest[:16]}).")
+    data = dataclasses.replace(data, cases=labelled)
+    figures = {"notes": notes, "drift": drift, "scorers": _described(data, scorers, scores, args)}
+    write_run(args.output, "robustness", data, scores, figures, args.seed)
+    _say(args.output)
+
+
+def _filter(args: argparse.Namespace) -> None:
+    if not 0 < args.keep <= 1 or not 0 <= args.noise < 1:
+        raise InputError(f"--keep {args.keep} --noise {args.noise}: expected shares of 1.")
+    given = {"license": args.license} if args.format == "openai" else {}
+    found = list(open_source(args.format, args.data, **given))
+    examples = [one for one in found if isinstance(one, Example)]
+    rejects = [
+        Reject(one.line or 0, f"{one.reason}: {one.detail}"[:300])
+        for one in found
+        if not isinstance(one, Example)
+    ]
+    cases = list(filtering.answered(examples, args.noise, args.seed))
+    if not cases:
+        raise InputError(f"{args.data}: no row can be scored")
+    data = Cases(args.data, open_rows(args.data).digest(), cases, rejects)
+    data, scorers, scores, notes = _scored(args, data)
+    noisy = np.array([not case.candidates[0].right for case in data.cases])
+    figures: dict[str, Any] = {"notes": notes, "filter": {}}
+    rows = {}
+    for place, scorer in enumerate(scorers):
+        rewards = np.array([values[0] for values in scores[scorer.name]])
+        kept = filtering.keep(
+            rewards,
+            [case.category for case in data.cases],
+            fraction=args.keep,
+            threshold=args.threshold,
+            per_source=args.per_source,
+        )
+        figures["filter"][scorer.name] = filtering.describe(rewards, noisy, kept)
+        if not place:
+            for name, wanted in (("kept.jsonl", kept), ("dropped.jsonl", ~kept)):
+                rows[name] = filtering.sft_rows(data.cases, rewards, wanted)
+    write_run(args.output, "filter", data, scores, figures, args.seed, rows)
+    _say(args.output)
+
+
+def _make_pools(args: argparse.Namespace) -> None:
+    examples = [one for one in open_source(args.format, args.data) if isinstance(one, Example)]
+    entry = {
+        "kind": "endpoint",
+        "model": args.model,
+        "license": "unknown",
+        "url": args.url,
+        "samples": args.samples,
+        "temperature": args.temperature,
+        "key_variable": args.key,
+    }
+    cache = args.output.with_suffix(".sqlite")
+    bar = tqdm(pool_rows(examples, entry, cache), "pools", len(examples), unit="task", disable=None)
+    write_text(args.output, (json.dumps(row, ensure_ascii=False) + "\n" for row in bar))
+    print(args.output)
 
 
 def _probe(args: argparse.Namespace) -> None:

@@ -13,10 +13,14 @@ import numpy as np
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate.cases import Cases, read_pairs, trained_on
+from toolrm_jax.evaluate.likelihood import LikelihoodScorer
+from toolrm_jax.evaluate.llm_judge import JudgeScorer
 from toolrm_jax.evaluate.scorers import CaseScorer, ModelScorer, rule_scorers
 
 
-def add_scoring(parser: argparse.ArgumentParser, data: str | None) -> None:
+def add_scoring(
+    parser: argparse.ArgumentParser, data: str | None, *, baselines: bool = True
+) -> None:
     """The options of a command that scores a data set."""
     add = parser.add_argument
     add(
@@ -26,12 +30,13 @@ def add_scoring(parser: argparse.ArgumentParser, data: str | None) -> None:
         metavar="[NAME=]DIR",
         help="a reward model: a training workdir, a Hugging Face folder or hub id; may be repeated",
     )
+    parser.set_defaults(likelihood=[], judge="", fit="", no_rules=not baselines)
+    if baselines:
+        _add_baselines(parser)
     add("--data", default=data, required=data is None, help="JSON lines, Parquet or a hub id")
     add("--split", default="train", help="of a hub's data set")
     add("--subset", default="", help="of a hub's data set")
     add("--output", required=True, help="folder of the run; an earlier run's is replaced")
-    add("--fit", default="", help="pairs on which the best combination of rules is fitted")
-    add("--no-rules", action="store_true", help="leave out the rules that cost nothing")
     add("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="compute type")
     add("--max-tokens", type=int, help="longest prompt and answer; the model's limit, if not given")
     add("--cache-dir", help="of compiled programs")
@@ -42,6 +47,22 @@ def add_scoring(parser: argparse.ArgumentParser, data: str | None) -> None:
         action="store_true",
         help="also score tasks that a model was trained on; the report says so",
     )
+
+
+def _add_baselines(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--likelihood",
+        action="append",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="a causal model whose log-probability of the answer ranks (needs PyTorch)",
+    )
+    add("--judge", metavar="URL", help="an OpenAI-compatible server that picks one of two answers")
+    add("--judge-model", default="", help="the judge's name there")
+    add("--judge-key", default="", help="the environment's variable that holds its key")
+    add("--fit", default="", help="pairs on which the best combination of rules is fitted")
+    add("--no-rules", action="store_true", help="leave out the rules that cost nothing")
 
 
 @contextlib.contextmanager
@@ -56,6 +77,16 @@ def scorers(args: argparse.Namespace) -> Iterator[list[CaseScorer]]:
             )
             stack.callback(model.close)
             found.append(model)
+        for given in args.likelihood:
+            name, _, path = given.rpartition("=")
+            found.append(LikelihoodScorer(path, name))
+        if args.judge:
+            if not args.judge_model:
+                raise InputError("--judge needs --judge-model, the name that its server knows")
+            cache = f"{args.output.rstrip('/')}.judge.sqlite"
+            found.append(
+                JudgeScorer(args.judge, args.judge_model, cache, key_variable=args.judge_key)
+            )
         if not args.no_rules:
             fit_on = read_pairs(args.fit).cases if args.fit else ()
             found += rule_scorers(fit_on)

@@ -78,8 +78,10 @@ def _tables(run: Run) -> Iterator[Table]:
         yield _length_table(scorers)
     for draws, found in run.result.get("best of n", {}).items():
         yield from _curve_table(draws, found)
-    if "robustness" in run.result:
-        yield _robustness_table(run.result["robustness"])
+    if run.result.get("drift"):
+        yield _drift_table(run.result["drift"])
+    if "filter" in run.result:
+        yield _filter_table(run.result["filter"])
 
 
 def _accuracy_table(scorers: Figures) -> Table:
@@ -150,13 +152,33 @@ def _curve_table(draws: str, found: Figures) -> Iterator[Table]:
         yield f"Best of {last} by category, {draws} draws, %", ["category", "pools", *names], rows
 
 
-def _robustness_table(found: Figures) -> Table:
-    names = list(next(iter(found.values()))["scorers"]) if found else []
+def _drift_table(found: Figures) -> Table:
     rows = [
-        [level, f"{cell['pairs']:,}", *(interval(cell["scorers"][n]["accuracy"]) for n in names)]
-        for level, cell in found.items()
+        [
+            way,
+            name,
+            f"{cell['cases']:,}",
+            percent(cell[name]["accuracy before"]),
+            percent(cell[name]["accuracy"]),
+            percent(cell[name]["turned"]),
+            number(cell[name]["drift"]),
+        ]
+        for way, cell in found.items()
+        for name in list(cell)[1:]
     ]
-    return "Accuracy by level of noise, %", ["level", "pairs", *names], rows
+    head = ["changed", "scorer", "cases", "accuracy before, %", "after, %", "pairs turned, %"]
+    return "The same, said otherwise", [*head, "drift of the right answer"], rows
+
+
+def _filter_table(found: Figures) -> Table:
+    rows = []
+    for name, cell in found.items():
+        noise = cell.get("noise") or {}
+        keys = ("dropped", "share before", "share after", "average precision")
+        kept = f"{cell['kept']:,} of {cell['rows']:,}"
+        rows.append([name, kept, *(percent(noise.get(key)) for key in keys)])
+    head = ["scorer", "kept", "planted noise dropped, %", "noise before, %", "noise after, %"]
+    return "Filtering", [*head, "average precision, %"], rows
 
 
 def interval(found: Figures | None) -> str:

@@ -2,7 +2,7 @@
 
     OUT/result.json    what, command, versions, data with its hash, seed, figures of every scorer
     OUT/scores.jsonl   a case a line: candidates, what is right, and every scorer's scores
-    OUT/rejects.jsonl  rows that are no case: {"line", "reason"}; a file where there are any
+    OUT/rejects.jsonl  rows that are no case: {"line", "reason"}
 
 The folder appears whole. `read_run` gives it back, for `compare` and `report`.
 """
@@ -13,7 +13,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,12 @@ def write_run(
     scores: Mapping[str, Sequence[np.ndarray]],
     figures: Mapping[str, Any],
     seed: int,
+    more_rows: Mapping[str, Iterable[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """Writes the folder, in the place of an earlier run's; gives what result.json holds."""
+    """Writes the folder, in the place of an earlier run's; gives what result.json holds.
+
+    more_rows: further files of JSON lines, by name.
+    """
     reasons = collections.Counter(reject.reason for reject in data.rejects)
     result = {
         "what": what,
@@ -67,13 +71,14 @@ def write_run(
         **figures,
     }
     with new_folder(folder, is_ours=lambda path: (path / RESULT).exists(), last=RESULT) as made:
-        with (made / SCORES).open("w", encoding="utf-8") as file:
-            for number, case in enumerate(data.cases):
-                row = _case_row(case, {name: s[number] for name, s in scores.items()})
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        if data.rejects:
-            lines = (json.dumps(dataclasses.asdict(reject)) + "\n" for reject in data.rejects)
-            (made / REJECTS).write_text("".join(lines), encoding="utf-8")
+        cases = (
+            _case_row(case, {name: s[number] for name, s in scores.items()})
+            for number, case in enumerate(data.cases)
+        )
+        rejects = map(dataclasses.asdict, data.rejects)
+        for name, rows in {SCORES: cases, REJECTS: rejects, **(more_rows or {})}.items():
+            with (made / name).open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
         (made / RESULT).write_text(text + "\n", encoding="utf-8")
     return result

@@ -1,0 +1,71 @@
+"""The log-likelihood ranker: what a causal language model thinks of an answer, by its own words.
+
+    score = mean over the answer's tokens of log P(token | prompt, tokens before)
+
+The mean, for the sum would prefer short answers. The text is the tokenizer's own, as everywhere
+here, to the end-of-turn token. It runs in transformers on PyTorch (pip install torch), which has
+every model's language head; a baseline need not be fast.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from toolrm_jax.assets import EMBEDDED_MODEL, smollm2_gguf
+from toolrm_jax.errors import InputError
+from toolrm_jax.evaluate.cases import Case
+from toolrm_jax.pretrained import open_pretrained
+from toolrm_jax.rendering import Renderer, RenderError
+
+
+def _where(path: str) -> dict[str, str]:
+    """The model in transformers' words."""
+    file = smollm2_gguf() if path == EMBEDDED_MODEL else Path(path)
+    if file.suffix == ".gguf":
+        return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    return {"pretrained_model_name_or_path": path}
+
+
+class LikelihoodScorer:
+    """Ranks by a causal model: a folder or hub id in Hugging Face's form, a GGUF file, or
+    "embedded:smollm2". Sequences of more than `max_tokens` are not scored."""
+
+    is_log_odds = False
+
+    def __init__(self, path: str, name: str = "", *, max_tokens: int = 8192):
+        try:
+            import torch
+            from transformers import AutoModelForCausalLM
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"The log-likelihood ranker needs {error.name}: pip install torch."
+            ) from None
+        self.name = name or f"log-likelihood of {path}"
+        self._torch, self._max_tokens = torch, max_tokens
+        self._renderer = Renderer(open_pretrained(path).tokenizer)
+        where = _where(path)
+        self._model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
+
+    def score(self, cases: Sequence[Case]) -> Iterator[np.ndarray]:
+        """The mean log-probabilities; NaN for what cannot be rendered or is too long."""
+        for case in cases:
+            responses = case.request().responses
+            try:
+                found = self._renderer.render(case.tools, case.messages, responses)
+            except RenderError:
+                yield np.full(len(responses), np.nan)
+                continue
+            start = len(found.prompt)
+            yield np.array([self._mean(found.whole(i), start) for i in range(len(responses))])
+
+    def _mean(self, ids: np.ndarray, start: int) -> float:
+        """Of the tokens from `start` on; the first token has no probability."""
+        if len(ids) > self._max_tokens:
+            return float("nan")
+        torch, start = self._torch, max(start, 1)
+        with torch.inference_mode():
+            given = torch.from_numpy(ids.astype(np.int64))[None]
+            logits = self._model(given, logits_to_keep=len(ids) - start + 1).logits[0, :-1]
+            chosen = logits.log_softmax(-1).gather(1, given[0, start:, None])
+        return float(chosen.mean())

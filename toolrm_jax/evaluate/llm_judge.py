@@ -1,0 +1,114 @@
+"""A language model as judge: behind an OpenAI-compatible server, shown two answers as A and B.
+
+    tools, conversation, two answers --both orders--> "A" | "B" --> the share that each one gets
+
+It is asked twice, the second time with the answers exchanged, for judges prefer a place. An answer
+gets 1 where it was chosen both times, a half where each was chosen once (a tie), 0 otherwise; a
+reply that names neither counts for neither. Answers are kept in a cache, so that a run that was
+killed goes on. Pairs alone: a pool would need a question for every two of its candidates.
+"""
+
+import collections
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from toolrm_jax.errors import InputError
+from toolrm_jax.evaluate.cases import Case
+from toolrm_jax.examples import Example, Response
+from toolrm_jax.synth.answer import Answer
+from toolrm_jax.synth.generators import Pool
+from toolrm_jax.tool_calls import words_of
+
+_SYSTEM = (
+    "You judge two candidate replies of an assistant that can call tools. A reply is right if it "
+    "calls the tools that the request needs, with the arguments that the request gives, and "
+    "nothing else; or, where no tool fits, if it calls none. Which reply is right, or nearer to "
+    "it? Answer with one letter: A or B."
+)
+_QUESTION = (
+    "Tools:\n{tools}\n\nConversation:\n{messages}\n\nReply A:\n{a}\n\nReply B:\n{b}\n\nA or B?"
+)
+_LETTER = re.compile(r"\b([AB])\b")
+
+
+class JudgeScorer:
+    """Asks one model.
+
+    Args:
+      url: of the server, up to and without /chat/completions.
+      model: what the server calls it.
+      cache: a file for its answers.
+      **how: more of `EndpointSettings`, such as key_variable, concurrency or max_tokens.
+
+    Attributes:
+      counts: "chose A", "chose B", "chose neither", "changed with the order".
+    """
+
+    is_log_odds = False
+
+    def __init__(
+        self, url: str, model: str, cache: str | os.PathLike[str], name: str = "", **how: Any
+    ):
+        self.name = name or f"judge {model}"
+        entry = {"kind": "endpoint", "model": model, "license": "unknown", "url": url}
+        self._entry = {**entry, "temperature": 0.0, "max_tokens": 256, **how}
+        self._cache = cache
+        self.counts: collections.Counter[str] = collections.Counter()
+
+    def score(self, cases: Sequence[Case]) -> Iterator[np.ndarray]:
+        """The share of the two questions that each of the two candidates won."""
+        if wrong := next((case for case in cases if len(case.candidates) != 2), None):
+            raise InputError(
+                f"{wrong.task} has {len(wrong.candidates)} candidates; a judge compares two"
+            )
+        with Pool([self._entry], seed=0, cache=self._cache, permissive_only=False) as pool:
+            stream = pool.answers(_questions(cases))
+            following = next(stream, None)
+            for number in range(len(cases)):
+                replies: dict[str, str] = {}
+                while following is not None and following.example_id.startswith(f"{number}/"):
+                    replies[following.example_id] = _letter(following)
+                    following = next(stream, None)
+                yield self._shares(replies.get(f"{number}/0", ""), replies.get(f"{number}/1", ""))
+
+    def _shares(self, plain: str, exchanged: str) -> np.ndarray:
+        for letter in (plain, exchanged):
+            self.counts[f"chose {letter or 'neither'}"] += 1
+        self.counts["changed with the order"] += plain == exchanged != ""
+        first = (plain == "A") + (exchanged == "B")
+        second = (plain == "B") + (exchanged == "A")
+        return np.array([first / 2, second / 2])
+
+
+def _questions(cases: Sequence[Case]) -> Iterator[Example]:
+    for number, case in enumerate(cases):
+        shown = [_shown(candidate.response) for candidate in case.candidates]
+        for order, (a, b) in enumerate((shown, shown[::-1])):
+            question = _QUESTION.format(
+                tools=json.dumps(case.tools, ensure_ascii=False),
+                messages=json.dumps(case.messages, ensure_ascii=False),
+                a=a,
+                b=b,
+            )
+            messages = [
+                {"role": "system", "content": _SYSTEM},
+                {"role": "user", "content": question},
+            ]
+            yield Example(f"{number}/{order}", "judge", "", [], messages, [], [])
+
+
+def _shown(response: Response) -> str:
+    if isinstance(response, str):
+        return response or "(nothing)"
+    return json.dumps(response, ensure_ascii=False)
+
+
+def _letter(answer: Answer) -> str:
+    """The last letter that stands by itself; "" if there is none."""
+    found = _LETTER.findall(words_of(answer.response))
+    return found[-1] if found else ""
