@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -667,3 +668,40 @@ def test_filtering_writes_what_it_kept_and_finds_planted_noise(model, tmp_path):
     assert kept[0]["messages"][-1]["role"] == "assistant"
     with pytest.raises(SystemExit, match="expected shares of 1"):
         main([*command[:-1], "1.5", "--output", str(tmp_path / "x")])
+
+
+@pytest.mark.slow
+def test_the_report_fits_a_phone_in_a_real_browser(runs, tmp_path):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    page = tmp_path / "report.html"
+    main(["report", str(runs / "a"), str(runs / "b"), "--output", str(page)])
+    harness = tmp_path / "harness.html"
+    harness.write_text(
+        '<iframe id="f" src="report.html" width="390" height="800"></iframe><p id="w"></p><script>'
+        "f.onload = () => { const d = f.contentDocument; w.textContent = [d.documentElement"
+        '.scrollWidth, d.querySelectorAll("svg").length, d.body.innerText.length].join(" ") }'
+        "</script>"
+    )
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    command += ["--allow-file-access-from-files", "--virtual-time-budget=10000"]
+    dumped = subprocess.run(
+        [*command, "--dump-dom", harness.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    width, pictures, letters = map(
+        int, re.search(r'<p id="w">(\d+) (\d+) (\d+)</p>', dumped.stdout).groups()
+    )
+    assert width <= 390
+    assert pictures >= 3
+    assert letters > 1000
+    shot = tmp_path / "report.png"
+    subprocess.run(
+        [*command, "--window-size=390,2400", f"--screenshot={shot}", page.as_uri()],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    from matplotlib.image import imread
+
+    assert imread(shot)[..., :3].std() > 0.05  # not an empty page

@@ -36,7 +36,7 @@ from toolrm_jax.evaluate.results import read_run, write_run
 from toolrm_jax.evaluate.scorers import CaseScorer
 from toolrm_jax.examples import Example
 from toolrm_jax.files import write_text
-from toolrm_jax.row_source import open_rows
+from toolrm_jax.synth.reading import source_digest
 from toolrm_jax.synth.sources import SOURCES, open_source
 
 FC_REWARD_BENCH = "ibm-research/fc-reward-bench"
@@ -147,6 +147,7 @@ def _scored(
     with options.scorers(args) as scorers:
         data, notes = options.usable(args, data, scorers)
         scores = _all_scores(scorers, data.cases)
+        notes += options.said_of(scorers)
     return data, scorers, scores, notes
 
 
@@ -227,6 +228,7 @@ def _robustness(args: argparse.Namespace) -> None:
             *parts[2],
         ]
         scores = _all_scores(scorers, labelled)
+        notes += options.said_of(scorers)
     first, second = len(parts[0]), len(parts[0]) + len(parts[1])
     before = {name: values[:first] for name, values in scores.items()}
     after = {name: values[first:second] for name, values in scores.items()}
@@ -254,7 +256,8 @@ def _filter(args: argparse.Namespace) -> None:
     cases = list(filtering.answered(examples, args.noise, args.seed))
     if not cases:
         raise InputError(f"{args.data}: no row can be scored")
-    data = Cases(args.data, open_rows(args.data).digest(), cases, rejects)
+    source = {"format": args.format, "path": args.data, "options": given}
+    data = Cases(args.data, source_digest(source), cases, rejects)
     data, scorers, scores, notes = _scored(args, data)
     noisy = np.array([not case.candidates[0].right for case in data.cases])
     figures: dict[str, Any] = {"notes": notes, "filter": {}}

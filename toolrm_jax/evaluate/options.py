@@ -129,3 +129,18 @@ def usable(
         data = dataclasses.replace(data, cases=[data.cases[i] for i in sorted(chosen)])
         notes.append(f"{args.limit:,} cases, drawn by the seed (--limit).")
     return data, notes
+
+
+def said_of(scorers: Sequence[CaseScorer]) -> list[str]:
+    """What there is to say after scoring: what could not be scored, how a judge chose."""
+    notes = []
+    for scorer in scorers:
+        counts = {}
+        if isinstance(scorer, ModelScorer):
+            counts = {f"not scored, {reason}": n for reason, n in scorer.rejected.items()}
+        elif isinstance(scorer, JudgeScorer):
+            counts = dict(scorer.counts)
+        if counts:
+            words = ", ".join(f"{what}: {number:,}" for what, number in counts.items())
+            notes.append(f"{scorer.name}: {words}.")
+    return notes

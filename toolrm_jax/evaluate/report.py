@@ -308,8 +308,9 @@ table { border-collapse: collapse; font-size: .85rem; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8884; }
 th, td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
-figure { margin: 1.5rem 0; } figcaption { font-size: .85rem; color: GrayText; }
-svg { width: 100%; height: auto; display: block; }
+figure { margin: 1.5rem 0; overflow-x: auto; }
+figcaption { font-size: .85rem; color: GrayText; }
+svg { width: 100%; min-width: 34rem; height: auto; display: block; }
 details { border: 1px solid #8884; border-radius: .4rem; padding: .4rem .8rem; margin: .6rem 0; }
 summary { font-size: .85rem; overflow-wrap: anywhere; }
 .request, .side { margin: .4rem 0; overflow-wrap: anywhere; white-space: pre-wrap; }
