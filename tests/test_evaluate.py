@@ -705,3 +705,47 @@ def test_the_report_fits_a_phone_in_a_real_browser(runs, tmp_path):
     from matplotlib.image import imread
 
     assert imread(shot)[..., :3].std() > 0.05  # not an empty page
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_the_example_fine_tunes_on_what_the_filter_kept(model, tmp_path):
+    pytest.importorskip("trl")
+    rows = [
+        {
+            "id": f"q{n}",
+            "source": "s",
+            "license": "MIT",
+            "tools": [TOOL],
+            "meta": {},
+            "conversation": [{"role": "user", "content": f"High water at Brest, day {n}?"}],
+            "gold_calls": call(port="Brest", day=n),
+        }
+        for n in range(24)
+    ]
+    data, test = write(tmp_path / "rows.jsonl", rows[:20]), write(tmp_path / "t.jsonl", rows[20:])
+    command = ["filter", "--model", f"m={model}", "--data", str(data), "--noise", "0.3"]
+    main([*command, "--output", str(tmp_path / "run"), "--dtype", "float32"])
+    tiny.write_model(tmp_path / "lm")
+    found = subprocess.run(
+        [
+            sys.executable,
+            "examples/filter_sft.py",
+            "--policy",
+            str(tmp_path / "lm"),
+            "--run",
+            str(tmp_path / "run"),
+            "--test",
+            str(test),
+        ],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    lines = found.stdout.splitlines()
+    for name, count in (("random half", 10), ("best half", 10), ("all", 20)):
+        (line,) = (line for line in lines if line.startswith(name))
+        assert f"{count} rows" in line
+        assert "loss of right answers" in line
