@@ -7,9 +7,9 @@
         --run runs/filter --test test.jsonl
 
 `--run` is a folder that the filter wrote. `--test` has normalised rows, none of which is in it;
-their right answers are held against what each model answers greedily (exact calls), and against the
-loss that it gives them. A demonstration: with some hundred rows on a CPU the intervals are wide, and
-no claim goes beyond them.
+their right answers are held against what each model answers greedily (exact calls), and against
+the loss that it gives them. A demonstration: with some hundred rows on a CPU the intervals are
+wide, and no claim goes beyond them.
 """
 
 import argparse

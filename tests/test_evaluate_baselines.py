@@ -1,0 +1,141 @@
+"""Baselines that are models: a probe, a log-likelihood ranker, a judge; pools made by a server."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+from evaluate_rows import TOOL, call, pair_row, write
+from faulty_server import faulty_server
+
+from toolrm_jax.evaluate import (
+    probe,
+)
+from toolrm_jax.evaluate.__main__ import main
+from toolrm_jax.evaluate.cases import read_pairs, read_pools
+from toolrm_jax.evaluate.likelihood import LikelihoodScorer
+from toolrm_jax.evaluate.llm_judge import JudgeScorer
+from toolrm_jax.evaluate.scorers import ModelScorer
+from toolrm_jax.pretrained import open_pretrained
+from toolrm_jax.rendering import Renderer
+
+# Baselines that are models -----------------------------------------------------------------------
+
+
+def test_a_probe_becomes_a_reward_model_with_the_regressions_head(tmp_path):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    tiny.write_model(tmp_path / "lm")
+    rows = [pair_row(n, rejected_output=call(port="Nowhere", day=n)) for n in range(12)]
+    rows.append(pair_row(50, conversation=[{"role": "user", "content": "tide " * 600}]))
+    fit_on = write(tmp_path / "fit.jsonl", rows)
+    about = probe.fit_probe(
+        str(tmp_path / "lm"),
+        read_pairs(fit_on),
+        tmp_path / "probe",
+        dtype="float32",
+        max_tokens=500,
+    )
+    assert (about["pairs"], about["over_long"]) == (12, 1)
+    with ModelScorer(str(tmp_path / "probe"), "p", dtype="float32") as scorer:
+        cases = read_pairs(fit_on).cases[:12]
+        margins = [s[0] - s[1] for s in scorer.score(cases)]
+        assert len(scorer.trained) == 12
+    assert min(margins) > 0
+    # The regression itself, against scikit-learn's.
+    rng = np.random.default_rng(0)
+    x_ND = rng.normal(size=(60, 4)) * [1, 2, 3, 4] + 0.5
+    signs = rng.choice([-1, 1], 60)
+    scale = np.sqrt((x_ND**2).mean(0))
+    theirs = linear_model.LogisticRegression(C=1 / (60 * 0.1), fit_intercept=False, tol=1e-8)
+    theirs.fit(x_ND / scale * signs[:, None], signs > 0)
+    ours = probe.fit(x_ND, np.full(60, 1 / 60), 0.1)
+    np.testing.assert_allclose(ours * scale, theirs.coef_[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.torch
+def test_the_log_likelihood_is_the_mean_over_the_answers_tokens(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = tiny.write_model(tmp_path / "lm")
+    (made,) = read_pairs(write(tmp_path / "rows.jsonl", [pair_row(1)])).cases
+    (scores,) = LikelihoodScorer(str(folder)).score([made])
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    renderer = Renderer(open_pretrained(str(folder)).tokenizer)
+    found = renderer.render(made.tools, made.messages, made.request().responses)
+    for number, score in enumerate(scores):
+        ids = torch.tensor(found.whole(number), dtype=torch.int64)[None]
+        # A label of -100 is not counted; the loss is the mean over the others.
+        labels = ids.clone()
+        labels[:, : len(found.prompt)] = -100
+        with torch.no_grad():
+            wanted = -model(ids, labels=labels).loss.item()
+        assert score == pytest.approx(wanted, abs=1e-5)
+    short = LikelihoodScorer(str(folder), max_tokens=5)
+    assert np.isnan(next(short.score([made]))).all()
+
+
+def judged_by(monkeypatch, tmp_path, reply):
+    """The scores of two pairs by a judge that answers `reply(question)`."""
+    monkeypatch.setattr(
+        "faulty_server.completion",
+        lambda question: {"choices": [{"message": {"content": reply(question[0])}}], "usage": {}},
+    )
+    cases = read_pairs(write(tmp_path / "rows.jsonl", [pair_row(1), pair_row(2)])).cases
+    with faulty_server() as server:
+        judge = JudgeScorer(server.url, "j", tmp_path / "judge.sqlite")
+        return [scores.tolist() for scores in judge.score(cases)], judge.counts
+
+
+def test_a_judge_that_prefers_a_place_ties_every_pair(monkeypatch, tmp_path):
+    scores, counts = judged_by(monkeypatch, tmp_path, lambda _: "A is better. So: A")
+    assert scores == [[0.5, 0.5], [0.5, 0.5]]
+    assert counts["changed with the order"] == 2
+
+
+def test_a_judge_that_reads_is_right_in_both_orders(monkeypatch, tmp_path):
+    def reads(question):
+        first = question[question.index("Reply A:") : question.index("Reply B:")]
+        return "**A**" if "Brest" in first else "B"
+
+    scores, counts = judged_by(monkeypatch, tmp_path, reads)
+    assert scores == [[1.0, 0.0], [1.0, 0.0]]
+    assert (counts["chose A"], counts["chose B"]) == (2, 2)
+
+
+def test_a_judge_that_names_neither_chooses_neither(monkeypatch, tmp_path):
+    scores, counts = judged_by(monkeypatch, tmp_path, lambda _: "Both are fine.")
+    assert scores == [[0.0, 0.0], [0.0, 0.0]]
+    assert counts["chose neither"] == 4
+
+
+def test_pools_are_made_of_what_a_server_answers_and_judged(monkeypatch, tmp_path):
+    calls = json.dumps({"name": "tide", "arguments": {"port": "Brest"}})
+    monkeypatch.setattr(
+        "faulty_server.completion",
+        lambda question: {
+            "choices": [{"message": {"content": f"<tool_call>{calls}</tool_call>"}}],
+            "usage": {},
+        },
+    )
+    rows = [
+        {
+            "id": f"q{n}",
+            "source": "s",
+            "license": "MIT",
+            "tools": [TOOL],
+            "meta": {},
+            "conversation": [{"role": "user", "content": f"High water at {port}?"}],
+            "gold_calls": call(port=port),
+        }
+        for n, port in enumerate(("Brest", "Calais"))
+    ]
+    data = write(tmp_path / "rows.jsonl", rows)
+    with faulty_server() as server:
+        command = ["pools", "--data", str(data), "--format", "normalised", "--url", server.url]
+        command += ["--model", "m", "--samples", "3", "--output", str(tmp_path / "pools.jsonl")]
+        main(command)
+    first, second = read_pools(tmp_path / "pools.jsonl").cases
+    assert [(c.right, c.count) for c in first.candidates] == [(True, 3)]
+    assert [(c.right, c.error_type) for c in second.candidates] == [
+        (False, "Parameter value error")
+    ]

@@ -1,0 +1,167 @@
+"""Robustness, and filtering of fine-tuning data."""
+
+import dataclasses
+import gzip
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+from evaluate_rows import (
+    TOOL,
+    call,
+    normal_rows,
+    pair_row,
+    write,
+    write_reward_model,
+)
+
+from toolrm_jax.evaluate import (
+    filtering,
+    perturbations,
+    report,
+    robustness,
+)
+from toolrm_jax.evaluate.__main__ import main
+from toolrm_jax.evaluate.cases import Candidate, Case
+from toolrm_jax.evaluate.results import read_run
+from toolrm_jax.schema import call_is_valid
+from toolrm_jax.score_request import request_of
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_reward_model(tmp_path_factory.mktemp("model") / "rm")
+
+
+# Robustness --------------------------------------------------------------------------------------
+
+
+def rich_case(number=0):
+    row = pair_row(number, chosen_output=call(port="Brest", day=3), rejected_output=call(day=3))
+    row["conversation"] = [{"role": "user", "content": f'High water at "Brest", day {number}3?'}]
+    request = request_of(row)
+    candidates = [Candidate(request.responses[0], True), Candidate(request.responses[1], False)]
+    return Case(f"t{number}", [TOOL], request.messages, candidates)
+
+
+@pytest.mark.parametrize("kind", perturbations.KINDS)
+def test_what_is_said_otherwise_stays_right_and_wrong(kind):
+    others = [dataclasses.replace(rich_case(), tools=[{**TOOL, "name": f"o{n}"}]) for n in range(9)]
+    made = rich_case()
+    changed = perturbations.perturb(made, kind, others, seed=0)
+    assert changed is not None
+    assert (changed.tools, changed.messages) != (made.tools, made.messages) or kind == (
+        "tools reordered"
+    )
+    right, wrong = (c.response for c in changed.candidates)
+    assert all(call_is_valid(one, changed.tools) for one in right)
+    assert not all(call_is_valid(one, changed.tools) for one in wrong)  # the port is missing
+    assert list(right[0]["arguments"].values()) == ["Brest", 3]
+    assert perturbations.perturb(made, kind, others, seed=0) == changed
+
+
+def test_drift_tells_which_pairs_turned_and_how_far_rewards_moved():
+    cases = [rich_case(0), rich_case(1)]
+    origins = [(0, "unicode"), (1, "unicode")]
+    before = {"m": [np.array([1.0, 0.0]), np.array([1.0, 0.0])]}
+    after = {"m": [np.array([2.0, 0.0]), np.array([0.0, 1.0])]}
+    found = robustness.drift(cases, origins, before, after)["unicode"]["m"]
+    assert found == {"accuracy before": 1.0, "accuracy": 0.5, "turned": 0.5, "drift": 2.0}
+
+
+def test_levels_of_noise_and_changes_are_told_by_one_command(toolrm_data, model, tmp_path):
+    source = toolrm_data / "data/eval/rotbench_first_turn_test.jsonl.gz"
+    with gzip.open(source, "rt") as lines:
+        rows = [line for number, line in enumerate(lines) if number % 40 == 0]
+    levels = tmp_path / "levels.jsonl"
+    levels.write_text("".join(rows))
+    data = write(tmp_path / "pairs.jsonl", [pair_row(n) for n in range(20, 24)])
+    command = ["robustness", "--model", f"m={model}", "--data", str(data), "--levels", str(levels)]
+    main([*command, "--output", str(tmp_path / "run"), "--dtype", "float32", "--no-rules"])
+    run = read_run(tmp_path / "run")
+    found = run.result["scorers"]["m"]["by"]["category"]
+    assert {"as it is", "unicode", "clean", "heavy"} <= set(found)
+    assert set(run.result["drift"]) <= set(perturbations.KINDS)
+    assert run.result["drift"]["tools renamed"]["m"]["drift"] > 0
+    assert "The same, said otherwise" in report.markdown([run])
+
+
+# Filtering ---------------------------------------------------------------------------------------
+
+
+def test_average_precision_is_that_of_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    rewards = rng.integers(0, 20, 300).astype(float)  # with ties
+    noisy = rng.random(300) < 0.3
+    wanted = metrics.average_precision_score(noisy, -rewards)
+    assert filtering.average_precision(rewards, noisy) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("per_source", [False, True])
+def test_the_best_fraction_is_kept(per_source):
+    rewards = np.array([5.0, 4.0, 3.0, 2.0, math.nan, 1.0])
+    sources = ["a", "a", "a", "a", "b", "b"]
+    options = {"fraction": 0.5, "threshold": None, "per_source": per_source}
+    kept = filtering.keep(rewards, sources, **options)
+    wanted = [0, 1, 5] if per_source else [0, 1, 2]
+    assert np.flatnonzero(kept).tolist() == wanted
+    kept = filtering.keep(rewards, sources, fraction=None, threshold=2.0, per_source=False)
+    assert np.flatnonzero(kept).tolist() == [0, 1, 2, 3]
+
+
+def test_filtering_writes_what_it_kept_and_finds_planted_noise(model, tmp_path):
+    rows = normal_rows(40)
+    data = write(tmp_path / "rows.jsonl", rows)
+    command = ["filter", "--model", f"m={model}", "--data", str(data), "--noise", "0.3"]
+    main([*command, "--output", str(tmp_path / "run"), "--dtype", "float32"])
+    found = read_run(tmp_path / "run").result["filter"]["m"]
+    assert (found["rows"], found["kept"]) == (40, 20)
+    assert 5 <= found["noise"]["rows"] <= 20
+    kept, dropped = (
+        [json.loads(line) for line in (tmp_path / "run" / name).read_text().splitlines()]
+        for name in ("kept.jsonl", "dropped.jsonl")
+    )
+    assert min(row["reward"] for row in kept) >= max(row["reward"] for row in dropped)
+    noise = sum(row["planted_noise"] for row in dropped)
+    assert found["noise"]["dropped"] == pytest.approx(noise / found["noise"]["rows"])
+    assert kept[0]["messages"][-1]["role"] == "assistant"
+    with pytest.raises(SystemExit, match="expected shares of 1"):
+        main([*command[:-1], "1.5", "--output", str(tmp_path / "x")])
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_the_example_fine_tunes_on_what_the_filter_kept(model, tmp_path):
+    pytest.importorskip("trl")
+    rows = normal_rows(24)
+    data, test = write(tmp_path / "rows.jsonl", rows[:20]), write(tmp_path / "t.jsonl", rows[20:])
+    command = ["filter", "--model", f"m={model}", "--data", str(data), "--noise", "0.3"]
+    main([*command, "--output", str(tmp_path / "run"), "--dtype", "float32"])
+    tiny.write_model(tmp_path / "lm")
+    found = subprocess.run(
+        [
+            sys.executable,
+            "examples/filter_sft.py",
+            "--policy",
+            str(tmp_path / "lm"),
+            "--run",
+            str(tmp_path / "run"),
+            "--test",
+            str(test),
+        ],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    lines = found.stdout.splitlines()
+    for name, count in (("random half", 10), ("best half", 10), ("all", 20)):
+        (line,) = (line for line in lines if line.startswith(name))
+        assert f"{count} rows" in line
+        assert "loss of right answers" in line

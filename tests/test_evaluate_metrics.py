@@ -1,0 +1,223 @@
+"""Figures of evaluation against hand-computed cases, brute force and other libraries."""
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import scipy.stats
+from evaluate_rows import call, case, pair_row, pool_row, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolrm_jax.errors import InputError
+from toolrm_jax.evaluate import (
+    best_of_n,
+    pair_metrics,
+    paired,
+)
+from toolrm_jax.evaluate.cases import Case, read_pairs, read_pools, trained_on
+
+# Reading -----------------------------------------------------------------------------------------
+
+
+def test_malformed_rows_are_rejected_with_their_line_and_the_others_go_on(tmp_path):
+    rows = [
+        pair_row(0),
+        "not JSON",
+        "[1]",
+        {"tools": [], "conversation": []},
+        pair_row(1, tools=[{"name": 7}]),
+        pair_row(2, chosen_output=json.dumps(call(port="Brest"))),
+    ]
+    found = read_pairs(write(tmp_path / "rows.jsonl", rows))
+    assert [c.task for c in found.cases] == ["simple_0", "simple_2"]
+    assert [reject.line for reject in found.rejects] == [2, 3, 4, 5]
+    assert found.cases[1].candidates[0].response == call(port="Brest")
+    with pytest.raises(InputError, match="no row can be evaluated on; 1 were rejected"):
+        read_pairs(write(tmp_path / "bad.jsonl", ["{}"]))
+
+
+def test_any_spelling_of_an_error_type_is_kept_under_its_own_name(tmp_path):
+    rows = [pair_row(0), pair_row(1, error_type="wrong_value (new!)"), pair_row(2, error_type=None)]
+    found = read_pairs(write(tmp_path / "rows.jsonl", rows))
+    kinds = [c.candidates[1].error_type for c in found.cases]
+    assert kinds == ["Parameter value error", "wrong_value (new!)", ""]
+
+
+def test_general_preference_rows_are_pairs_as_well(tmp_path):
+    messages = [{"role": "user", "content": "2 + 2?"}]
+    rows = [
+        {"prompt": "2 + 2?", "chosen": "4", "rejected": "5", "subset": "math"},
+        {
+            "id": "k",
+            "messages": messages,
+            "chosen": "4",
+            "rejected": [
+                {"response": "5", "error_type": "a"},
+                {"response": "6", "error_type": "b"},
+            ],
+        },
+    ]
+    first, second = read_pairs(write(tmp_path / "rows.jsonl", rows)).cases
+    assert (first.category, len(first.candidates)) == ("math", 2)
+    assert [c.error_type for c in second.candidates] == ["", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "said"),
+    [
+        ([], "that is not empty"),
+        (None, "that is not empty"),
+        (["x"], "candidates[0]: expected an object"),
+        ([{"calls": [], "correct": 1}], "expected true or false under 'correct'"),
+        ([{"calls": [], "correct": True, "n_samples": 0}], "whole number from 1"),
+        ([{"correct": True}], "expected calls, or text under 'raw'"),
+    ],
+)
+def test_pools_that_are_none_are_rejected(tmp_path, candidates, said):
+    path = write(tmp_path / "pools.jsonl", [pool_row(0), pool_row(1, candidates=candidates)])
+    found = read_pools(path)
+    assert len(found.cases) == 1
+    assert said in found.rejects[0].reason
+
+
+def test_tasks_are_known_by_their_ids_without_source_and_pair():
+    cases = [case(True, task=name) for name in ("simple_1", "bfcl/simple_2", "simple_3")]
+    assert trained_on(cases, ["bfcl/simple_1", "x/simple_2#4"]) == {"simple_1", "bfcl/simple_2"}
+
+
+# Pairs -------------------------------------------------------------------------------------------
+
+
+def described(cases: Sequence[Case], scores, **options):
+    pairs = pair_metrics.pairs_of(cases)
+    options = {"is_log_odds": True, "seed": 0} | options
+    return pair_metrics.describe(cases, pairs, [np.array(s, float) for s in scores], **options)
+
+
+def test_accuracy_counts_ties_half_and_what_cannot_be_scored_loses():
+    nan = math.nan
+    cases = [case(True, False, task=str(k)) for k in range(5)]
+    found = described(cases, [[1, 0], [0, 1], [2, 2], [nan, 0], [0, nan]])
+    assert found["accuracy"]["mean"] == pytest.approx((1 + 0 + 0.5 + 0 + 1) / 5)
+    assert (found["ties"], found["unscored"]) == (1, 2)
+    both = described(cases[:1], [[nan, nan]])
+    assert (both["accuracy"]["mean"], both["ties"]) == (0.5, 1)
+
+
+def test_accuracy_by_length_and_its_correlation_are_those_of_scipy():
+    rng = np.random.default_rng(0)
+    cases = [case(*rng.permutation([True, False, False]), task=str(k)) for k in range(40)]
+    scores = rng.normal(size=(40, 3)) + np.array([0.0, 0.5, 1.0])
+    found = described(cases, scores)
+    lengths = np.tile([1, 2, 3], 40)
+    wanted = scipy.stats.spearmanr(scores.ravel(), lengths).statistic
+    assert found["length"]["correlation"] == pytest.approx(wanted)
+    longer, earned = [], []
+    for made, s in zip(cases, scores, strict=True):
+        (right,) = (k for k, c in enumerate(made.candidates) if c.right)
+        for wrong in {0, 1, 2} - {right}:
+            longer.append(right > wrong)
+            earned.append(s[right] > s[wrong])
+    wanted = np.mean([e for e, is_longer in zip(earned, longer, strict=True) if is_longer])
+    assert found["length"]["right is longer"]["mean"] == pytest.approx(wanted)
+
+
+def test_calibration_is_that_of_scikit_learn():
+    calibration_curve = pytest.importorskip("sklearn.calibration").calibration_curve
+    rng = np.random.default_rng(1)
+    margins = rng.normal(1, 2, 500)
+    found = pair_metrics.calibration(margins)
+    sure = 1 / (1 + np.exp(-np.abs(margins)))
+    # Ten ranges from a half to 1 are ten ranges from 0 to 1 of twice the excess.
+    right, middle = calibration_curve(margins > 0, 2 * sure - 1, n_bins=10)
+    ranges = found["ranges"]
+    np.testing.assert_allclose([r["right"] for r in ranges], right)
+    np.testing.assert_allclose([2 * r["sure"] - 1 for r in ranges], middle)
+    weights = np.array([r["pairs"] for r in ranges]) / 500
+    assert found["ece"] == pytest.approx(weights @ np.abs(right - (middle + 1) / 2))
+
+
+def test_a_scorer_that_is_as_sure_as_it_is_right_has_no_calibration_error():
+    margins = np.repeat([math.log(3), -math.log(3)], [300, 100])
+    assert pair_metrics.calibration(margins)["ece"] == pytest.approx(0, abs=1e-12)
+
+
+# Best of n ---------------------------------------------------------------------------------------
+
+POOLS = st.lists(
+    st.tuples(st.sampled_from([0.0, 1.0, 2.0, math.nan]), st.booleans(), st.integers(1, 3)),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(POOLS, st.data())
+def test_the_exact_expectation_is_that_of_all_draws(pool, data):
+    scores, right, counts = map(np.array, zip(*pool, strict=True))
+    n = data.draw(st.integers(1, int(counts.sum())))
+    everyone = np.repeat(np.arange(len(pool)), counts)
+    chances = []
+    for drawn in itertools.combinations(everyone, n):
+        ranked = np.where(np.isnan(scores[list(drawn)]), -np.inf, scores[list(drawn)])
+        best = [k for k, score in zip(drawn, ranked, strict=True) if score == ranked.max()]
+        chances.append(right[best].mean())
+    found = best_of_n.expected_best(scores, right.astype(int), counts, n)
+    assert found == pytest.approx(np.mean(chances))
+
+
+def test_the_majority_is_that_of_all_draws_within_its_monte_carlo_error():
+    right, counts, n = np.array([1, 0, 0]), np.array([3, 2, 2]), 3
+    everyone = np.repeat(np.arange(3), counts)
+    chances = []
+    for drawn in itertools.combinations(everyone, n):
+        votes = np.bincount(drawn, minlength=3)
+        chances.append(right[votes == votes.max()].mean())
+    found, error = best_of_n.majority(right, counts, n, np.random.default_rng(0))
+    assert abs(found - np.mean(chances)) < 4 * error
+    assert 0 < error < 0.02
+
+
+def test_all_wrong_all_right_and_single_pools_have_their_plain_values():
+    cases = [case(True, True, task="a"), case(False, False, task="b"), case(True, task="c")]
+    scores = {"s": [np.array([0.0, 1.0]), np.array([0.0, 1.0]), np.array([0.0])]}
+    found = best_of_n.curves(cases, scores, most=1, draws="distinct", seed=0)
+    for name in ("s", "random", "oracle"):
+        assert found["curves"][name][0]["mean"] == pytest.approx(2 / 3)
+    found = best_of_n.curves(cases, scores, most=2, draws="distinct", seed=0)
+    assert (found["pools"], found["too small"]) == (2, 1)
+    about = best_of_n.about(cases)
+    assert (about["all right"], about["all wrong"]) == (2, 1)
+    assert not about["built to have right and wrong"]
+    assert about["greedy"] is None
+
+
+def test_greedy_is_told_where_the_pools_mark_it():
+    marked = case(True, False)
+    first = dataclasses.replace(marked.candidates[0], greedy=True)
+    marked = dataclasses.replace(marked, candidates=[first, marked.candidates[1]])
+    assert best_of_n.about([marked, case(False)])["greedy"] == {"pools": 1, "right": 1.0}
+
+
+# Comparisons -------------------------------------------------------------------------------------
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    first, second = np.array([1, 1, 1, 1, 0, 0.5]), np.array([0, 0, 0, 1, 1, 0.0])
+    found = paired.mcnemar(first, second)
+    assert (found["only a"], found["only b"]) == (3, 1)
+    assert found["p"] == pytest.approx(0.625)
+    assert paired.mcnemar(first, first)["p"] == 1.0
+
+
+def test_the_permutation_test_flips_whole_tasks():
+    # Ten pairs of one task that all differ: one flip, so half of all flips are as far.
+    assert paired.permutation(np.ones(10), ["a"] * 10) == 1.0
+    p = paired.permutation(np.ones(10), list("abcdefghij"))
+    assert p == pytest.approx(2 / 1024, abs=0.002)
+    assert paired.permutation(np.zeros(4), list("abcd")) == 1.0
