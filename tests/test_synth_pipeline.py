@@ -33,7 +33,8 @@ from toolrm_jax.synth import show
 from toolrm_jax.synth.judging import MADE_TO_BE
 from toolrm_jax.synth.output import dataset_rows
 from toolrm_jax.synth.pipeline import Pipeline
-from toolrm_jax.synth.stage import StageError, read_shard
+from toolrm_jax.synth.shards import read_shard
+from toolrm_jax.synth.stage import StageError
 from toolrm_jax.synth.synth_config import SynthError, check, synth_config
 
 

@@ -15,7 +15,7 @@ import tiny
 from synth_files import row, write_rows
 
 from toolrm_jax.synth.answer_cache import AnswerCache
-from toolrm_jax.synth.stage import read_shard
+from toolrm_jax.synth.shards import read_shard
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch]
 

@@ -7,7 +7,8 @@ import sys
 import pytest
 import tiny
 
-from toolrm_jax.synth.stage import Stage, StageError, Unit, read_shard
+from toolrm_jax.synth.shards import read_shard
+from toolrm_jax.synth.stage import Stage, StageError, Unit
 
 UNITS = [Unit("00"), Unit("01"), Unit("02")]
 

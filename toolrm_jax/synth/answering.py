@@ -16,7 +16,8 @@ from toolrm_jax.synth.answer import Answer, to_row
 from toolrm_jax.synth.generators import Pool
 from toolrm_jax.synth.obfuscation import Names
 from toolrm_jax.synth.reading import example_of
-from toolrm_jax.synth.stage import Row, Tally, Unit, read_shard
+from toolrm_jax.synth.shards import Row, read_shard
+from toolrm_jax.synth.stage import Tally, Unit
 
 
 class _OpenPool:

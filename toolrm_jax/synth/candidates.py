@@ -21,7 +21,7 @@ import numpy as np
 from toolrm_jax.examples import Response
 from toolrm_jax.splits import digest
 from toolrm_jax.synth.answer import main_model
-from toolrm_jax.synth.stage import Row
+from toolrm_jax.synth.shards import Row
 from toolrm_jax.synth.turn_type import TURN_TYPES
 from toolrm_jax.task_view import argument_count, response_length
 from toolrm_jax.tool_calls import ErrorType, parse_calls

@@ -20,7 +20,8 @@ from toolrm_jax.synth.candidates import Candidates, candidates_of, merge
 from toolrm_jax.synth.judging import judge_answers
 from toolrm_jax.synth.reading import example_of
 from toolrm_jax.synth.selection import SelectionSettings, select
-from toolrm_jax.synth.stage import Row, Summary, Tally, Unit, in_order, read_shard, unit_name
+from toolrm_jax.synth.shards import Row, read_shard
+from toolrm_jax.synth.stage import Summary, Tally, Unit, in_order, unit_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,14 +33,8 @@ from toolrm_jax.synth.answer_cache import AnswerCache
 from toolrm_jax.synth.answering import AnswerUnits
 from toolrm_jax.synth.pairing import Judge, Pair, plan_selection
 from toolrm_jax.synth.reading import Read, Source, source_digest
-from toolrm_jax.synth.stage import (
-    Row,
-    Stage,
-    Summary,
-    Unit,
-    rejects_name,
-    units_of,
-)
+from toolrm_jax.synth.shards import Row
+from toolrm_jax.synth.stage import Stage, Summary, Unit, rejects_name, units_of
 from toolrm_jax.synth.synth_config import (
     STAGES,
     SynthError,

@@ -18,9 +18,10 @@ from toolrm_jax.examples import Example
 from toolrm_jax.paths import as_path
 from toolrm_jax.row_source import file_digest, open_rows
 from toolrm_jax.splits import digest
+from toolrm_jax.synth.shards import Row
 from toolrm_jax.synth.source import Reason, Reject
 from toolrm_jax.synth.sources import open_source
-from toolrm_jax.synth.stage import Row, Tally, Unit
+from toolrm_jax.synth.stage import Tally, Unit
 
 Source = dict[str, Any]
 

@@ -26,7 +26,7 @@ from typing import Any
 from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Message, Response, Tool
 from toolrm_jax.synth.output import array_record_files, dataset_rows
-from toolrm_jax.synth.stage import Row
+from toolrm_jax.synth.shards import Row
 
 _TOKEN = re.compile(r"\w+|\s+|[^\w\s]")
 _LABEL = 10  # columns

@@ -20,8 +20,9 @@ from toolrm_jax.splits import digest
 from toolrm_jax.synth import overlap
 from toolrm_jax.synth.obfuscation import Obfuscation
 from toolrm_jax.synth.reading import example_of, example_row, open_found
+from toolrm_jax.synth.shards import Row, read_shard
 from toolrm_jax.synth.source import Reject
-from toolrm_jax.synth.stage import Row, Summary, Tally, Unit, in_order, read_shard, unit_name
+from toolrm_jax.synth.stage import Summary, Tally, Unit, in_order, unit_name
 from toolrm_jax.synth.synth_config import SynthError
 
 
