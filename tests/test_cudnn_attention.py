@@ -129,14 +129,15 @@ def test_float32_goes_the_plain_way():
 
 
 @pytest.mark.slow
-def test_the_gpus_compiler_keeps_cudnns_kernels_and_writes_no_logits():
+@pytest.mark.parametrize("chip", ["a100", "h100", "b200"])
+def test_the_gpus_compiler_keeps_cudnns_kernels_and_writes_no_logits(chip):
     if importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
         pytest.skip("the CUDA plugin is not installed (extra: cuda)")
     from toolrm_jax.topology import open_topology
 
     tokens = 1024
-    (h100,) = open_topology("h100:1").devices
-    place = jax.sharding.SingleDeviceSharding(h100)
+    (device,) = open_topology(f"{chip}:1").devices
+    place = jax.sharding.SingleDeviceSharding(device)
     both = jax.jit(gradients_and_values(cudnn_attention, rows(tokens), jnp.bfloat16))
     with compilation_cache_off():
         program = both.lower(*arguments(tokens, sharding=place)).compile().as_text()
