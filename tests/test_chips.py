@@ -15,6 +15,7 @@ from toolrm_jax.chips import CHIPS, chip_of
         ("TPU v6 lite", "v6e"),
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA H200", "h200"),
+        ("NVIDIA B200", "b200"),
         ("NVIDIA A100-SXM4-80GB", "a100"),
     ],
 )
@@ -22,7 +23,7 @@ def test_a_device_kind_names_its_chip(device_kind, name):
     assert chip_of(device_kind) is CHIPS[name]
 
 
-@pytest.mark.parametrize("device_kind", ["cpu", "TPU v4 lite", "NVIDIA A100-SXM4-40GB"])
+@pytest.mark.parametrize("device_kind", ["cpu", "TPU v4 lite", "NVIDIA A100-SXM4-40GB", "TPU7x"])
 def test_what_the_table_does_not_have_is_not_guessed(device_kind):
     assert chip_of(device_kind) is None
 

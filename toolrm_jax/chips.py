@@ -24,6 +24,7 @@ GIB = 2**30
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """One accelerator chip. A device of JAX is a chip: megacore joins the two cores of a v4, v5p.
+    (TPU7x is left out: there JAX lists two devices a chip, which share its links.)
 
     Attributes:
       peak_flops: dense bfloat16 products with float32 sums, FLOP/s.
@@ -158,6 +159,23 @@ _TABLE = (
         network_is_assumed=True,
         chips_per_node=8,
         device_kinds=("NVIDIA H200",),
+    ),
+    # https://www.nvidia.com/en-us/data-center/dgx-b200, an eighth each: 2,250 TFLOP/s dense (72
+    # PFLOP/s FP8 with sparsity), 180 GB (1,440), 8 TB/s (64), NVLink 1,800 GB/s both ways (14.4
+    # TB/s), 400 Gb/s a GPU. The driver shows 178.35 GiB (pytorch/ao#4002).
+    Chip(
+        name="b200",
+        platform="gpu",
+        peak_flops=2250e12,
+        hbm_bytes=180e9,
+        usable_bytes=0.92 * 178.35 * GIB,
+        hbm_bandwidth=8e12,
+        link_bandwidth=9e11,
+        torus_axes=0,
+        network_bandwidth=5e10,
+        network_is_assumed=True,
+        chips_per_node=8,
+        device_kinds=("NVIDIA B200",),
     ),
 )
 

@@ -5,10 +5,12 @@
     else   `attention.row_attention`, plain JAX
 
 All have its signature and meaning; `tests/test_flash_attention.py` holds splash, interpreted, to
-it. "Prompt or own branch" cannot be said by segment ids, which both kernels know, nor by two calls
-merged by their normalisers, whose gradients JAX drops. So the mask is written out, once a row and
-step: Q * S bytes for splash, twice (34 MB for a row of 4,096 tokens), 2 * Q * S for cuDNN. The
-logits stay on the chip. Splash: `jax.experimental.pallas.ops.tpu.splash_attention`.
+it, `tests/test_cudnn_attention.py` cuDNN, which takes a GPU. "Prompt or own branch" cannot be said
+by segment ids, which both kernels know, nor by two calls merged by their normalisers, whose
+gradients JAX drops. So the mask is written out, once a row and step: Q * S bytes for splash, twice
+(34 MB for a row of 4,096 tokens); for cuDNN 2 * Q * S, and as much in the backward pass for its
+gradient, which is not used. The logits stay on the chip. Splash:
+`jax.experimental.pallas.ops.tpu.splash_attention`.
 """
 
 from collections.abc import Callable
@@ -51,11 +53,8 @@ def splash_attention(
 ) -> Array:
     """See `attention.row_attention`."""
     Q, H = q_BQNH.shape[1], q_BQNH.shape[3]
-    end = -Q % _LANES
-    q_BQNH = padded(q_BQNH * H**-0.5, end)
-    k_BSKH, v_BSKH, segments_BS, branches_BS = (
-        padded(x, end + -(x.shape[1] + end) % _LANES)
-        for x in (k_BSKH, v_BSKH, segments_BS, branches_BS)
+    q_BQNH, k_BSKH, v_BSKH, segments_BS, branches_BS = _in_multiples(
+        _LANES, q_BQNH * H**-0.5, k_BSKH, v_BSKH, segments_BS, branches_BS
     )
 
     def row(arrays):
@@ -70,6 +69,14 @@ def splash_attention(
     rows = (q_BQNH, k_BSKH, v_BSKH, segments_BS, branches_BS)
     # One after the other: the mask is an argument of the kernel, which takes one at a time.
     return jnp.stack([row(arrays) for arrays in zip(*rows, strict=True)])[:, :Q]
+
+
+def _in_multiples(of: int, q_BQNH: Array, *rest_BSX: Array) -> tuple[Array, ...]:
+    """Queries, and what all tokens of a row have, each with padding up to a multiple; the row still
+    reaches beyond its last query."""
+    end = -q_BQNH.shape[1] % of
+    rest_BSX = tuple(padded(x, end + -(x.shape[1] + end) % of) for x in rest_BSX)
+    return padded(q_BQNH, end), *rest_BSX
 
 
 def _splash_kernel(mask_QS: Array) -> Callable[..., Array]:
@@ -112,15 +119,21 @@ def cudnn_attention(
     """See `attention.row_attention`. Float32, which cuDNN does not take, goes the plain way."""
     if q_BQNH.dtype == jnp.float32:
         return row_attention(q_BQNH, k_BSKH, v_BSKH, segments_BS, branches_BS, offset)
-    Q, S = q_BQNH.shape[1], segments_BS.shape[1]
+    Q = q_BQNH.shape[1]
+    # cuDNN's backward pass refuses a bias of odd sizes.
+    q_BQNH, k_BSKH, v_BSKH, segments_BS, branches_BS = _in_multiples(
+        2, q_BQNH, k_BSKH, v_BSKH, segments_BS, branches_BS
+    )
 
     def mask(segments_S, branches_S):
-        return visible(segments_S, branches_S, jnp.asarray(offset), Q, 0, S)
+        shape = q_BQNH.shape[1], 0, len(segments_S)
+        return visible(segments_S, branches_S, jnp.asarray(offset), *shape)
 
     mask_BQS = jax.vmap(mask)(segments_BS, branches_BS)
-    return jax.nn.dot_product_attention(
+    attended_BQNH = jax.nn.dot_product_attention(
         q_BQNH, k_BSKH, v_BSKH, mask=mask_BQS[:, None], implementation="cudnn"
     )
+    return attended_BQNH[:, :Q]
 
 
 KERNELS = {"plain": row_attention, "splash": splash_attention, "cudnn": cudnn_attention}

@@ -16,6 +16,7 @@ them was told, and which knows of notices from before the first step; else a han
 """
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -23,6 +24,8 @@ from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
+
+from toolrm_jax.processes import LostProcessError
 
 STOPPED = 75  # EX_TEMPFAIL: try again
 BROKEN_OFF = 76
@@ -77,6 +80,24 @@ class StopRequest:
         if not jax.distributed.is_initialized():
             return self._asked
         return multihost_utils.reached_preemption_sync_point(step)
+
+
+# Codes of JAX's errors that the same command would meet again.
+_OUR_OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+# INTERNAL is what compilers and kernels fail with, and what GPUs and TPUs report a lost peer as:
+# "NCCL operation async_err failed: remote process exited or there was a network error"
+# (jax-ml/jax#19307), "Core halted unexpectedly" (jax-ml/jax#9642, which may be a fault of ours).
+_OF_PEERS = re.compile(r"NCCL|Gloo|halted|connection|socket|heartbeat", re.IGNORECASE)
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an error, in one of several processes, says that another one was lost."""
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return isinstance(error, LostProcessError)
+    text = str(error)
+    if text.startswith("INTERNAL"):
+        return bool(_OF_PEERS.search(text))
+    return not text.startswith(_OUR_OWN)
 
 
 def break_off(message: str) -> None:

@@ -22,7 +22,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -196,6 +196,44 @@ class Index:
         return dict(collections.Counter(reject["reason"] for reject in self.rejects))
 
 
+class Measured(NamedTuple):
+    """What the index needs to know of a row; a function of the row and its tokenizer alone."""
+
+    id: str
+    sizes: tuple[int, int, int, int]  # tokens; responses; tokens with tools and conversation; keys
+    kept: tuple[int, ...]
+    problems: list[dict[str, str]]
+    digest: str
+
+
+def measure_rows(
+    rows: PreferenceRows,
+    tokenize: RowTokenizer,
+    workers: int = 0,
+    label: str = "rows",
+    numbers: Sequence[int] | None = None,
+) -> Iterator[Measured]:
+    """Tokenises the rows with these numbers (default: all), once, in order."""
+    chosen = rows if numbers is None else _Chosen(rows, numbers)
+    bar = tqdm(total=len(chosen), desc=f"indexing {label}", unit="row", leave=False, disable=None)
+    with bar:
+        for measured in _stream(chosen, _Measure(tokenize), workers) if len(chosen) else ():
+            bar.update()
+            yield measured
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    rows: PreferenceRows
+    numbers: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[self.numbers[index]]
+
+
 def build_index(
     rows: PreferenceRows,
     tokenize: RowTokenizer,
@@ -203,8 +241,10 @@ def build_index(
     workers: int = 0,
     label: str = "rows",
     max_tokens: int = 0,
+    measure: Callable[..., Iterable[Measured]] = measure_rows,
 ) -> Index:
-    """Tokenises every row once, for its lengths.
+    """Tokenises every row once, for its lengths; or gets them by `measure`, with the arguments of
+    `measure_rows`.
 
     Rows without a usable pair and over-long ones are rejected, each by name and with a reason.
     `max_tokens` (0: no limit) is of the whole row even where `tokenize` leaves its prompt out, so
@@ -213,16 +253,7 @@ def build_index(
     Raises:
       LoaderError: no row is left.
     """
-    measure = _Measure(tokenize)
-    found = tqdm(
-        _stream(rows, measure, workers),
-        total=len(rows),
-        desc=f"indexing {label}",
-        unit="row",
-        leave=False,
-        disable=None,
-    )
-    measured: list[_Measured] = list(found)
+    measured = list(measure(rows, tokenize, workers, label))
     ids, kept = [row.id for row in measured], [row.kept for row in measured]
     rejects = [problem for row in measured for problem in row.problems]
     tokens, responses, whole, keys = np.asarray([row.sizes for row in measured], np.int64).T
@@ -353,19 +384,11 @@ def to_device(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
     return jax.tree.map(put, batch)
 
 
-class _Measured(NamedTuple):
-    id: str
-    sizes: tuple[int, int, int, int]  # tokens; responses; tokens with tools and conversation; keys
-    kept: tuple[int, ...]
-    problems: list[dict[str, str]]
-    digest: str
-
-
 @dataclasses.dataclass(frozen=True)
 class _Measure(grain.transforms.Map):
     tokenize: RowTokenizer
 
-    def map(self, row: Row) -> _Measured:
+    def map(self, row: Row) -> Measured:
         try:
             item, kept = self.tokenize(row)
             whole = item
@@ -373,10 +396,10 @@ class _Measure(grain.transforms.Map):
                 whole, _ = dataclasses.replace(self.tokenize, blind=False)(row)
         except RenderError as error:
             problem = _reject(row, "cannot be rendered", str(error))
-            return _Measured(row["id"], (0, 0, 0, 0), (), [problem], "")
+            return Measured(row["id"], (0, 0, 0, 0), (), [problem], "")
         problems = [] if len(kept) == len(row["rejected"]) else self._left_out(row)
         sizes = (item.tokens, len(item.responses), whole.tokens, _attended(item))
-        return _Measured(row["id"], sizes, kept, problems, _digest(item))
+        return Measured(row["id"], sizes, kept, problems, _digest(item))
 
     def _left_out(self, row: Row) -> list[dict[str, str]]:
         problems = []

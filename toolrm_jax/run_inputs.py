@@ -3,8 +3,8 @@
     inputs = open_inputs(config, workdir, mesh, plan, watchdog, start_up, say)
     inputs.loader.batches(0, inputs.steps)
 
-In the workdir: pairs/ (of the BFCL wheel, where the config asks for them), rejects-*.jsonl (what is
-left out, and why), tokenizer/.
+In the workdir: pairs/ (of the BFCL wheel, where the config asks for them), index/ (what is known of
+each row), rejects-*.jsonl (what is left out, and why), tokenizer/.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from toolrm_jax.batch_plan import PlanConfig
 from toolrm_jax.bfcl_pairs import ensure_pairs
 from toolrm_jax.checkpoint import config_to_json
 from toolrm_jax.huggingface import Source, truncate
+from toolrm_jax.index_cache import IndexCache
 from toolrm_jax.loader import (
     Index,
     Loader,
@@ -162,7 +163,15 @@ def _loader(
 ) -> Loader:
     """Indexes one side of the data; says, and writes down, what had to be left out."""
     workers, training = config.data.workers, side == "train"
-    index = build_index(rows, tokenize, plan.shapes, workers, side, config.data.max_tokens)
+    index = build_index(
+        rows,
+        tokenize,
+        plan.shapes,
+        workers,
+        side,
+        config.data.max_tokens,
+        IndexCache(workdir / "index").measure,
+    )
     if jax.process_index() == 0:
         path = workdir / f"rejects-{side}.jsonl"
         write_rejects(path, index)

@@ -210,16 +210,17 @@ def _tpu_devices(topology: Topology) -> Sequence[jax.Device]:
 
 
 # What XLA asks of a GPU's device, as its GpuTargetConfigProto in text form. SM counts, caches and
-# limits: NVIDIA's architecture white papers of A100 and H100 and the tables of compute capabilities
-# in the CUDA C++ Programming Guide.
+# limits: NVIDIA's architecture white papers of A100 and H100, what the driver says of a B200
+# (pytorch/ao#4002), and the tables of compute capabilities in the CUDA C++ Programming Guide.
 _SM = {
     "a100": {"core_count": 108, "fpus_per_core": 64, "l2_cache_size": 40 * 2**20},
     "h100": {"core_count": 132, "fpus_per_core": 128, "l2_cache_size": 50 * 2**20},
     "h200": {"core_count": 132, "fpus_per_core": 128, "l2_cache_size": 50 * 2**20},
+    "b200": {"core_count": 148, "fpus_per_core": 128, "l2_cache_size": 253 * 2**19},
 }
-_CAPABILITY = {"a100": (8, 0), "h100": (9, 0), "h200": (9, 0)}
-_SHARED_KIB = {(8, 0): 164, (9, 0): 228}
-_CLOCK_GHZ = {"a100": 1.41, "h100": 1.98, "h200": 1.98}
+_CAPABILITY = {"a100": (8, 0), "h100": (9, 0), "h200": (9, 0), "b200": (10, 0)}
+_SHARED_KIB = {(8, 0): 164, (9, 0): 228, (10, 0): 228}
+_CLOCK_GHZ = {"a100": 1.41, "h100": 1.98, "h200": 1.98, "b200": 1.965}
 
 
 def target_config(chip: Chip) -> str:

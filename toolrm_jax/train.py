@@ -5,7 +5,7 @@
 
 Any field of the config can be set on the command line: `--config.train.steps=50`. Running the same
 command again continues from the newest sound checkpoint, and ends bit-equal to a run that was never
-interrupted. In the workdir: checkpoints/, metrics.jsonl, tensorboard/, rejects-*.jsonl,
+interrupted. In the workdir: checkpoints/, metrics.jsonl, tensorboard/, index/, rejects-*.jsonl,
 heldout_scores.jsonl, evaluation.json, tokenizer/, export/, compiled/ (of several processes).
 
 Exit codes: 0, finished; 1, an error that the message explains; 75, asked to stop (SIGTERM, a
@@ -41,11 +41,11 @@ from toolrm_jax.cluster import MODES, start_processes
 from toolrm_jax.compilation_cache import use_compilation_cache
 from toolrm_jax.errors import reported
 from toolrm_jax.huggingface import load_params
-from toolrm_jax.interruption import Stopped, StopRequest, break_off
+from toolrm_jax.interruption import Stopped, StopRequest, break_off, is_loss
 from toolrm_jax.metrics_log import MetricsLog
 from toolrm_jax.model import Compute, Forward, Params, abstract_params
 from toolrm_jax.optimizer import OptimizerConfig, make_optimizer
-from toolrm_jax.processes import LostProcessError, keeps_service
+from toolrm_jax.processes import keeps_service
 from toolrm_jax.run_inputs import Inputs, Say, open_inputs
 from toolrm_jax.start_up import StartUp
 from toolrm_jax.step_trace import StepTrace
@@ -184,19 +184,13 @@ def _watched(
 
 def _unless_broken_off(kind: Any, error: BaseException | None, trace: Any) -> None:
     """Ends a process whose fellow is gone: what is left to be closed would wait for that one."""
-    if error is not None and jax.process_count() > 1 and _is_loss(error):
+    if error is not None and jax.process_count() > 1 and is_loss(error):
         traceback.print_exception(error)
         break_off(
             f"error: process {jax.process_index()} of {jax.process_count()} was broken off: "
             f"another process was lost, or the network between them. Nothing was saved just now; "
             f"the same command, started on all of them, continues from the newest checkpoint."
         )
-
-
-def _is_loss(error: BaseException) -> bool:
-    ours = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")  # would be so next time
-    foreign = isinstance(error, jax.errors.JaxRuntimeError)
-    return isinstance(error, LostProcessError) or (foreign and not str(error).startswith(ours))
 
 
 def _say(message: str) -> None:
