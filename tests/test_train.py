@@ -77,8 +77,10 @@ def resumed(toy):
     again = tiny.start(tiny.command(toy, workdir, **RUN, **{"data.workers": 1}), devices=8)
     output, _ = again.communicate(timeout=300)
     assert again.returncode == 0, output
-    # The second checkpoint was being written when the kill came; it may not have got complete.
-    assert re.search(f"continuing at step ({CHECKPOINT_EVERY}|{2 * CHECKPOINT_EVERY}) from", output)
+    # The last checkpoint was being written when the kill came; it may not have got complete. The
+    # one before is of the evaluation, if that was the best so far.
+    saved = f"{CHECKPOINT_EVERY}|{EVAL_EVERY}|{2 * CHECKPOINT_EVERY}"
+    assert re.search(f"continuing at step ({saved}) from", output)
     return workdir
 
 
