@@ -117,9 +117,9 @@ def words(found: dict[str, Any]) -> str:
         f"{found['pairs']:,} pairs of {found['tasks']:,} tasks; left out as only one run has them: "
         f"{found['left out']:,}",
         f"a - b: {_points(gain)} points",
-        f"permutation test over tasks: p = {found['permutation p']:.4f}; McNemar, of the pairs that both decide: "
-        f"{found['McNemar']['only a']} against {found['McNemar']['only b']}, "
-        f"p = {found['McNemar']['p']:.4f}",
+        f"permutation test over tasks: p = {found['permutation p']:.4f}",
+        f"McNemar, of the pairs that both decide: {found['McNemar']['only a']} against "
+        f"{found['McNemar']['only b']}, p = {found['McNemar']['p']:.4f}",
     ]
     lines += [
         f"  {kind}: {_points(g)} (n = {g['n']:,})" for kind, g in found["by error type"].items()
