@@ -8,7 +8,8 @@ import pytest
 import tiny
 
 from toolrm_jax.synth.shards import read_shard
-from toolrm_jax.synth.stage import Stage, StageError, Unit
+from toolrm_jax.synth.stage import Stage, StageError
+from toolrm_jax.synth.units import Unit
 
 UNITS = [Unit("00"), Unit("01"), Unit("02")]
 
@@ -125,7 +126,8 @@ def test_a_lone_surrogate_is_written_as_an_escape(tmp_path):
 
 PEAK = """
 import json, sys, tracemalloc
-from toolrm_jax.synth.stage import Stage, Unit
+from toolrm_jax.synth.stage import Stage
+from toolrm_jax.synth.units import Unit
 
 def peak(count):
     tracemalloc.start()

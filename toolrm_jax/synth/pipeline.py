@@ -34,7 +34,7 @@ from toolrm_jax.synth.answering import AnswerUnits
 from toolrm_jax.synth.pairing import Judge, Pair, plan_selection
 from toolrm_jax.synth.reading import Read, Source, source_digest
 from toolrm_jax.synth.shards import Row
-from toolrm_jax.synth.stage import Stage, Summary, Unit, rejects_name, units_of
+from toolrm_jax.synth.stage import Stage, Summary, rejects_name, units_of
 from toolrm_jax.synth.synth_config import (
     STAGES,
     SynthError,
@@ -43,6 +43,7 @@ from toolrm_jax.synth.synth_config import (
     source_list,
 )
 from toolrm_jax.synth.thinning import Evaluation, Thin, plan_thinning
+from toolrm_jax.synth.units import Unit
 
 # How a member is reached; nothing that it answers depends on it.
 _HOW = (

@@ -19,17 +19,14 @@ as a stream: memory does not grow with the number of rows.
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +36,17 @@ from tqdm import tqdm
 from toolrm_jax.errors import InputError
 from toolrm_jax.files import write_text
 from toolrm_jax.synth.shards import Row, ShardWriter, read_shard
+from toolrm_jax.synth.units import (
+    Tally,
+    Unit,
+    Work,
+    about_unit,
+    do_unit,
+    has_size,
+    unit_made,
+    unit_name,
+)
+from toolrm_jax.synth.workers import in_processes
 
 _FORMAT = 2  # raise it when what the stages write changes: older shards are then made anew
 
@@ -47,50 +55,6 @@ class StageError(InputError):
     """A stage that cannot be run or whose result cannot be used; the message says why."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """A piece of work: its name is its files', `inputs` are the shards (or whatever) it reads."""
-
-    name: str
-    inputs: tuple[str, ...] = ()
-
-
-class Tally:
-    """What a unit counts, and what it rejects."""
-
-    def __init__(self, rejects: "ShardWriter"):
-        self.counts: collections.Counter[str] = collections.Counter()
-        self.rejected: collections.Counter[str] = collections.Counter()
-        self.left_open: collections.Counter[str] = collections.Counter()
-        self.read = 0
-        self._rejects = rejects
-
-    def count(self, what: str, number: int = 1) -> None:
-        """Adds to a counter of the stage's summary."""
-        self.counts[what] += number
-
-    def has_read(self, number: int = 1) -> None:
-        """Counts what was read, of which rejects are a share; without it, rows and rejects are."""
-        self.read += number
-
-    def leave_open(self, what: str, detail: str = "", at: str = "") -> None:
-        """Lists something that another run may have more luck with: the unit is to be done again,
-        unless the stage is told that so much may be missing."""
-        self.left_open[what] += 1
-        self._rejects.write({"reason": what, "detail": detail[:2000], "at": at})
-
-    def reject(self, reason: str, detail: str = "", at: str = "", **more: Any) -> None:
-        """Lists something that cannot be used: why, and the file and line that it stood in."""
-        self.rejected[reason] += 1
-        self._rejects.write({"reason": reason, "detail": detail[:2000], "at": at, **more})
-
-    def leave_out(self, reason: str, detail: str = "", **more: Any) -> None:
-        """Lists something that is sound but not wanted; it counts as no fault of the input."""
-        self.counts[f"left out: {reason}"] += 1
-        self._rejects.write({"reason": reason, "detail": detail[:2000], **more})
-
-
-Work = Callable[[Unit, Tally], Iterator[Row]]
 Plan = Callable[[Path, Tally], Mapping[str, Any]]
 
 
@@ -153,114 +117,6 @@ def rejects_name(stage: str) -> str:
     return f"rejects-{stage}.jsonl.zst"
 
 
-# A unit, in a worker process or this one ---------------------------------------------------------
-
-
-def _marker(folder: Path, unit: str) -> Path:
-    return folder / f"{unit}.json"
-
-
-def _do_unit(folder: Path, unit: Unit, *, work: Work, shard_rows: int) -> dict[str, Any]:
-    """Writes a unit's shards and rejects, then its marker; gives what the marker holds."""
-    rejects = ShardWriter(folder / f"{unit.name}.rejects.jsonl.zst")
-    tally, writers = Tally(rejects), [rejects]
-    try:
-        shards = list(_write_rows(folder, unit, work, tally, shard_rows, writers))
-        rejects.close()
-    except BaseException:
-        for writer in writers:
-            writer.discard()
-        raise
-    about = _about_unit(shards, rejects, tally)
-    write_text(_marker(folder, unit.name), json.dumps(about))
-    return about
-
-
-def _about_unit(shards: list[dict[str, Any]], rejects: ShardWriter, tally: Tally) -> dict[str, Any]:
-    rows = sum(shard["rows"] for shard in shards)
-    return {
-        "shards": shards,
-        "rejects": rejects.about(),
-        "counts": dict(tally.counts),
-        "rejected": dict(tally.rejected),
-        "left_open": dict(tally.left_open),
-        "read": tally.read or rows + tally.rejected.total(),
-    }
-
-
-def _write_rows(
-    folder: Path,
-    unit: Unit,
-    work: Work,
-    tally: Tally,
-    shard_rows: int,
-    writers: list[ShardWriter],
-) -> Iterator[dict[str, Any]]:
-    """Writes a unit's rows, `shard_rows` a file (0: all in one); yields what each file holds."""
-    number, writer = 0, None
-    for row in work(unit, tally):
-        if writer is None:
-            name = f"{unit.name}-{number:05}" if shard_rows else unit.name
-            writer = ShardWriter(folder / f"{name}.jsonl.zst")
-            writers.append(writer)
-        writer.write(row)
-        if writer.rows == shard_rows:
-            writer.close()
-            writers.remove(writer)  # a compressor holds 2 MB, a source may have hundreds of shards
-            yield writer.about()
-            number, writer = number + 1, None
-    if writer is None and not shard_rows:  # so that a unit has its shard, be it empty
-        writer = ShardWriter(folder / f"{unit.name}.jsonl.zst")
-        writers.append(writer)
-    if writer is not None:
-        writer.close()
-        yield writer.about()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed must not go on writing."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def in_processes(
-    function: Callable[[Any], Any], items: Sequence[Any], workers: int
-) -> Iterator[tuple[int, Any]]:
-    """(index, function(item)) of all items as they are done, in so many processes (0: in this one).
-
-    Forked processes would inherit JAX's threads where a test or a notebook has started them.
-    """
-    if not workers or len(items) < 2:
-        yield from ((index, function(item)) for index, item in enumerate(items))
-        return
-    context = multiprocessing.get_context("forkserver")
-    with concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(items)), mp_context=context, initializer=_end_with_parent
-    ) as pool:
-        tasks = {pool.submit(function, item): index for index, item in enumerate(items)}
-        try:
-            for task in concurrent.futures.as_completed(tasks):
-                yield tasks.pop(task), task.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def in_order(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> list[Any]:
-    """function(item) of all items, in their order."""
-    found = dict(in_processes(function, items, workers))
-    return [found[index] for index in range(len(items))]
-
-
-# A stage -----------------------------------------------------------------------------------------
-
-
 class Stage:
     """One step of a synthesis in its folder, WORKDIR/NUMBER-NAME."""
 
@@ -292,7 +148,7 @@ class Stage:
         if content.get("digest") != self.digest:
             return None
         summary = Summary(self.folder, content)
-        whole = all(_has_size(self.folder, shard) for shard in content["shards"])
+        whole = all(has_size(self.folder, shard) for shard in content["shards"])
         return summary if whole else None
 
     def run(
@@ -364,12 +220,14 @@ class Stage:
         except BaseException:
             rejects.discard()
             raise
-        return given, _about_unit([], rejects, tally)
+        return given, about_unit([], rejects, tally)
 
     def _unit_results(
         self, units: Sequence[Unit], work: Work, workers: int, shard_rows: int
     ) -> dict[str, dict[str, Any]]:
-        found = {u.name: made for u in units if (made := self._made(u.name)) is not None}
+        found = {
+            u.name: about for u in units if (about := unit_made(self.folder, u.name)) is not None
+        }
         left = [unit for unit in units if unit.name not in found]
         if found:
             print(f"{self.name}: {len(found)} of {len(units)} units are done already", flush=True)
@@ -380,21 +238,10 @@ class Stage:
                 bar.update()
         return found
 
-    def _made(self, unit: str) -> dict[str, Any] | None:
-        """What a unit's marker holds, if its files are there."""
-        try:
-            about = json.loads(_marker(self.folder, unit).read_text())
-        except (OSError, ValueError):
-            return None
-        if about["left_open"]:
-            return None
-        files = [*about["shards"], about["rejects"]]
-        return about if all(_has_size(self.folder, file) for file in files) else None
-
     def _done(
         self, units: Sequence[Unit], work: Work, workers: int, shard_rows: int
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        do = functools.partial(_do_unit, self.folder, work=work, shard_rows=shard_rows)
+        do = functools.partial(do_unit, self.folder, work=work, shard_rows=shard_rows)
         for index, made in in_processes(do, units, workers):
             yield units[index].name, made
 
@@ -443,18 +290,6 @@ class Stage:
             for name in names:
                 file.write((self.folder / name).read_bytes())  # frames of one file may follow
         partial.replace(path)
-
-
-def _has_size(folder: Path, about: Mapping[str, Any]) -> bool:
-    try:
-        return (folder / about["name"]).stat().st_size == about["bytes"]
-    except OSError:
-        return False
-
-
-def unit_name(shard: Path) -> str:
-    """The name of the unit whose rows a shard holds."""
-    return shard.name.removesuffix(".jsonl.zst")
 
 
 def units_of(*summaries: Summary) -> list[Unit]:

@@ -22,8 +22,10 @@ from toolrm_jax.synth.obfuscation import Obfuscation
 from toolrm_jax.synth.reading import example_of, example_row, open_found
 from toolrm_jax.synth.shards import Row, read_shard
 from toolrm_jax.synth.source import Reject
-from toolrm_jax.synth.stage import Summary, Tally, Unit, in_order, unit_name
+from toolrm_jax.synth.stage import Summary
 from toolrm_jax.synth.synth_config import SynthError
+from toolrm_jax.synth.units import Tally, Unit, unit_name
+from toolrm_jax.synth.workers import in_order
 
 
 @dataclasses.dataclass(frozen=True)
