@@ -263,15 +263,33 @@ def test_a_budget_that_is_used_up_may_be_raised_or_accepted(tmp_path):
             made.answers.most_open = 0.25
         Pipeline(made, tmp_path / "run").run()
         card = json.loads((tmp_path / "run/dataset/card.json").read_text())
-        assert card["stages"]["answers"]["counts"]["left open: m: over budget"] == 10
+        assert card["stages"]["answers"]["left_open"] == {"m: over budget": 10}
+        assert (
+            "left open: m: over budget | 10 |" in (tmp_path / "run/dataset/README.md").read_text()
+        )
         assert sum(server.answers.values()) == 30
-        raised = asking(tmp_path, server, budget_requests=50)
-        Pipeline(raised, tmp_path / "other").run(("examples", "obfuscated"))
-        with raised.unlocked():
-            raised.answers.cache = str(tmp_path / "run/answers.sqlite")
-        Pipeline(raised, tmp_path / "other").run()
+        with made.unlocked():  # what was accepted once is not for good
+            made.answers.most_open = 0.0
+            made.answers.pool = ({**made.answers.pool[0], "budget_requests": 50},)
+        with pytest.raises(SynthError, match="Stage 'answers' is not complete"):
+            Pipeline(made, tmp_path / "run").run(("judged",))
+        Pipeline(made, tmp_path / "run").run()
         assert set(server.answers.values()) == {1}
         assert len(server.answers) == 40
+        summary = json.loads((tmp_path / "run/3-answers/summary.json").read_text())
+        assert summary["left_open"] == {}
+
+
+def test_what_a_server_refused_is_asked_again_where_that_is_wanted(tmp_path):
+    with faulty_server(["400", "", "", "", "", ""]) as server:
+        made = asking(tmp_path, server)
+        Pipeline(made, tmp_path / "run").run()
+        assert len(server.answers) < 40
+        with made.unlocked():
+            made.answers.pool = ({**made.answers.pool[0], "retry_refused": True},)
+        Pipeline(made, tmp_path / "run").run(("answers",))
+        assert len(server.answers) == 40
+        assert set(server.answers.values()) == {1}
 
 
 def test_the_papers_config_runs_whole_on_files_of_its_sources(tmp_path, toolrm_data):
@@ -399,6 +417,8 @@ def test_too_many_rejects_fail_at_the_end_and_keep_what_is_sound(tmp_path):
     with pytest.raises(StageError, match=r"9 of 20 that were read.*at most 20\.0%"):
         pipeline.run()
     assert (tmp_path / "run/1-examples/summary.json").exists()
+    with pytest.raises(StageError, match=r"9 of 20 that were read"):  # nor does the next take it
+        Pipeline(config(source, most_rejects=0.2), tmp_path / "run").run(("obfuscated",))
     Pipeline(config(source, most_rejects=0.5), tmp_path / "run").run(("examples",))
 
 

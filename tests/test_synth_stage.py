@@ -14,8 +14,8 @@ from toolrm_jax.synth.units import Unit
 UNITS = [Unit("00"), Unit("01"), Unit("02")]
 
 
-def stage(folder, **settings):
-    return Stage(folder, 1, "made", settings)
+def stage(folder, most_open=0.0, code="", **settings):
+    return Stage(folder, 1, "made", settings, code=code, most_open=most_open)
 
 
 def numbers(unit, tally):
@@ -69,12 +69,26 @@ def test_a_stage_with_open_work_is_not_complete_and_does_the_open_units_again(tm
     with pytest.raises(StageError, match="1 of 30 are still open: 1 x no answer"):
         stage(tmp_path).run(UNITS, work)
     assert stage(tmp_path).finished() is None
-    summary = stage(tmp_path).run(UNITS, work, most_open=0.04)
-    assert summary.counts["left open: no answer"] == 1
-    (tmp_path / "1-made/summary.json").unlink()
-    summary = stage(tmp_path).run(UNITS, work)
-    assert summary.counts == {}
+    summary = stage(tmp_path, most_open=0.04).run(UNITS, work)
+    assert summary.left_open == {"no answer": 1}
+    assert stage(tmp_path, most_open=0.04).run(UNITS, pytest.fail).content == summary.content
+    # What one run accepted, another need not; the unit is done again, and no other.
+    assert stage(tmp_path).finished() is None
+    assert stage(tmp_path).run(UNITS, work).left_open == {}
     assert done == ["00", "01", "02", "01", "01"]
+
+
+def test_what_another_code_made_is_made_anew(tmp_path):
+    stage(tmp_path, code="old").run(UNITS, numbers)
+    assert stage(tmp_path, code="new").finished() is None
+    done = []
+
+    def work(unit, tally):
+        done.append(unit.name)
+        yield {}
+
+    stage(tmp_path, code="new").run(UNITS, work)
+    assert done == ["00", "01", "02"]
 
 
 def test_rejects_are_a_share_of_what_was_read(tmp_path):
@@ -86,6 +100,19 @@ def test_rejects_are_a_share_of_what_was_read(tmp_path):
     summary.check_rejects(0.02)
     with pytest.raises(StageError, match=r"3 of 150 that were read were rejected, 2\.0%"):
         summary.check_rejects(0.019)
+
+
+def test_a_unit_that_reads_nothing_adds_nothing_to_what_was_read(tmp_path):
+    """As one whose examples nobody is asked about: its rows must not hide rejects of others."""
+
+    def work(unit, tally):
+        tally.has_read(0 if unit.name == "00" else 10)
+        yield from ({} for _ in range(100))
+        if unit.name == "01":
+            tally.reject("odd")
+
+    with pytest.raises(StageError, match=r"1 of 20 that were read"):
+        stage(tmp_path).run(UNITS, work).check_rejects(0.04)
 
 
 def test_other_settings_begin_anew_and_the_same_do_nothing(tmp_path):

@@ -1,7 +1,7 @@
 """A stage of a synthesis: rows in, shards of rows out; run, stopped, resumed and inspected alone.
 
-    WORKDIR/5-judged/
-      settings.json            what is being made: settings, and the digest of what goes in
+    WORKDIR/4-judged/
+      settings.json            what is being made: settings, digests of what goes in and of the code
       00017.jsonl.zst          the rows of one unit of work (a source's: 00-xlam-00000, ...)
       00017.rejects.jsonl.zst  what could not be used: {"reason", "detail", "at", ...}
       00017.json               the unit's commit marker: its files with size and SHA-256, its counts
@@ -9,11 +9,13 @@
     WORKDIR/rejects-judged.jsonl.zst
 
 Every file is written under a temporary name and renamed. A stage that finds its summary for the
-same settings and inputs does nothing; one that was killed does the units that are missing, and ends
-with the same bytes. Other settings, or other inputs, start it anew. A unit is done by one process,
-as a stream: memory does not grow with the number of rows.
+same settings, inputs and code does nothing; one that was killed does the units that are missing,
+and ends with the same bytes. Other settings, inputs or code start it anew. Where units left more
+open (a server was down) than the share `most_open` of what was read, it is not complete, and the
+next run does them again. That share is no part of the settings: what one run accepts, another need
+not.
 
-    stage = Stage(workdir, 5, "judged", settings={"seed": 0}, inputs=[examples, answers])
+    stage = Stage(workdir, 4, "judged", settings={"seed": 0}, inputs=[examples, answers])
     summary = stage.run(units, work, workers=2)       # work(unit, tally) yields rows
     for row in summary.rows(): ...
 """
@@ -47,8 +49,6 @@ from toolrm_jax.synth.units import (
     unit_name,
 )
 from toolrm_jax.synth.workers import in_processes
-
-_FORMAT = 2  # raise it when what the stages write changes: older shards are then made anew
 
 
 class StageError(InputError):
@@ -87,6 +87,11 @@ class Summary:
     def rejected(self) -> dict[str, int]:
         """How many rejects there are for each reason."""
         return self.content["rejected"]
+
+    @property
+    def left_open(self) -> dict[str, int]:
+        """What another run may have more luck with, of which no more was left than may be."""
+        return self.content["left_open"]
 
     def rows(self) -> Iterator[Row]:
         """All rows, in order."""
@@ -127,12 +132,15 @@ class Stage:
         name: str,
         settings: Mapping[str, Any],
         inputs: Sequence[Summary] = (),
+        *,
+        code: str = "",  # the digest of what makes the rows
+        most_open: float = 0.0,
     ):
-        self.workdir, self.name = Path(workdir), name
+        self.workdir, self.name, self._most_open = Path(workdir), name, most_open
         self.folder = self.workdir / f"{number}-{name}"
         self.about = {
-            "format": _FORMAT,
             "stage": name,
+            "code": code,
             "settings": json.loads(json.dumps(settings)),
             "inputs": [summary.digest for summary in inputs],
         }
@@ -145,7 +153,7 @@ class Stage:
             content = json.loads((self.folder / "summary.json").read_text())
         except (OSError, ValueError):
             return None
-        if content.get("digest") != self.digest:
+        if content.get("digest") != self.digest or self._too_open(content):
             return None
         summary = Summary(self.folder, content)
         whole = all(has_size(self.folder, shard) for shard in content["shards"])
@@ -159,15 +167,14 @@ class Stage:
         workers: int = 0,
         shard_rows: int = 0,
         plan: Plan | None = None,
-        most_open: float = 0.0,
     ) -> Summary:
         """Does the units that are not done yet, in so many processes (0: in this one).
 
         `plan(folder, tally)` is for what has to be known of all rows before the first unit: it
         leaves files in the folder, and gives what the summary is to hold beside the counts.
 
-        Raises StageError, at the end, where units left more open than this share of what they read:
-        the stage is not complete then, and the next run does those units again.
+        Raises StageError, at the end, where units left more open than the share of what they read
+        that may be: the stage is not complete then, and the next run does those units again.
         """
         done = self.finished()
         if done is not None:
@@ -180,7 +187,6 @@ class Stage:
             found = self._unit_results(units, work, workers, shard_rows)
             made = [about, *(found[unit.name] for unit in units)]
             self._join_rejects([one["rejects"]["name"] for one in made])
-            self._check_open(made, most_open)
             return self._finish(made, planned)
 
     @contextlib.contextmanager
@@ -247,14 +253,7 @@ class Stage:
 
     def _finish(self, done: Sequence[dict[str, Any]], more: Mapping[str, Any]) -> Summary:
         """Joins the counts in the order of the units, and writes the summary."""
-        counts: collections.Counter[str] = collections.Counter()
-        rejected: collections.Counter[str] = collections.Counter()
         shards = [shard for about in done for shard in about["shards"]]
-        for about in done:
-            counts.update(about["counts"])
-            rejected.update(about["rejected"])
-            # Accepted, or the stage would not be complete.
-            counts.update({f"left open: {what}": n for what, n in about["left_open"].items()})
         hashes = "\n".join(shard["sha256"] for shard in shards)
         content = {
             "digest": self.digest,
@@ -262,25 +261,27 @@ class Stage:
             "rows": sum(shard["rows"] for shard in shards),
             "content": hashlib.sha256(hashes.encode()).hexdigest()[:16],
             "read": sum(about["read"] for about in done),
-            "counts": dict(sorted(counts.items())),
-            "rejected": dict(sorted(rejected.items())),
+            "counts": _sums(done, "counts"),
+            "rejected": _sums(done, "rejected"),
+            "left_open": _sums(done, "left_open"),
             **more,
             "shards": shards,
         }
+        self._check_open(content)
         write_text(self.folder / "summary.json", json.dumps(content, indent=1) + "\n")
         return Summary(self.folder, content)
 
-    def _check_open(self, done: Sequence[dict[str, Any]], most: float) -> None:
-        left: collections.Counter[str] = collections.Counter()
-        for about in done:
-            left.update(about["left_open"])
-        read = sum(about["read"] for about in done)
-        if left.total() > most * read:
+    def _too_open(self, content: Mapping[str, Any]) -> bool:
+        return sum(content["left_open"].values()) > self._most_open * content["read"]
+
+    def _check_open(self, content: Mapping[str, Any]) -> None:
+        if self._too_open(content):
+            left = content["left_open"]
             raise StageError(
-                f"{self.folder}: {left.total():,} of {read:,} are still open: {_listed(left)}. "
-                f"The same command tries them again, and no others; where a budget is used up, "
-                f"raise it. To go on without them, accept a share: config.answers.most_open. See "
-                f"{self.workdir / rejects_name(self.name)}."
+                f"{self.folder}: {sum(left.values()):,} of {content['read']:,} are still open: "
+                f"{_listed(left)}. The same command tries them again, and no others; where a "
+                f"budget is used up, raise it. To go on without them, accept a share: "
+                f"config.answers.most_open. See {self.workdir / rejects_name(self.name)}."
             )
 
     def _join_rejects(self, names: Sequence[str]) -> None:
@@ -290,6 +291,14 @@ class Stage:
             for name in names:
                 file.write((self.folder / name).read_bytes())  # frames of one file may follow
         partial.replace(path)
+
+
+def _sums(done: Sequence[dict[str, Any]], name: str) -> dict[str, int]:
+    """The units' counters of this name, added and in order."""
+    found: collections.Counter[str] = collections.Counter()
+    for about in done:
+        found.update(about[name])
+    return dict(sorted(found.items()))
 
 
 def units_of(*summaries: Summary) -> list[Unit]:

@@ -22,8 +22,7 @@ from toolrm_jax.synth.obfuscation import Obfuscation
 from toolrm_jax.synth.reading import example_of, example_row, open_found
 from toolrm_jax.synth.shards import Row, read_shard
 from toolrm_jax.synth.source import Reject
-from toolrm_jax.synth.stage import Summary
-from toolrm_jax.synth.synth_config import SynthError
+from toolrm_jax.synth.stage import StageError, Summary
 from toolrm_jax.synth.units import Tally, Unit, unit_name
 from toolrm_jax.synth.workers import in_order
 
@@ -49,7 +48,7 @@ def _sets(evaluation: Evaluation) -> tuple[overlap.EvaluationSets, dict[str, int
     for source in json.loads(evaluation.sources):
         made = [_as_example(row) for row in open_found(source)]
         if not found.add(source["name"], (e for e in made if e is not None)):
-            raise SynthError(f"config.overlap.evaluation: no example in {source['path']}.")
+            raise StageError(f"config.overlap.evaluation: no example in {source['path']}.")
         unread[source["name"]] = made.count(None)
     return found, unread
 

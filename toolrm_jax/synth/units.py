@@ -36,7 +36,7 @@ class Tally:
         self.counts: collections.Counter[str] = collections.Counter()
         self.rejected: collections.Counter[str] = collections.Counter()
         self.left_open: collections.Counter[str] = collections.Counter()
-        self.read = 0
+        self.read: int | None = None
         self._rejects = rejects
 
     def count(self, what: str, number: int = 1) -> None:
@@ -45,7 +45,7 @@ class Tally:
 
     def has_read(self, number: int = 1) -> None:
         """Counts what was read, of which rejects are a share; without it, rows and rejects are."""
-        self.read += number
+        self.read = (self.read or 0) + number
 
     def leave_open(self, what: str, detail: str = "", at: str = "") -> None:
         """Lists something that another run may have more luck with: the unit is to be done again,
@@ -89,14 +89,16 @@ def do_unit(folder: Path, unit: Unit, *, work: Work, shard_rows: int) -> dict[st
 
 def about_unit(shards: list[dict[str, Any]], rejects: ShardWriter, tally: Tally) -> dict[str, Any]:
     """What a marker holds."""
-    rows = sum(shard["rows"] for shard in shards)
+    read = tally.read
+    if read is None:
+        read = sum(shard["rows"] for shard in shards) + tally.rejected.total()
     return {
         "shards": shards,
         "rejects": rejects.about(),
         "counts": dict(tally.counts),
         "rejected": dict(tally.rejected),
         "left_open": dict(tally.left_open),
-        "read": tally.read or rows + tally.rejected.total(),
+        "read": read,
     }
 
 
