@@ -135,6 +135,25 @@ def test_a_file_that_was_cut_is_made_again(tmp_path):
     assert stage(tmp_path).run(UNITS, numbers).shards[1].read_bytes() == whole
 
 
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+    killed = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from toolrm_jax import files\n"
+        "def parts():\n"
+        "    yield 'half'\n"
+        "    os._exit(9)\n"
+        "files.write_text(Path(sys.argv[1]) / '1-made/00.json', parts())\n"
+    )
+    command = [sys.executable, "-c", killed, str(tmp_path)]
+    assert subprocess.run(command, cwd=tiny.ROOT, check=False).returncode == 9
+    (tmp_path / ".rejects-made.jsonl.zst.17.partial").touch()
+    stage(tmp_path).folder.joinpath("settings.json").write_text(json.dumps(stage(tmp_path).about))
+    assert list(tmp_path.glob("1-made/.*"))
+    stage(tmp_path).run(UNITS, numbers)
+    assert not list(tmp_path.rglob(".*"))
+
+
 def test_two_runs_cannot_write_one_stage(tmp_path):
     def work(unit, tally):
         with pytest.raises(StageError, match="Another run is writing"):

@@ -214,6 +214,8 @@ class Stage:
         for file in self.folder.iterdir():
             if not same or file.name.endswith(".partial"):
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
+        for file in self.workdir.glob(f".{rejects_name(self.name)}.*.partial"):
+            file.unlink()
         write_text(settings, json.dumps(self.about, indent=1) + "\n")
 
     def _planned(self, plan: Plan | None) -> tuple[Mapping[str, Any], dict[str, Any]]:
