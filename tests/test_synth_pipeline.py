@@ -33,6 +33,7 @@ from toolrm_jax.synth import show
 from toolrm_jax.synth.judging import MADE_TO_BE
 from toolrm_jax.synth.output import dataset_rows
 from toolrm_jax.synth.pipeline import Pipeline
+from toolrm_jax.synth.selection import PAPER_QUOTAS
 from toolrm_jax.synth.shards import read_shard
 from toolrm_jax.synth.stage import StageError
 from toolrm_jax.synth.synth_config import SynthError, check, synth_config
@@ -443,11 +444,22 @@ def test_a_row_of_an_evaluation_set_that_is_no_sound_example_is_kept_out_all_the
     several = row(0) | {"meta": {"gold_alternatives": [1, 2]}}
     misfit = row(1) | {"gold_calls": [{"name": "book_table", "arguments": {"city": 3}}]}
     held = write_rows(tmp_path / "eval.jsonl.gz", [row(5), several, misfit, "no JSON"])
-    evaluation = ({"name": "held", "format": "normalised", "path": str(held)},)
+    turns = [*row(2)["conversation"], {"role": "assistant", "content": "Where?"}]
+    chats = [{"messages": turns, "tools": tools} for tools in ('"none"', "[3]")]
+    chatted = write_rows(tmp_path / "chats.jsonl.gz", chats)
+    evaluation = (
+        {"name": "held", "format": "normalised", "path": str(held)},
+        {
+            "name": "chatted",
+            "format": "openai",
+            "path": str(chatted),
+            "options": {"license": "MIT"},
+        },
+    )
     settings = config(source, **{"overlap.evaluation": evaluation})
     Pipeline(settings, tmp_path / "run").run(("examples", "obfuscated"))
     left = {r["id"] for r in read_shard(tmp_path / "run/rejects-obfuscated.jsonl.zst")}
-    assert left == {"made/0", "made/1", "made/5"}
+    assert left == {"made/0", "made/1", "made/2", "made/5"}
     summary = json.loads((tmp_path / "run/2-obfuscated/summary.json").read_text())
     assert summary["counts"]["rows that could not be compared: of held"] == 1
 
@@ -554,6 +566,15 @@ def test_trl_trains_on_the_folder_as_it_is(made, tmp_path):
     assert trainer.train().global_step == 2
     text = tokenizer.decode(trainer.train_dataset[0]["chosen_ids"])
     assert json.loads(data[0]["tools"])[0]["function"]["name"] in text
+
+
+@pytest.mark.parametrize("pairs", [1, 100, 180_000])
+@pytest.mark.parametrize("answers", ["both", "corruptions", "replay"])
+def test_pairs_is_the_number_of_all_pairs_together(answers, pairs):
+    local = importlib.import_module("configs.synth.local")
+    quotas = local.get_config(f",answers={answers},pairs={pairs}").selection.quotas
+    assert sum(quotas.values()) == pairs
+    assert all(abs(quotas[turn] - pairs * n / 180_000) <= 1 for turn, n in PAPER_QUOTAS.items())
 
 
 @pytest.mark.parametrize("name", ["local", "toolrm_180k"])

@@ -60,12 +60,17 @@ def _as_example(found: Example | Reject) -> Example | None:
     draft = found.draft
     if draft is None:
         return None
-    messages = [m for m in draft.messages if isinstance(m, dict)]
+    messages = _objects(draft.messages)
     if not any(m.get("role") == "user" for m in messages):
         return None
-    plain = [t.get("function", t) for t in draft.tools if isinstance(t, dict)]
-    tools = [t for t in plain if isinstance(t, dict) and isinstance(t.get("name"), str)]
+    plain = _objects([tool.get("function", tool) for tool in _objects(draft.tools)])
+    tools = [tool for tool in plain if isinstance(tool.get("name"), str)]
     return Example(draft.id, found.source, "", tools, messages, [], [])
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    """What is an object in a field that should be a list of them; nothing of it is checked yet."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 @dataclasses.dataclass(frozen=True)
