@@ -445,7 +445,7 @@ def test_a_row_of_an_evaluation_set_that_is_no_sound_example_is_kept_out_all_the
     misfit = row(1) | {"gold_calls": [{"name": "book_table", "arguments": {"city": 3}}]}
     held = write_rows(tmp_path / "eval.jsonl.gz", [row(5), several, misfit, "no JSON"])
     turns = [*row(2)["conversation"], {"role": "assistant", "content": "Where?"}]
-    chats = [{"messages": turns, "tools": tools} for tools in ('"none"', "[3]")]
+    chats = [{"messages": turns, "tools": tools} for tools in ("3", "[3]")]
     chatted = write_rows(tmp_path / "chats.jsonl.gz", chats)
     evaluation = (
         {"name": "held", "format": "normalised", "path": str(held)},
