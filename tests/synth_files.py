@@ -1,6 +1,7 @@
 """Small files of normalised rows to synthesise from, and a config that reads them."""
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,12 @@ def config(source: Path, **fields: Any) -> ConfigDict:
     with made.unlocked():
         made.update_from_flattened_dict(fields)
     return made
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The digest of every file, but of those that name the folder's own path."""
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }

@@ -1,6 +1,5 @@
 """A whole synthesis: killed and resumed, broken rows, the data set and what reads it."""
 
-import hashlib
 import importlib
 import json
 import os
@@ -14,9 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 from fake_gcs import FakeGcs
-from faulty_server import faulty_server
-from synth_files import config, row, write_rows
-from test_synth_endpoint import FAST
+from synth_files import config, contents, row, write_rows
 
 from toolrm_jax.batch import RowShape
 from toolrm_jax.batch_plan import PlanConfig
@@ -35,7 +32,7 @@ from toolrm_jax.synth.output import dataset_rows
 from toolrm_jax.synth.pipeline import Pipeline
 from toolrm_jax.synth.shards import read_shard
 from toolrm_jax.synth.stage import StageError
-from toolrm_jax.synth.synth_config import SynthError, check, synth_config
+from toolrm_jax.synth.synth_config import SynthError
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +42,6 @@ def made(tmp_path_factory) -> Path:
     source = write_rows(folder / "rows.jsonl.gz", [row(n) for n in range(150)])
     Pipeline(config(source), folder / "run").run()
     return folder / "run"
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """The digest of every file, but of those that name the folder's own path."""
-    return {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
 
 
 def test_a_run_makes_pairs_of_every_turn_type_with_one_right_side(made):
@@ -176,130 +164,6 @@ def test_a_run_that_is_killed_anywhere_ends_with_the_same_files(made, tmp_path):
     assert contents(tmp_path / "run") == contents(made)
 
 
-ASKING = """
-import sys
-from pathlib import Path
-from synth_files import config
-from test_synth_endpoint import FAST
-from toolrm_jax.synth.pipeline import Pipeline
-made = config(Path(sys.argv[1]), shard_rows=10)
-entry = {"kind": "endpoint", "model": "m", "license": "MIT", "url": sys.argv[4], "samples": 2}
-made.answers.pool = (entry | FAST, {"kind": "corruption"})
-made.answers.cache = sys.argv[3]
-Pipeline(made, sys.argv[2]).run()
-"""
-
-
-def test_a_run_that_asks_and_is_killed_ends_with_the_files_of_one_that_was_not(tmp_path):
-    """SIGKILL while a server with faults is asked; what differs is said, and not in the files."""
-    source = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(45)])
-    path = os.pathsep.join((str(tiny.ROOT), str(tiny.ROOT / "tests")))
-    env = {**os.environ, "PYTHONPATH": path}
-    with faulty_server(["", "500", "", "truncated", "html"], delay=0.01) as server:
-
-        def start(name: str, cache: str = "cache.sqlite") -> subprocess.Popen:
-            where = [str(source), str(tmp_path / name), str(tmp_path / cache), server.url]
-            command = [sys.executable, "-c", ASKING, *where]
-            return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
-
-        for answered in (20, 50):
-            process = start("killed")
-            while len(server.answers) < answered and process.poll() is None:
-                time.sleep(0.005)
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            assert process.returncode == -signal.SIGKILL
-        resumed = start("killed")
-        assert "from cache" in resumed.communicate()[0]
-        assert resumed.returncode == 0
-        assert len(server.answers) == 90
-        twice = sum(n - 1 for n in server.answers.values())
-        assert twice <= 2 * 8  # what was under way when a run was killed, at most
-        whole = start("whole")
-        said = whole.communicate()[0]
-        assert whole.returncode == 0
-        assert "asked" not in said
-        assert sum(server.answers.values()) == 90 + twice
-        assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    card = json.loads((tmp_path / "whole/dataset/card.json").read_text())
-    faults = {what: n for what, n in card["asked"]["m"].items() if what.startswith("fault")}
-    assert set(faults) == {"fault: status 500", "fault: broken JSON", "fault: another content type"}
-    assert "| m | asked |" in (tmp_path / "whole/dataset/README.md").read_text()
-
-
-def asking(tmp_path, server, **endpoint):
-    """A pipeline that asks a server twice for each of 20 examples."""
-    source = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(20)])
-    made = config(source, shard_rows=5)
-    entry = {"kind": "endpoint", "model": "m", "license": "MIT", "url": server.url, "samples": 2}
-    made.answers.pool = (entry | FAST | endpoint,)
-    return made
-
-
-def test_questions_that_got_no_answer_are_asked_by_the_next_run(tmp_path):
-    # Every third question fails once, and is tried once a run.
-    with faulty_server(["500", "", ""]) as server:
-        made = asking(tmp_path, server, tries=1)
-        with pytest.raises(StageError, match=r"of 40 are still open: .* x m: no answer"):
-            Pipeline(made, tmp_path / "run").run()
-        assert 3 <= len(server.answers) < 40
-        assert not (tmp_path / "run/3-answers/summary.json").exists()
-        listed = list(read_shard(tmp_path / "run/rejects-answers.jsonl.zst"))
-        assert [reject["reason"] for reject in listed] == ["m: no answer"] * (
-            40 - len(server.answers)
-        )
-        Pipeline(made, tmp_path / "run").run(("answers",))
-        assert set(server.answers.values()) == {1}
-        assert len(server.answers) == 40
-        assert list(read_shard(tmp_path / "run/rejects-answers.jsonl.zst")) == []
-
-
-def test_a_budget_that_is_used_up_may_be_raised_or_accepted(tmp_path):
-    with faulty_server() as server:
-        made = asking(tmp_path, server, budget_requests=30)
-        with pytest.raises(StageError, match="10 of 40 are still open: 10 x m: over budget"):
-            Pipeline(made, tmp_path / "run").run()
-        with made.unlocked():
-            made.answers.most_open = 0.25
-        Pipeline(made, tmp_path / "run").run()
-        card = json.loads((tmp_path / "run/dataset/card.json").read_text())
-        assert card["stages"]["answers"]["counts"]["left open: m: over budget"] == 10
-        assert sum(server.answers.values()) == 30
-        raised = asking(tmp_path, server, budget_requests=50)
-        Pipeline(raised, tmp_path / "other").run(("examples", "obfuscated"))
-        with raised.unlocked():
-            raised.answers.cache = str(tmp_path / "run/answers.sqlite")
-        Pipeline(raised, tmp_path / "other").run()
-        assert set(server.answers.values()) == {1}
-        assert len(server.answers) == 40
-
-
-def test_the_papers_config_runs_whole_on_files_of_its_sources(tmp_path, toolrm_data):
-    """Rows in the form of xLAM, real dialogues of SGD, and one server for the eleven models."""
-    import shutil
-
-    from configs.synth.toolrm_180k import get_config
-
-    data = tmp_path / "data"
-    shutil.copytree(toolrm_data / "data/raw/sgd/dev", data / "sgd")
-    for name, empty in (("xlam", False), ("xlam-irrelevance", True)):
-        rows = [_xlam(n, empty) for n in range(60)]
-        (data / f"{name}.json").write_text(json.dumps(rows))
-    made = get_config(str(data))
-    with faulty_server(["", "500", ""]) as server, made.unlocked():
-        made.workers = 0
-        made.answers.pool = tuple(
-            {**entry, "url": server.url, "first_pause": 0.01} for entry in made.answers.pool[:3]
-        )
-        Pipeline(made, tmp_path / "run").run()
-    card = json.loads((tmp_path / "run/dataset/card.json").read_text())
-    assert set(card["pairs_by"]["turn type"]) == {"single", "multi", "irrelevance"}
-    assert set(card["asked"]) == {entry["model"] for entry in made.answers.pool}
-    assert set(card["pairs_by"]["model"]) <= set(card["asked"])  # they all say the same
-    assert not card["stages"]["examples"]["rejected"]
-    assert card["stages"]["obfuscated"]["counts"]["obfuscated"] > 400
-
-
 def test_sources_and_the_data_set_may_lie_in_a_bucket(made, tmp_path, toolrm_data, monkeypatch):
     monkeypatch.setenv("TOOLRM_CACHE_DIR", str(tmp_path / "cache"))
     source = made.parent / "rows.jsonl.gz"
@@ -319,22 +183,6 @@ def test_sources_and_the_data_set_may_lie_in_a_bucket(made, tmp_path, toolrm_dat
         before = store.objects.copy()
         Pipeline(settings, tmp_path / "run").run()  # complete already
         assert store.objects == before
-
-
-def _xlam(number: int, empty: bool) -> dict:
-    """A row with xLAM's columns, the last two as JSON text."""
-    base = row(3 * number + 2 if empty else 3 * number)
-    parameters = {
-        name: {"description": "", "type": {"string": "str", "integer": "int"}[schema["type"]]}
-        for name, schema in base["tools"][0]["parameters"]["properties"].items()
-    }
-    tools = [{"name": "find_restaurant", "description": "Finds.", "parameters": parameters}]
-    return {
-        "id": number,
-        "query": base["conversation"][0]["content"],
-        "answers": json.dumps(base["gold_calls"]),
-        "tools": json.dumps(tools),
-    }
 
 
 def _next_stage(run: Path, attempt: int):
@@ -399,6 +247,8 @@ def test_too_many_rejects_fail_at_the_end_and_keep_what_is_sound(tmp_path):
     with pytest.raises(StageError, match=r"9 of 20 that were read.*at most 20\.0%"):
         pipeline.run()
     assert (tmp_path / "run/1-examples/summary.json").exists()
+    with pytest.raises(StageError, match=r"9 of 20 that were read"):  # nor does the next take it
+        Pipeline(config(source, most_rejects=0.2), tmp_path / "run").run(("obfuscated",))
     Pipeline(config(source, most_rejects=0.5), tmp_path / "run").run(("examples",))
 
 
@@ -423,11 +273,22 @@ def test_a_row_of_an_evaluation_set_that_is_no_sound_example_is_kept_out_all_the
     several = row(0) | {"meta": {"gold_alternatives": [1, 2]}}
     misfit = row(1) | {"gold_calls": [{"name": "book_table", "arguments": {"city": 3}}]}
     held = write_rows(tmp_path / "eval.jsonl.gz", [row(5), several, misfit, "no JSON"])
-    evaluation = ({"name": "held", "format": "normalised", "path": str(held)},)
+    turns = [*row(2)["conversation"], {"role": "assistant", "content": "Where?"}]
+    chats = [{"messages": turns, "tools": tools} for tools in ("3", "[3]")]
+    chatted = write_rows(tmp_path / "chats.jsonl.gz", chats)
+    evaluation = (
+        {"name": "held", "format": "normalised", "path": str(held)},
+        {
+            "name": "chatted",
+            "format": "openai",
+            "path": str(chatted),
+            "options": {"license": "MIT"},
+        },
+    )
     settings = config(source, **{"overlap.evaluation": evaluation})
     Pipeline(settings, tmp_path / "run").run(("examples", "obfuscated"))
     left = {r["id"] for r in read_shard(tmp_path / "run/rejects-obfuscated.jsonl.zst")}
-    assert left == {"made/0", "made/1", "made/5"}
+    assert left == {"made/0", "made/1", "made/2", "made/5"}
     summary = json.loads((tmp_path / "run/2-obfuscated/summary.json").read_text())
     assert summary["counts"]["rows that could not be compared: of held"] == 1
 
@@ -438,21 +299,6 @@ def test_a_stage_whose_input_is_missing_says_which_to_run_first(tmp_path):
         Pipeline(config(source), tmp_path / "run").run(("obfuscated",))
     with pytest.raises(SynthError, match="no stage 'exmaples'"):
         Pipeline(config(source), tmp_path / "run").run(("exmaples",))
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"sources": ()}, "config.sources is empty"),
-        ({"sources": ({"name": "a"},)}, "expected name, format and path"),
-        ({"output.form": "both"}, "use 'k-way' or 'pairs'"),
-        ({"selection.wrong_per_prompt": 0}, "config.selection: wrong_per_prompt=0"),
-        ({"overlap.similarity": 0.0}, "config.overlap.similarity=0.0"),
-    ],
-)
-def test_a_config_that_makes_no_sense_is_refused_before_anything_is_read(tmp_path, fields, said):
-    with pytest.raises(SynthError, match=said):
-        Pipeline(config(tmp_path / "absent.gz", **fields), tmp_path / "run")
 
 
 def test_show_marks_what_differs(made, capsys):
@@ -536,48 +382,6 @@ def test_trl_trains_on_the_folder_as_it_is(made, tmp_path):
     assert json.loads(data[0]["tools"])[0]["function"]["name"] in text
 
 
-@pytest.mark.parametrize("name", ["local", "toolrm_180k"])
-def test_every_config_is_valid_and_says_how_it_is_run(name, toolrm_data):
-    module = importlib.import_module(f"configs.synth.{name}")
-    found = module.get_config(str(toolrm_data / "data")) if name == "local" else module.get_config()
-    check(found)
-    assert set(found.keys()) == set(synth_config().keys())
-    assert f"python -m toolrm_jax.synth --config configs/synth/{name}.py" in module.__doc__
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--config.selection.fil=False"], 'Did you mean "fill" instead of "fil"?'),
-        (["--config.output.form=both"], "error: config.output.form='both'"),
-        (["--stages=exmaples"], "error: --stages: no stage 'exmaples'; there are examples,"),
-        (["stray"], "Unexpected arguments ['stray']"),
-        ([], "error: config.sources is empty"),
-    ],
-)
-def test_a_wrong_command_line_gets_a_clear_line_and_no_traceback(tmp_path, arguments, said):
-    (tmp_path / "config.py").write_text(
-        "from toolrm_jax.synth.synth_config import synth_config\n"
-        "def get_config():\n"
-        "    config = synth_config()\n"
-        f"    config.sources = {SOURCES if arguments else ()!r}\n"
-        "    return config\n"
-    )
-    command = [sys.executable, "-m", "toolrm_jax.synth", "--config", str(tmp_path / "config.py")]
-    done = subprocess.run(
-        [*command, "--workdir", str(tmp_path / "run"), *arguments],
-        cwd=tiny.ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode != 0
-    assert said in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-
-
-SOURCES = ({"name": "made", "format": "normalised", "path": "absent.jsonl"},)
-
-
 @pytest.mark.slow
 def test_real_examples_with_corruptions_and_replay_give_100_000_pairs(toolrm_data, tmp_path):
     """Minutes on 2 cores; the figures are in docs/synth.md."""
@@ -593,26 +397,3 @@ def test_real_examples_with_corruptions_and_replay_give_100_000_pairs(toolrm_dat
     for error, about in card["selection"]["error_types"].items():
         if error not in found.selection.any_length:
             assert about["after"]["right_longer"] == pytest.approx(0.5, abs=0.02)
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ("local.py:/no/such/folder", "/no/such/folder: expected a folder with train/*.jsonl.gz"),
-        ("local.py:.,answers=all", "answers=all: expected one of both, corruptions, replay"),
-        ("local.py", "config.sources is empty"),
-        ("toolrm_180k.py:/no/such", "No input at '/no/such/xlam.json'"),
-    ],
-)
-def test_a_wrong_command_line_gets_one_line_and_no_traceback(tmp_path, given, said):
-    command = [sys.executable, "-m", "toolrm_jax.synth", "--workdir", str(tmp_path / "run")]
-    done = subprocess.run(
-        [*command, "--config", f"configs/synth/{given}"],
-        cwd=tiny.ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1

@@ -417,6 +417,11 @@ def test_bfcl_examples_and_drops_are_those_of_its_reader(bfcl_dir):
     examples, rejects = split_up(open_source("bfcl", "wheel", categories=["live_simple"]))
     tasks, dropped = read_tasks(bfcl_dir, ["live_simple"])
     assert (examples, len(rejects)) == (tasks, dropped.total())
+    # What is evaluated on them has to keep clear of those that are dropped, too.
+    dropped_ids = {reject.draft.id for reject in rejects}
+    assert len(dropped_ids) == len(rejects)
+    assert not dropped_ids & {task.id for task in tasks}
+    assert all(reject.draft.id in reject.detail for reject in rejects)
 
 
 def test_unknown_sources_and_options_say_what_is_known():

@@ -8,13 +8,14 @@ import pytest
 import tiny
 
 from toolrm_jax.synth.shards import read_shard
-from toolrm_jax.synth.stage import Stage, StageError, Unit
+from toolrm_jax.synth.stage import Stage, StageError
+from toolrm_jax.synth.units import Unit
 
 UNITS = [Unit("00"), Unit("01"), Unit("02")]
 
 
-def stage(folder, **settings):
-    return Stage(folder, 1, "made", settings)
+def stage(folder, most_open=0.0, code="", **settings):
+    return Stage(folder, 1, "made", settings, code=code, most_open=most_open)
 
 
 def numbers(unit, tally):
@@ -68,12 +69,26 @@ def test_a_stage_with_open_work_is_not_complete_and_does_the_open_units_again(tm
     with pytest.raises(StageError, match="1 of 30 are still open: 1 x no answer"):
         stage(tmp_path).run(UNITS, work)
     assert stage(tmp_path).finished() is None
-    summary = stage(tmp_path).run(UNITS, work, most_open=0.04)
-    assert summary.counts["left open: no answer"] == 1
-    (tmp_path / "1-made/summary.json").unlink()
-    summary = stage(tmp_path).run(UNITS, work)
-    assert summary.counts == {}
+    summary = stage(tmp_path, most_open=0.04).run(UNITS, work)
+    assert summary.left_open == {"no answer": 1}
+    assert stage(tmp_path, most_open=0.04).run(UNITS, pytest.fail).content == summary.content
+    # What one run accepted, another need not; the unit is done again, and no other.
+    assert stage(tmp_path).finished() is None
+    assert stage(tmp_path).run(UNITS, work).left_open == {}
     assert done == ["00", "01", "02", "01", "01"]
+
+
+def test_what_another_code_made_is_made_anew(tmp_path):
+    stage(tmp_path, code="old").run(UNITS, numbers)
+    assert stage(tmp_path, code="new").finished() is None
+    done = []
+
+    def work(unit, tally):
+        done.append(unit.name)
+        yield {}
+
+    stage(tmp_path, code="new").run(UNITS, work)
+    assert done == ["00", "01", "02"]
 
 
 def test_rejects_are_a_share_of_what_was_read(tmp_path):
@@ -85,6 +100,19 @@ def test_rejects_are_a_share_of_what_was_read(tmp_path):
     summary.check_rejects(0.02)
     with pytest.raises(StageError, match=r"3 of 150 that were read were rejected, 2\.0%"):
         summary.check_rejects(0.019)
+
+
+def test_a_unit_that_reads_nothing_adds_nothing_to_what_was_read(tmp_path):
+    """As one whose examples nobody is asked about: its rows must not hide rejects of others."""
+
+    def work(unit, tally):
+        tally.has_read(0 if unit.name == "00" else 10)
+        yield from ({} for _ in range(100))
+        if unit.name == "01":
+            tally.reject("odd")
+
+    with pytest.raises(StageError, match=r"1 of 20 that were read"):
+        stage(tmp_path).run(UNITS, work).check_rejects(0.04)
 
 
 def test_other_settings_begin_anew_and_the_same_do_nothing(tmp_path):
@@ -107,6 +135,25 @@ def test_a_file_that_was_cut_is_made_again(tmp_path):
     assert stage(tmp_path).run(UNITS, numbers).shards[1].read_bytes() == whole
 
 
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+    killed = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from toolrm_jax import files\n"
+        "def parts():\n"
+        "    yield 'half'\n"
+        "    os._exit(9)\n"
+        "files.write_text(Path(sys.argv[1]) / '1-made/00.json', parts())\n"
+    )
+    command = [sys.executable, "-c", killed, str(tmp_path)]
+    assert subprocess.run(command, cwd=tiny.ROOT, check=False).returncode == 9
+    (tmp_path / ".rejects-made.jsonl.zst.17.partial").touch()
+    stage(tmp_path).folder.joinpath("settings.json").write_text(json.dumps(stage(tmp_path).about))
+    assert list(tmp_path.glob("1-made/.*"))
+    stage(tmp_path).run(UNITS, numbers)
+    assert not list(tmp_path.rglob(".*"))
+
+
 def test_two_runs_cannot_write_one_stage(tmp_path):
     def work(unit, tally):
         with pytest.raises(StageError, match="Another run is writing"):
@@ -125,7 +172,8 @@ def test_a_lone_surrogate_is_written_as_an_escape(tmp_path):
 
 PEAK = """
 import json, sys, tracemalloc
-from toolrm_jax.synth.stage import Stage, Unit
+from toolrm_jax.synth.stage import Stage
+from toolrm_jax.synth.units import Unit
 
 def peak(count):
     tracemalloc.start()

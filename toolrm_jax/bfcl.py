@@ -7,7 +7,8 @@ Both are JSON lines, found in the wheel `bfcl-eval` (Apache-2.0) under `bfcl_eva
 of BFCL's tools are not JSON Schema; one table, TYPES, maps them. Tools of its Java and JavaScript
 tasks take every value as source text, as FC-RewardBench (arXiv:2509.11963) shows them. The gold
 answer takes the first accepted value and leaves out what may be left out. A task whose own gold
-answer is invalid, or that no answer can satisfy, is dropped and counted by reason.
+answer is invalid, or that no answer can satisfy, is dropped and counted by reason; `all_tasks`
+gives those too, for what has to keep clear of them.
 
     tasks, dropped = read_tasks("site-packages/bfcl_eval/data")
 """
@@ -68,14 +69,21 @@ def read_tasks(
     """
     tasks: list[Example] = []
     dropped: collections.Counter[str] = collections.Counter()
+    for task, reason in all_tasks(data_dir, categories):
+        if reason is None:
+            tasks.append(task)
+        else:
+            dropped[reason] += 1
+    return tasks, dropped
+
+
+def all_tasks(
+    data_dir: str | os.PathLike[str], categories: Sequence[str] = CATEGORIES
+) -> Iterator[tuple[Example, str | None]]:
+    """The tasks of the categories, each with the reason to drop it or None. Raises as the above."""
     for category in categories:
         for task in _read_category(pathlib.Path(data_dir), category):
-            reason = _why_drop(task)
-            if reason is None:
-                tasks.append(task)
-            else:
-                dropped[reason] += 1
-    return tasks, dropped
+            yield task, _why_drop(task)
 
 
 def _read_category(data_dir: pathlib.Path, category: str) -> Iterator[Example]:

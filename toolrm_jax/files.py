@@ -46,7 +46,7 @@ def write_durably(path: epath.Path | Path, text: str) -> None:
 def _renamed(path: Path) -> Iterator[Path]:
     """A temporary name, whose file gets the name `path` unless something is raised."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
         partial.replace(path)

@@ -10,10 +10,11 @@ not hold; the wheel of BFCL is added: python -m toolrm_jax.assets).
 
   answers=both (default), corruptions or replay: who gives the wrong answers. With replay alone, the
       examples are those that have answers.
-  pairs=N: so many pairs at most, in the paper's proportions (85 single-turn, 85 multi-turn, 10
-      irrelevance). Default: the paper's 180,000.
+  pairs=N: so many pairs at most, all together, in the paper's proportions (85 single-turn, 85
+      multi-turn, 10 irrelevance). Default: the paper's 180,000.
 """
 
+import itertools
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -52,10 +53,15 @@ def get_config(given: str = "") -> ConfigDict:
     )
     if answers == "replay":
         config.selection.mix = ()  # errors as they come
-    total = sum(PAPER_QUOTAS.values())
-    shares = {turn: pairs * n // total for turn, n in PAPER_QUOTAS.items()}
-    config.selection.quotas = ConfigDict(shares)
+    config.selection.quotas = ConfigDict(_quotas(pairs))
     return config
+
+
+def _quotas(pairs: int) -> dict[str, int]:
+    """So many pairs in the paper's proportions; rounded so that they add up."""
+    bounds = [0, *itertools.accumulate(PAPER_QUOTAS.values())]
+    ends = [pairs * bound // bounds[-1] for bound in bounds]
+    return {t: b - a for t, (a, b) in zip(PAPER_QUOTAS, itertools.pairwise(ends), strict=True)}
 
 
 PARTS = ("train", "replay", "eval")

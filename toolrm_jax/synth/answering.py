@@ -17,7 +17,7 @@ from toolrm_jax.synth.generators import Pool
 from toolrm_jax.synth.obfuscation import Names
 from toolrm_jax.synth.reading import example_of
 from toolrm_jax.synth.shards import Row, read_shard
-from toolrm_jax.synth.stage import Tally, Unit
+from toolrm_jax.synth.units import Tally, Unit
 
 
 class _OpenPool:

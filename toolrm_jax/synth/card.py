@@ -43,7 +43,12 @@ def make_card(
         "characters": {name: quantiles(values) for name, values in contents.lengths.items()},
         "selection": selection,
         "stages": {
-            name: {"rows": stage.row_count, "counts": stage.counts, "rejected": stage.rejected}
+            name: {
+                "rows": stage.row_count,
+                "counts": stage.counts,
+                "rejected": stage.rejected,
+                "left_open": stage.left_open,
+            }
             for name, stage in by_name.items()
         },
         "asked": asked,
@@ -182,7 +187,8 @@ def _rejects(card: Card) -> str:
         "|---|---|---:|",
     ]
     for name, stage in card["stages"].items():
-        lines += [f"| {name} | {_cell(why)} | {n:,} |" for why, n in stage["rejected"].items()]
+        found = stage["rejected"] | {f"left open: {w}": n for w, n in stage["left_open"].items()}
+        lines += [f"| {name} | {_cell(why)} | {n:,} |" for why, n in found.items()]
     return "\n".join(lines) + "\n"
 
 

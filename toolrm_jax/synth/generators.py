@@ -1,9 +1,5 @@
 """The pool: a stream of examples in, the answers of all its members out, in the examples' order.
 
-    [{"kind": "endpoint", "model": ..., "license": ..., "url": ...},     see `endpoint_settings`
-     {"kind": "replay", "path": "answers.jsonl.gz"},                     see `replay`
-     {"kind": "corruption"}]                                             see `corruption_answers`
-
 Endpoints are asked at the same time, some examples ahead of the one whose answers come next, so
 memory does not grow with the number of examples. The order of the answers is that of the examples,
 the members and the samples, never that of arrival: the same cache gives the same stream.
@@ -17,24 +13,23 @@ not asked at all. `"permissive": true` in a member's entry vouches for its model
     pool.counts()
 """
 
-import asyncio
 import collections
 import concurrent.futures
 import dataclasses
 import itertools
 import logging
 import os
-import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Self
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Example, Response
 from toolrm_jax.synth.answer import CORRUPTION, Answer
 from toolrm_jax.synth.answer_cache import AnswerCache
+from toolrm_jax.synth.background_loop import BackgroundLoop
 from toolrm_jax.synth.corruption_answers import corruption_answers
 from toolrm_jax.synth.endpoint_settings import EndpointError, EndpointSettings
-from toolrm_jax.synth.model_license import is_permissive
+from toolrm_jax.synth.members import CorruptionSettings, check_names, member_settings, permissive
 from toolrm_jax.synth.replay import Reject, Replay, ReplaySettings
 
 Translate = Callable[[Example, Response], Response]
@@ -43,48 +38,11 @@ OPEN = ("no answer", "over budget")  # what another run may ask again
 AHEAD = 256  # examples under way; one whose questions are slow holds up no more than these
 
 
-@dataclasses.dataclass(frozen=True)
-class CorruptionSettings:
-    """The generator of wrong answers from right ones; it has nothing to set."""
-
-
-MemberSettings = EndpointSettings | ReplaySettings | CorruptionSettings
-KINDS: dict[str, type[MemberSettings]] = {
-    "endpoint": EndpointSettings,
-    "replay": ReplaySettings,
-    "corruption": CorruptionSettings,
-}
-
-
-def member_settings(entry: Mapping[str, Any]) -> MemberSettings:
-    """A config's entry, checked. Raises InputError."""
-    fields = dict(entry)
-    made = KINDS.get(str(fields.pop("kind", None)))
-    if made is None:
-        raise InputError(
-            f"A member of the pool has kind={entry.get('kind')!r}; expected one of "
-            f"{', '.join(KINDS)}."
-        )
-    known = {field.name: field for field in dataclasses.fields(made)}
-    needed = {name for name, f in known.items() if _needed(f)}
-    if wrong := [*sorted(set(fields) - set(known)), *sorted(needed - set(fields))]:
-        raise InputError(
-            f"A member of kind {entry['kind']!r} has unknown fields or lacks some: "
-            f"{', '.join(wrong)}. It has {', '.join(known) or 'none'}; needed: "
-            f"{', '.join(sorted(needed)) or 'none'}."
-        )
-    return made(**fields)
-
-
-def _needed(field: "dataclasses.Field[Any]") -> bool:
-    return field.default is field.default_factory is dataclasses.MISSING
-
-
 class Pool:
     """The members of a config, open.
 
     Args:
-      entries: the members, see the module's list.
+      entries: the members, as `members` lists them.
       seed: of all choices and of the questions' own seeds.
       cache: a file on a local disk for what endpoints answer; needed where there are any.
       permissive_only: leaves out answers of models without a permissive licence.
@@ -121,7 +79,7 @@ class Pool:
         files = [s for s in settings if isinstance(s, ReplaySettings)]
         models = [s for s in settings if isinstance(s, EndpointSettings)]
         self._corrupts = any(isinstance(s, CorruptionSettings) for s in settings)
-        _check_names(models)
+        check_names(models)
         try:
             self._replay = Replay(files, seed=seed, reject=self._reject)
             self._close.append(self._replay.close)
@@ -133,7 +91,7 @@ class Pool:
     def _open_endpoints(
         self, models: list[EndpointSettings], cache: str | os.PathLike[str] | None
     ) -> None:
-        self._barred = [m for m in models if not self._lets_in(_permissive(m))]
+        self._barred = [m for m in models if not self._lets_in(permissive(m))]
         asked = [m for m in models if m not in self._barred]
         if not asked:
             return
@@ -149,7 +107,7 @@ class Pool:
         logging.getLogger("httpx").setLevel(logging.WARNING)
         kept = AnswerCache(cache)
         self._close.append(kept.close)
-        self._loop = _Loop()
+        self._loop = BackgroundLoop()
         self._close.append(self._end)
 
         async def opened() -> None:
@@ -231,7 +189,7 @@ class Pool:
                 example_id=example.id,
                 model=settings.model,
                 license=settings.license,
-                permissive=_permissive(settings),
+                permissive=permissive(settings),
                 response=outcome.response,
             )
 
@@ -282,46 +240,3 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _check_names(models: list[EndpointSettings]) -> None:
-    twice = [n for n, k in collections.Counter(m.model for m in models).items() if k > 1]
-    if twice:
-        raise InputError(
-            f"Two endpoints of the pool have the name {twice[0]!r}, which tells their answers "
-            "apart. Give each its own, and the server's name for the model in served_as."
-        )
-
-
-def _permissive(settings: EndpointSettings) -> bool:
-    if settings.permissive is not None:
-        return settings.permissive
-    return is_permissive(settings.license)
-
-
-class _Loop:
-    """An event loop in a thread of its own, so that servers are heard while answers are used."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-
-    def submit(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def cancel_all(self) -> None:
-        """Cancels what is under way, and waits for its end."""
-        self.submit(_cancelled()).result()
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-async def _cancelled() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)

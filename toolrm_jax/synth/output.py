@@ -33,7 +33,8 @@ from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Call, Message, Response
 from toolrm_jax.splits import digest
 from toolrm_jax.synth.shards import Row
-from toolrm_jax.synth.stage import Summary, in_order
+from toolrm_jax.synth.stage import Summary
+from toolrm_jax.synth.workers import in_order
 from toolrm_jax.task_view import response_length
 
 MARKER = "card.json"

@@ -21,7 +21,9 @@ from toolrm_jax.synth.judging import judge_answers
 from toolrm_jax.synth.reading import example_of
 from toolrm_jax.synth.selection import SelectionSettings, select
 from toolrm_jax.synth.shards import Row, read_shard
-from toolrm_jax.synth.stage import Summary, Tally, Unit, in_order, unit_name
+from toolrm_jax.synth.stage import Summary
+from toolrm_jax.synth.units import Tally, Unit, unit_name
+from toolrm_jax.synth.workers import in_order
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ from toolrm_jax.row_source import open_rows
 from toolrm_jax.synth import card, output
 from toolrm_jax.synth.answer_cache import AnswerCache
 from toolrm_jax.synth.answering import AnswerUnits
+from toolrm_jax.synth.code_digest import code_digest
 from toolrm_jax.synth.pairing import Judge, Pair, plan_selection
 from toolrm_jax.synth.reading import Read, Source, source_digest
 from toolrm_jax.synth.shards import Row
-from toolrm_jax.synth.stage import Stage, Summary, Unit, rejects_name, units_of
+from toolrm_jax.synth.stage import Stage, Summary, rejects_name, units_of
 from toolrm_jax.synth.synth_config import (
     STAGES,
     SynthError,
@@ -43,7 +44,17 @@ from toolrm_jax.synth.synth_config import (
     source_list,
 )
 from toolrm_jax.synth.thinning import Evaluation, Thin, plan_thinning
+from toolrm_jax.synth.units import Unit
 
+# Where the rows of a stage, or the files of the data set, are made.
+_MADE_IN = {
+    "examples": "reading",
+    "obfuscated": "thinning",
+    "answers": "answering",
+    "judged": "pairing",
+    "pairs": "pairing",
+    "dataset": "card",
+}
 # How a member is reached; nothing that it answers depends on it.
 _HOW = (
     "url",
@@ -56,8 +67,11 @@ _HOW = (
     "give_up_after",
     "budget_requests",
     "budget_tokens",
-    "retry_refused",
 )
+
+
+def _code_of(stage: str) -> str:
+    return code_digest(f"toolrm_jax.synth.{_MADE_IN[stage]}")
 
 
 def _said_of(entry: Row) -> Row:
@@ -101,8 +115,19 @@ class Pipeline:
                     f"Stage {name!r} is not complete for these settings in {self.workdir}: run it "
                     f"first (--stages={name}, or no --stages for all)."
                 )
+            found.check_rejects(self.config.most_rejects)
             self._done[name] = found
         return self._done[name]
+
+    def _stage(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        inputs: Sequence[Summary] = (),
+        most_open: float = 0.0,
+    ) -> Stage:
+        number, code = STAGES.index(name) + 1, _code_of(name)
+        return Stage(self.workdir, number, name, settings, inputs, code=code, most_open=most_open)
 
     def _run(self, name: str, units: Sequence[Unit], work: Any, **options: Any) -> None:
         stage: Stage = getattr(self, f"_stage_{name}")()
@@ -136,7 +161,7 @@ class Pipeline:
             "longest_prompt": self.config.longest_prompt,
             "seed": self.seed,
         }
-        return Stage(self.workdir, 1, "examples", settings)
+        return self._stage("examples", settings)
 
     def _run_examples(self) -> None:
         units = [Unit(name) for name in self._sources]
@@ -159,7 +184,7 @@ class Pipeline:
             "rates": self._rates(),
             "seed": self.seed,
         }
-        return Stage(self.workdir, 2, "obfuscated", settings, [self._summary("examples")])
+        return self._stage("obfuscated", settings, [self._summary("examples")])
 
     def _run_obfuscated(self) -> None:
         examples, options = self._summary("examples"), self.config.overlap
@@ -185,7 +210,8 @@ class Pipeline:
             "pool": [_said_of(dict(entry)) for entry in self.config.answers.pool],
             "permissive_only": self.config.answers.permissive_only,
         }
-        return Stage(self.workdir, 3, "answers", settings, [self._summary("obfuscated")])
+        inputs, most_open = [self._summary("obfuscated")], self.config.answers.most_open
+        return self._stage("answers", settings, inputs, most_open)
 
     def _run_answers(self) -> None:
         options = self.config.answers
@@ -201,8 +227,7 @@ class Pipeline:
         workers = 0 if asks else self.workers
         try:
             units = units_of(self._summary("obfuscated"))
-            open_share = options.most_open
-            self._run("answers", units, work, plan=work.plan, workers=workers, most_open=open_share)
+            self._run("answers", units, work, plan=work.plan, workers=workers)
         finally:
             work.close()
 
@@ -222,7 +247,7 @@ class Pipeline:
 
     def _stage_judged(self) -> Stage:
         inputs = [self._summary("obfuscated"), self._summary("answers")]
-        return Stage(self.workdir, 4, "judged", {"seed": self.seed}, inputs)
+        return self._stage("judged", {"seed": self.seed}, inputs)
 
     def _run_judged(self) -> None:
         units = units_of(self._summary("obfuscated"), self._summary("answers"))
@@ -236,7 +261,7 @@ class Pipeline:
             "form": self.config.output.form,
         }
         inputs = [self._summary("obfuscated"), self._summary("judged")]
-        return Stage(self.workdir, 5, "pairs", settings, inputs)
+        return self._stage("pairs", settings, inputs)
 
     def _run_pairs(self) -> None:
         judged, settings = self._summary("judged"), selection_settings(self.config)
@@ -255,7 +280,8 @@ class Pipeline:
 
     def _run_dataset(self) -> None:
         pairs = self._summary("pairs")
-        about = [pairs.digest, self.config.output.rows_per_file, self.seed, "shuffled"]
+        code, rows_per_file = _code_of("dataset"), self.config.output.rows_per_file
+        about = [pairs.digest, code, rows_per_file, self.seed]
         made_of = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         marker = self.output / output.MARKER
         if marker.exists() and json.loads(marker.read_text()).get("digest") == made_of:

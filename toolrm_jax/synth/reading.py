@@ -21,7 +21,7 @@ from toolrm_jax.splits import digest
 from toolrm_jax.synth.shards import Row
 from toolrm_jax.synth.source import Reason, Reject
 from toolrm_jax.synth.sources import open_source
-from toolrm_jax.synth.stage import Tally, Unit
+from toolrm_jax.synth.units import Tally, Unit
 
 Source = dict[str, Any]
 

@@ -1,7 +1,7 @@
 """A stage of a synthesis: rows in, shards of rows out; run, stopped, resumed and inspected alone.
 
-    WORKDIR/5-judged/
-      settings.json            what is being made: settings, and the digest of what goes in
+    WORKDIR/4-judged/
+      settings.json            what is being made: settings, digests of what goes in and of the code
       00017.jsonl.zst          the rows of one unit of work (a source's: 00-xlam-00000, ...)
       00017.rejects.jsonl.zst  what could not be used: {"reason", "detail", "at", ...}
       00017.json               the unit's commit marker: its files with size and SHA-256, its counts
@@ -9,27 +9,26 @@
     WORKDIR/rejects-judged.jsonl.zst
 
 Every file is written under a temporary name and renamed. A stage that finds its summary for the
-same settings and inputs does nothing; one that was killed does the units that are missing, and ends
-with the same bytes. Other settings, or other inputs, start it anew. A unit is done by one process,
-as a stream: memory does not grow with the number of rows.
+same settings, inputs and code does nothing; one that was killed does the units that are missing,
+and ends with the same bytes. Other settings, inputs or code start it anew. Where units left more
+open (a server was down) than the share `most_open` of what was read, it is not complete, and the
+next run does them again. That share is no part of the settings: what one run accepts, another need
+not.
 
-    stage = Stage(workdir, 5, "judged", settings={"seed": 0}, inputs=[examples, answers])
+    stage = Stage(workdir, 4, "judged", settings={"seed": 0}, inputs=[examples, answers])
     summary = stage.run(units, work, workers=2)       # work(unit, tally) yields rows
     for row in summary.rows(): ...
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,58 +38,23 @@ from tqdm import tqdm
 from toolrm_jax.errors import InputError
 from toolrm_jax.files import write_text
 from toolrm_jax.synth.shards import Row, ShardWriter, read_shard
-
-_FORMAT = 2  # raise it when what the stages write changes: older shards are then made anew
+from toolrm_jax.synth.units import (
+    Tally,
+    Unit,
+    Work,
+    about_unit,
+    do_unit,
+    has_size,
+    unit_made,
+    unit_name,
+)
+from toolrm_jax.synth.workers import in_processes
 
 
 class StageError(InputError):
     """A stage that cannot be run or whose result cannot be used; the message says why."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """A piece of work: its name is its files', `inputs` are the shards (or whatever) it reads."""
-
-    name: str
-    inputs: tuple[str, ...] = ()
-
-
-class Tally:
-    """What a unit counts, and what it rejects."""
-
-    def __init__(self, rejects: "ShardWriter"):
-        self.counts: collections.Counter[str] = collections.Counter()
-        self.rejected: collections.Counter[str] = collections.Counter()
-        self.left_open: collections.Counter[str] = collections.Counter()
-        self.read = 0
-        self._rejects = rejects
-
-    def count(self, what: str, number: int = 1) -> None:
-        """Adds to a counter of the stage's summary."""
-        self.counts[what] += number
-
-    def has_read(self, number: int = 1) -> None:
-        """Counts what was read, of which rejects are a share; without it, rows and rejects are."""
-        self.read += number
-
-    def leave_open(self, what: str, detail: str = "", at: str = "") -> None:
-        """Lists something that another run may have more luck with: the unit is to be done again,
-        unless the stage is told that so much may be missing."""
-        self.left_open[what] += 1
-        self._rejects.write({"reason": what, "detail": detail[:2000], "at": at})
-
-    def reject(self, reason: str, detail: str = "", at: str = "", **more: Any) -> None:
-        """Lists something that cannot be used: why, and the file and line that it stood in."""
-        self.rejected[reason] += 1
-        self._rejects.write({"reason": reason, "detail": detail[:2000], "at": at, **more})
-
-    def leave_out(self, reason: str, detail: str = "", **more: Any) -> None:
-        """Lists something that is sound but not wanted; it counts as no fault of the input."""
-        self.counts[f"left out: {reason}"] += 1
-        self._rejects.write({"reason": reason, "detail": detail[:2000], **more})
-
-
-Work = Callable[[Unit, Tally], Iterator[Row]]
 Plan = Callable[[Path, Tally], Mapping[str, Any]]
 
 
@@ -124,6 +88,11 @@ class Summary:
         """How many rejects there are for each reason."""
         return self.content["rejected"]
 
+    @property
+    def left_open(self) -> dict[str, int]:
+        """What another run may have more luck with, of which no more was left than may be."""
+        return self.content["left_open"]
+
     def rows(self) -> Iterator[Row]:
         """All rows, in order."""
         for shard in self.shards:
@@ -153,114 +122,6 @@ def rejects_name(stage: str) -> str:
     return f"rejects-{stage}.jsonl.zst"
 
 
-# A unit, in a worker process or this one ---------------------------------------------------------
-
-
-def _marker(folder: Path, unit: str) -> Path:
-    return folder / f"{unit}.json"
-
-
-def _do_unit(folder: Path, unit: Unit, *, work: Work, shard_rows: int) -> dict[str, Any]:
-    """Writes a unit's shards and rejects, then its marker; gives what the marker holds."""
-    rejects = ShardWriter(folder / f"{unit.name}.rejects.jsonl.zst")
-    tally, writers = Tally(rejects), [rejects]
-    try:
-        shards = list(_write_rows(folder, unit, work, tally, shard_rows, writers))
-        rejects.close()
-    except BaseException:
-        for writer in writers:
-            writer.discard()
-        raise
-    about = _about_unit(shards, rejects, tally)
-    write_text(_marker(folder, unit.name), json.dumps(about))
-    return about
-
-
-def _about_unit(shards: list[dict[str, Any]], rejects: ShardWriter, tally: Tally) -> dict[str, Any]:
-    rows = sum(shard["rows"] for shard in shards)
-    return {
-        "shards": shards,
-        "rejects": rejects.about(),
-        "counts": dict(tally.counts),
-        "rejected": dict(tally.rejected),
-        "left_open": dict(tally.left_open),
-        "read": tally.read or rows + tally.rejected.total(),
-    }
-
-
-def _write_rows(
-    folder: Path,
-    unit: Unit,
-    work: Work,
-    tally: Tally,
-    shard_rows: int,
-    writers: list[ShardWriter],
-) -> Iterator[dict[str, Any]]:
-    """Writes a unit's rows, `shard_rows` a file (0: all in one); yields what each file holds."""
-    number, writer = 0, None
-    for row in work(unit, tally):
-        if writer is None:
-            name = f"{unit.name}-{number:05}" if shard_rows else unit.name
-            writer = ShardWriter(folder / f"{name}.jsonl.zst")
-            writers.append(writer)
-        writer.write(row)
-        if writer.rows == shard_rows:
-            writer.close()
-            writers.remove(writer)  # a compressor holds 2 MB, a source may have hundreds of shards
-            yield writer.about()
-            number, writer = number + 1, None
-    if writer is None and not shard_rows:  # so that a unit has its shard, be it empty
-        writer = ShardWriter(folder / f"{unit.name}.jsonl.zst")
-        writers.append(writer)
-    if writer is not None:
-        writer.close()
-        yield writer.about()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed must not go on writing."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def in_processes(
-    function: Callable[[Any], Any], items: Sequence[Any], workers: int
-) -> Iterator[tuple[int, Any]]:
-    """(index, function(item)) of all items as they are done, in so many processes (0: in this one).
-
-    Forked processes would inherit JAX's threads where a test or a notebook has started them.
-    """
-    if not workers or len(items) < 2:
-        yield from ((index, function(item)) for index, item in enumerate(items))
-        return
-    context = multiprocessing.get_context("forkserver")
-    with concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(items)), mp_context=context, initializer=_end_with_parent
-    ) as pool:
-        tasks = {pool.submit(function, item): index for index, item in enumerate(items)}
-        try:
-            for task in concurrent.futures.as_completed(tasks):
-                yield tasks.pop(task), task.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def in_order(function: Callable[[Any], Any], items: Sequence[Any], workers: int) -> list[Any]:
-    """function(item) of all items, in their order."""
-    found = dict(in_processes(function, items, workers))
-    return [found[index] for index in range(len(items))]
-
-
-# A stage -----------------------------------------------------------------------------------------
-
-
 class Stage:
     """One step of a synthesis in its folder, WORKDIR/NUMBER-NAME."""
 
@@ -271,12 +132,15 @@ class Stage:
         name: str,
         settings: Mapping[str, Any],
         inputs: Sequence[Summary] = (),
+        *,
+        code: str = "",  # the digest of what makes the rows
+        most_open: float = 0.0,
     ):
-        self.workdir, self.name = Path(workdir), name
+        self.workdir, self.name, self._most_open = Path(workdir), name, most_open
         self.folder = self.workdir / f"{number}-{name}"
         self.about = {
-            "format": _FORMAT,
             "stage": name,
+            "code": code,
             "settings": json.loads(json.dumps(settings)),
             "inputs": [summary.digest for summary in inputs],
         }
@@ -289,10 +153,10 @@ class Stage:
             content = json.loads((self.folder / "summary.json").read_text())
         except (OSError, ValueError):
             return None
-        if content.get("digest") != self.digest:
+        if content.get("digest") != self.digest or self._too_open(content):
             return None
         summary = Summary(self.folder, content)
-        whole = all(_has_size(self.folder, shard) for shard in content["shards"])
+        whole = all(has_size(self.folder, shard) for shard in content["shards"])
         return summary if whole else None
 
     def run(
@@ -303,15 +167,14 @@ class Stage:
         workers: int = 0,
         shard_rows: int = 0,
         plan: Plan | None = None,
-        most_open: float = 0.0,
     ) -> Summary:
         """Does the units that are not done yet, in so many processes (0: in this one).
 
         `plan(folder, tally)` is for what has to be known of all rows before the first unit: it
         leaves files in the folder, and gives what the summary is to hold beside the counts.
 
-        Raises StageError, at the end, where units left more open than this share of what they read:
-        the stage is not complete then, and the next run does those units again.
+        Raises StageError, at the end, where units left more open than the share of what they read
+        that may be: the stage is not complete then, and the next run does those units again.
         """
         done = self.finished()
         if done is not None:
@@ -324,7 +187,6 @@ class Stage:
             found = self._unit_results(units, work, workers, shard_rows)
             made = [about, *(found[unit.name] for unit in units)]
             self._join_rejects([one["rejects"]["name"] for one in made])
-            self._check_open(made, most_open)
             return self._finish(made, planned)
 
     @contextlib.contextmanager
@@ -352,6 +214,8 @@ class Stage:
         for file in self.folder.iterdir():
             if not same or file.name.endswith(".partial"):
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
+        for file in self.workdir.glob(f".{rejects_name(self.name)}.*.partial"):
+            file.unlink()
         write_text(settings, json.dumps(self.about, indent=1) + "\n")
 
     def _planned(self, plan: Plan | None) -> tuple[Mapping[str, Any], dict[str, Any]]:
@@ -364,12 +228,14 @@ class Stage:
         except BaseException:
             rejects.discard()
             raise
-        return given, _about_unit([], rejects, tally)
+        return given, about_unit([], rejects, tally)
 
     def _unit_results(
         self, units: Sequence[Unit], work: Work, workers: int, shard_rows: int
     ) -> dict[str, dict[str, Any]]:
-        found = {u.name: made for u in units if (made := self._made(u.name)) is not None}
+        found = {
+            u.name: about for u in units if (about := unit_made(self.folder, u.name)) is not None
+        }
         left = [unit for unit in units if unit.name not in found]
         if found:
             print(f"{self.name}: {len(found)} of {len(units)} units are done already", flush=True)
@@ -380,34 +246,16 @@ class Stage:
                 bar.update()
         return found
 
-    def _made(self, unit: str) -> dict[str, Any] | None:
-        """What a unit's marker holds, if its files are there."""
-        try:
-            about = json.loads(_marker(self.folder, unit).read_text())
-        except (OSError, ValueError):
-            return None
-        if about["left_open"]:
-            return None
-        files = [*about["shards"], about["rejects"]]
-        return about if all(_has_size(self.folder, file) for file in files) else None
-
     def _done(
         self, units: Sequence[Unit], work: Work, workers: int, shard_rows: int
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        do = functools.partial(_do_unit, self.folder, work=work, shard_rows=shard_rows)
+        do = functools.partial(do_unit, self.folder, work=work, shard_rows=shard_rows)
         for index, made in in_processes(do, units, workers):
             yield units[index].name, made
 
     def _finish(self, done: Sequence[dict[str, Any]], more: Mapping[str, Any]) -> Summary:
         """Joins the counts in the order of the units, and writes the summary."""
-        counts: collections.Counter[str] = collections.Counter()
-        rejected: collections.Counter[str] = collections.Counter()
         shards = [shard for about in done for shard in about["shards"]]
-        for about in done:
-            counts.update(about["counts"])
-            rejected.update(about["rejected"])
-            # Accepted, or the stage would not be complete.
-            counts.update({f"left open: {what}": n for what, n in about["left_open"].items()})
         hashes = "\n".join(shard["sha256"] for shard in shards)
         content = {
             "digest": self.digest,
@@ -415,25 +263,27 @@ class Stage:
             "rows": sum(shard["rows"] for shard in shards),
             "content": hashlib.sha256(hashes.encode()).hexdigest()[:16],
             "read": sum(about["read"] for about in done),
-            "counts": dict(sorted(counts.items())),
-            "rejected": dict(sorted(rejected.items())),
+            "counts": _sums(done, "counts"),
+            "rejected": _sums(done, "rejected"),
+            "left_open": _sums(done, "left_open"),
             **more,
             "shards": shards,
         }
+        self._check_open(content)
         write_text(self.folder / "summary.json", json.dumps(content, indent=1) + "\n")
         return Summary(self.folder, content)
 
-    def _check_open(self, done: Sequence[dict[str, Any]], most: float) -> None:
-        left: collections.Counter[str] = collections.Counter()
-        for about in done:
-            left.update(about["left_open"])
-        read = sum(about["read"] for about in done)
-        if left.total() > most * read:
+    def _too_open(self, content: Mapping[str, Any]) -> bool:
+        return sum(content["left_open"].values()) > self._most_open * content["read"]
+
+    def _check_open(self, content: Mapping[str, Any]) -> None:
+        if self._too_open(content):
+            left = content["left_open"]
             raise StageError(
-                f"{self.folder}: {left.total():,} of {read:,} are still open: {_listed(left)}. "
-                f"The same command tries them again, and no others; where a budget is used up, "
-                f"raise it. To go on without them, accept a share: config.answers.most_open. See "
-                f"{self.workdir / rejects_name(self.name)}."
+                f"{self.folder}: {sum(left.values()):,} of {content['read']:,} are still open: "
+                f"{_listed(left)}. The same command tries them again, and no others; where a "
+                f"budget is used up, raise it. To go on without them, accept a share: "
+                f"config.answers.most_open. See {self.workdir / rejects_name(self.name)}."
             )
 
     def _join_rejects(self, names: Sequence[str]) -> None:
@@ -445,16 +295,12 @@ class Stage:
         partial.replace(path)
 
 
-def _has_size(folder: Path, about: Mapping[str, Any]) -> bool:
-    try:
-        return (folder / about["name"]).stat().st_size == about["bytes"]
-    except OSError:
-        return False
-
-
-def unit_name(shard: Path) -> str:
-    """The name of the unit whose rows a shard holds."""
-    return shard.name.removesuffix(".jsonl.zst")
+def _sums(done: Sequence[dict[str, Any]], name: str) -> dict[str, int]:
+    """The units' counters of this name, added and in order."""
+    found: collections.Counter[str] = collections.Counter()
+    for about in done:
+        found.update(about[name])
+    return dict(sorted(found.items()))
 
 
 def units_of(*summaries: Summary) -> list[Unit]:

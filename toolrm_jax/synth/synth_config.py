@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from toolrm_jax.errors import InputError
-from toolrm_jax.synth.generators import member_settings
+from toolrm_jax.synth.members import member_settings
 from toolrm_jax.synth.selection import PAPER_QUOTAS, SelectionSettings
 
 STAGES = ("examples", "obfuscated", "answers", "judged", "pairs", "dataset")

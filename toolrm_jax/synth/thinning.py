@@ -22,8 +22,9 @@ from toolrm_jax.synth.obfuscation import Obfuscation
 from toolrm_jax.synth.reading import example_of, example_row, open_found
 from toolrm_jax.synth.shards import Row, read_shard
 from toolrm_jax.synth.source import Reject
-from toolrm_jax.synth.stage import Summary, Tally, Unit, in_order, unit_name
-from toolrm_jax.synth.synth_config import SynthError
+from toolrm_jax.synth.stage import StageError, Summary
+from toolrm_jax.synth.units import Tally, Unit, unit_name
+from toolrm_jax.synth.workers import in_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ def _sets(evaluation: Evaluation) -> tuple[overlap.EvaluationSets, dict[str, int
     for source in json.loads(evaluation.sources):
         made = [_as_example(row) for row in open_found(source)]
         if not found.add(source["name"], (e for e in made if e is not None)):
-            raise SynthError(f"config.overlap.evaluation: no example in {source['path']}.")
+            raise StageError(f"config.overlap.evaluation: no example in {source['path']}.")
         unread[source["name"]] = made.count(None)
     return found, unread
 
@@ -59,12 +60,17 @@ def _as_example(found: Example | Reject) -> Example | None:
     draft = found.draft
     if draft is None:
         return None
-    messages = [m for m in draft.messages if isinstance(m, dict)]
+    messages = _objects(draft.messages)
     if not any(m.get("role") == "user" for m in messages):
         return None
-    plain = [t.get("function", t) for t in draft.tools if isinstance(t, dict)]
-    tools = [t for t in plain if isinstance(t, dict) and isinstance(t.get("name"), str)]
+    plain = _objects([tool.get("function", tool) for tool in _objects(draft.tools)])
+    tools = [tool for tool in plain if isinstance(tool.get("name"), str)]
     return Example(draft.id, found.source, "", tools, messages, [], [])
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    """What is an object in a field that should be a list of them; nothing of it is checked yet."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 @dataclasses.dataclass(frozen=True)

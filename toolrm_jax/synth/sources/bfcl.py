@@ -4,8 +4,8 @@
     path DIR        a folder with BFCL_v4_*.json and possible_answer/
 
 Evaluation sets are made of these tasks: a model that trains on them cannot be evaluated on them.
-What `toolrm_jax.bfcl` drops is counted there by reason, not by line; so it is here. A malformed row
-ends its category. Licence: Apache-2.0.
+What `toolrm_jax.bfcl` drops is a reject here, with its id. A malformed row ends its category.
+Licence: Apache-2.0.
 """
 
 import os
@@ -15,7 +15,7 @@ from toolrm_jax import bfcl
 from toolrm_jax.assets import bfcl_data_dir
 from toolrm_jax.examples import Example
 from toolrm_jax.schema import ToolSchemaError
-from toolrm_jax.synth.source import Reason, Reject
+from toolrm_jax.synth.source import Draft, Reason, Reject
 
 
 def read(
@@ -26,10 +26,12 @@ def read(
     for category in categories:
         file = f"{folder}/BFCL_v4_{category}.json"
         try:
-            tasks, dropped = bfcl.read_tasks(folder, [category])
+            for task, why in bfcl.all_tasks(folder, [category]):
+                if why is None:
+                    yield task
+                else:
+                    draft = Draft(task.id, task.tools, task.messages, task.gold)
+                    detail = f"{task.id}: {why}"
+                    yield Reject("bfcl", file, None, str(Reason.UPSTREAM), detail, draft)
         except (bfcl.BfclError, ToolSchemaError) as error:
             yield Reject("bfcl", file, None, str(Reason.FORM), str(error)[:300])
-            continue
-        yield from tasks
-        for why, count in dropped.items():
-            yield from [Reject("bfcl", file, None, str(Reason.UPSTREAM), why)] * count
