@@ -113,10 +113,10 @@ def qwen_tokenizer(toolrm_data):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 4 MB, where one can be mounted."""
+    """A disk of 16 MB, where one can be mounted: room for what a failed save has not yet closed."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
     try:
         done = subprocess.run(mount, capture_output=True, text=True, check=False)
     except FileNotFoundError:

@@ -6,14 +6,12 @@ import io
 import json
 import re
 import shutil
-import time
 
 import pytest
 import tiny
 from training_processes import RUN, TOLD, finish, start_two
 
 from toolrm_jax import training_run
-from toolrm_jax.metrics_log import MetricsLog
 from toolrm_jax.train import train
 
 # As in test_train, so that nothing is compiled anew.
@@ -79,21 +77,22 @@ def test_a_better_evaluation_is_saved_and_kept(toy, tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_disk_that_is_full_for_a_while_does_not_end_the_run(toy, small_disk, monkeypatch):
-    """Full from step 7 to step 12, of 24, where every second step is saved."""
+    """Full for the saves of steps 8 and 10, of 24 steps, where every second one is saved."""
     workdir = toy / "full"
     workdir.mkdir()
     (workdir / "checkpoints").symlink_to(small_disk, target_is_directory=True)
-    filler, write = small_disk / "filler", MetricsLog.write
+    filler, save = small_disk / "filler", training_run.Checkpoints.save
 
-    def write_and_fill(self, step, split, values):
-        write(self, step, split, values)
-        if (step, split) == (7, "train"):
-            time.sleep(1)  # the save of step 6
+    def fill_and_save(self, state, meta, score=None):
+        if int(state.step) == 8:
+            self.wait()
             filler.write_bytes(bytes(shutil.disk_usage(small_disk).free))
-        if (step, split) == (12, "train"):
+        if int(state.step) == 12:
+            self.wait()
             filler.unlink()
+        save(self, state, meta, score)
 
-    monkeypatch.setattr(MetricsLog, "write", write_and_fill)
+    monkeypatch.setattr(training_run.Checkpoints, "save", fill_and_save)
     console, changes = io.StringIO(), {"train.steps": SHORT, "train.export": False}
     with contextlib.redirect_stderr(console):
         train(tiny.run_config(toy, **RUN | changes), workdir)
