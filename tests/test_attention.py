@@ -127,3 +127,22 @@ def test_bfloat16_keeps_its_type_and_softmax_runs_in_float32(qkv, batch):
     # Products of bf16 inputs are exact in float32; what is rounded is the probabilities and the
     # result, by 2^-9 each, of values within +-4.
     np.testing.assert_allclose(result.astype(jnp.float32), exact, atol=4 * 2 * 2**-9)
+
+
+def test_memory_stays_within_the_stated_bound():
+    """The compiler's own figure for its scratch, with SmolLM2's heads; see `windows`."""
+    B, S, N, K, H = 2, 2048, 9, 3, 64
+    arrays = [jax.ShapeDtypeStruct((B, S, heads, H), jnp.bfloat16) for heads in (N, K, K)]
+    arrays += [jax.ShapeDtypeStruct((B, S), jnp.int32)] * 2
+    logits = 4 * N * attention.QUERY_BLOCK * S
+    given = 4 * B * S * (N + 2 * K) * H  # queries, keys and values, in float32
+
+    def scratch(function):
+        return jax.jit(function).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+
+    def total(*x):
+        return jnp.sum(row_attention(*x).astype(jnp.float32))
+
+    assert scratch(row_attention) < 2 * logits + 2 * given
+    assert scratch(jax.grad(total, (0, 1, 2))) < 4 * logits + 3 * given
+    assert 4 * logits + 3 * given < 4 * B * N * S * S  # what all logits at once would take

@@ -36,8 +36,8 @@ def windows(S: int) -> list[int]:
     """The numbers of keys that a block may look at: 1, 1.5, 2, 3, 4, 6, ... blocks, and S.
 
     The program holds each, and a block runs the smallest that is enough for it. Blocks run one
-    after the other: the float32 logits never take more than 4 * N * QUERY_BLOCK * S bytes a device
-    at a time, and nothing of that size is kept for the backward pass.
+    after the other: at any time a device holds two arrays as large as a block's float32 logits, 4 *
+    N * QUERY_BLOCK * S bytes each, and four in the backward pass, for which none of them is kept.
     """
     sizes = [QUERY_BLOCK]
     while sizes[-1] < S:
