@@ -72,6 +72,11 @@ def test_the_log_likelihood_is_the_mean_over_the_answers_tokens(tmp_path):
         assert score == pytest.approx(wanted, abs=1e-5)
     short = LikelihoodScorer(str(folder), max_tokens=5)
     assert np.isnan(next(short.score([made]))).all()
+    longest = max(len(found.whole(number)) for number in range(2))
+    one = LikelihoodScorer(str(folder), max_tokens=longest - 1)
+    assert np.isnan(next(one.score([made]))).tolist() == [
+        len(found.whole(number)) == longest for number in range(2)
+    ]
 
 
 def judged_by(monkeypatch, tmp_path, reply):

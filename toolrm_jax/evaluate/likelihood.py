@@ -7,8 +7,11 @@ here, to the end-of-turn token. It runs in transformers on PyTorch (pip install 
 every model's language head; a baseline need not be fast.
 """
 
+import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +49,9 @@ class LikelihoodScorer:
         self._renderer = Renderer(open_pretrained(path).tokenizer)
         where = _where(path)
         self._model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
+        # transformers renames it in 5.24.
+        known = inspect.signature(self._model.forward).parameters
+        self._cache = "cache" if "cache" in known else "past_key_values"
 
     def score(self, cases: Sequence[Case]) -> Iterator[np.ndarray]:
         """The mean log-probabilities; NaN for what cannot be rendered or is too long."""
@@ -56,16 +62,31 @@ class LikelihoodScorer:
             except RenderError:
                 yield np.full(len(responses), np.nan)
                 continue
-            start = len(found.prompt)
-            yield np.array([self._mean(found.whole(i), start) for i in range(len(responses))])
+            responses_ids = [found.whole(i)[len(found.prompt) :] for i in range(len(responses))]
+            yield np.array(self._means(found.prompt, responses_ids))
 
-    def _mean(self, ids: np.ndarray, start: int) -> float:
-        """Of the tokens from `start` on; the first token has no probability."""
-        if len(ids) > self._max_tokens:
-            return float("nan")
-        torch, start = self._torch, max(start, 1)
+    def _means(self, prompt: np.ndarray, responses: Sequence[np.ndarray]) -> list[float]:
+        """The prompt is computed once. Without one, an answer's first token has no probability."""
+        torch, scores = self._torch, []
         with torch.inference_mode():
-            given = torch.from_numpy(ids.astype(np.int64))[None]
-            logits = self._model(given, logits_to_keep=len(ids) - start + 1).logits[0, :-1]
-            chosen = logits.log_softmax(-1).gather(1, given[0, start:, None])
-        return float(chosen.mean())
+            cache, before = self._begun(prompt) if len(prompt) else (None, None)
+            for ids in responses:
+                if len(prompt) + len(ids) > self._max_tokens:
+                    scores.append(float("nan"))
+                    continue
+                given = torch.from_numpy(ids.astype(np.int64))[None]
+                kept = {self._cache: copy.deepcopy(cache)}
+                logits = self._model(given, **kept).logits[0, :-1]
+                if before is not None:
+                    logits = torch.cat([before, logits])
+                chosen = given[0, len(ids) - len(logits) :, None]
+                scores.append(float(logits.log_softmax(-1).gather(1, chosen).mean()))
+        return scores
+
+    def _begun(self, prompt: np.ndarray) -> tuple[Any, Any]:
+        """What the model keeps of the prompt, and its logits for the token after it [1, V]."""
+        if len(prompt) > self._max_tokens:  # no answer will be scored
+            return None, None
+        given = self._torch.from_numpy(prompt.astype(np.int64))[None]
+        found = self._model(given, use_cache=True, logits_to_keep=1)
+        return found[self._cache], found.logits[0]
