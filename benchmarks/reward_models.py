@@ -1,0 +1,180 @@
+"""Reward models side by side: the figures of accuracy in docs/evaluate.md and docs/synth.md.
+
+    python -m benchmarks.reward_models table [--workdir runs/reward_models] [--steps 320]
+    python -m benchmarks.reward_models study [--workdir runs/reward_models] [--steps 320]
+
+`table` scores FC-RewardBench's pairs and pools of candidates with the quickstart's model (on tasks
+that it was not trained on), a model trained on synthesised pairs, a linear probe fitted on such
+pairs, the log-likelihood of the language model itself, and the rules that cost nothing. `study`
+trains on synthesised pairs at five sizes, a sixteenth of the steps to all of them, and, for half of
+the steps, on corruptions alone and on models' answers alone.
+
+Both need the folder that TOOLRM_DATA names (train/, replay/ and eval/ in its data/); without it,
+`table` takes the quickstart's held-out pairs, and leaves out the model of synthesised pairs. Only
+the project's own commands are run, and printed; what an earlier call has finished is used again. On
+2 cores hours pass, most of them in training: a step takes 3 to 15 seconds.
+"""
+
+import argparse
+import itertools
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from toolrm_jax.bfcl_pairs import ensure_pairs
+
+LAYERS = 10
+PAIRS = 16_000  # synthesised; more than is trained on
+PROBE_PAIRS = 2_000
+HELDOUT_ROWS = 32  # of the quickstart's, for the log of the training on synthesised pairs
+SIZES = (16, 8, 4, 2, 1)  # parts of the steps
+MIXES = ("both", "corruptions", "replay")
+
+
+def run(module: str, *arguments: object) -> None:
+    """One of the project's commands."""
+    command = [sys.executable, "-m", f"toolrm_jax.{module}", *map(str, arguments)]
+    print("$", shlex.join(["python", *command[1:]]), flush=True)
+    subprocess.run(command, check=True)
+
+
+def synthesise(workdir: Path, data: Path, mix: str) -> Path:
+    """Pairs with the wrong answers of a mix; the folder of the data set."""
+    # Answers of all models, not of those with a permissive licence alone: nothing is released.
+    run(
+        "synth",
+        f"--config=configs/synth/local.py:{data},answers={mix},pairs={PAIRS}",
+        f"--workdir={workdir / mix}",
+        "--config.longest_prompt=3500",
+        "--config.selection.wrong_per_prompt=4",
+        "--config.answers.permissive_only=False",
+    )
+    return workdir / mix / "dataset"
+
+
+def train(workdir: Path, pairs: Path, heldout: Path, steps: int) -> Path:
+    """The first layers of SmolLM2 for so many steps; the folder of the model."""
+    if not (workdir / "evaluation.json").exists():
+        run(
+            "train",
+            "--config=configs/smollm2_synth.py",
+            f"--workdir={workdir}",
+            f"--config.model.num_layers={LAYERS}",
+            f"--config.data.train={pairs / 'array_record'}",
+            f"--config.data.heldout={heldout}",
+            f"--config.train.steps={steps}",
+        )
+    return workdir / "export"
+
+
+def probe(folder: Path, pairs: Path) -> Path:
+    """A linear probe of the same layers, fitted on pairs; the folder of the model."""
+    if not folder.exists():
+        run(
+            "evaluate",
+            "probe",
+            "--model=embedded:smollm2",
+            f"--layers={LAYERS}",
+            f"--fit={pairs}",
+            f"--output={folder}",
+        )
+    return folder
+
+
+def evaluate(command: str, folder: Path, data: Path, *arguments: str) -> Path:
+    """One evaluation; the folder of the run."""
+    if not (folder / "result.json").exists():
+        run("evaluate", command, f"--data={data}", f"--output={folder}", *arguments)
+    return folder
+
+
+def head(path: Path, source: Path, count: int) -> Path:
+    """The first rows of a file of JSON lines."""
+    if not path.exists():
+        with source.open() as file:
+            path.write_text("".join(itertools.islice(file, count)))
+    return path
+
+
+def pairs_file(path: Path, dataset: Path, count: int) -> Path:
+    """The first pairs of a synthesised data set as JSON lines; its rows are shuffled."""
+    import datasets
+
+    if not path.exists():
+        found = datasets.load_dataset(str(dataset), split=f"train[:{count}]")
+        found.to_json(str(path))
+    return path
+
+
+def table(workdir: Path, data: Path | None, steps: int) -> list[Path]:
+    """The runs of docs/evaluate.md."""
+    run("quickstart", "--workdir", workdir / "quickstart")
+    quickstart = workdir / "quickstart"
+    of_bfcl = ensure_pairs(quickstart / "pairs")
+    first = f"--model=quickstart={quickstart / 'model' / 'export'}"
+    likelihood = "--likelihood=log-likelihood=embedded:smollm2"
+    if data is None:
+        fitted = f"--model=probe={probe(workdir / 'probe_bfcl', of_bfcl.train)}"
+        folder = workdir / "heldout"
+        options = (first, fitted, likelihood, f"--fit={of_bfcl.train}")
+        return [evaluate("pairs", folder, of_bfcl.heldout, *options)]
+    dataset = synthesise(workdir, data, "both")
+    fit_on = pairs_file(workdir / "probe_pairs.jsonl", dataset, PROBE_PAIRS)
+    heldout = head(workdir / "heldout.jsonl", of_bfcl.heldout, HELDOUT_ROWS)
+    trained = train(workdir / f"both-{steps}", dataset, heldout, steps)
+    fitted = probe(workdir / "probe", fit_on)
+    others = (f"--model=synthesised={trained}", f"--model=probe={fitted}", likelihood)
+    options = (*others, f"--fit={fit_on}")
+    runs = []
+    for command, file in (("fc-reward-bench", "fcrb_dev"), ("best-of-n", "pools_dev")):
+        path = data / "eval" / f"{file}.jsonl.gz"
+        runs.append(evaluate(command, workdir / file, path, *options))
+        unseen = workdir / f"{file}_unseen_by_quickstart"
+        runs.append(evaluate(command, unseen, path, first, f"--fit={of_bfcl.train}"))
+    return runs
+
+
+def study(workdir: Path, data: Path, steps: int) -> list[Path]:
+    """The run of docs/synth.md."""
+    of_bfcl = ensure_pairs(workdir / "quickstart" / "pairs")
+    heldout = head(workdir / "heldout.jsonl", of_bfcl.heldout, HELDOUT_ROWS)
+    wanted = [("both", steps // part) for part in SIZES]
+    wanted += [(mix, steps // 2) for mix in MIXES[1:]]
+    models = []
+    for mix, count in wanted:
+        dataset = synthesise(workdir, data, mix)
+        name = f"{mix}-{count}"
+        models.append(f"--model={name}={train(workdir / name, dataset, heldout, count)}")
+    fit_on = pairs_file(workdir / "probe_pairs.jsonl", workdir / "both" / "dataset", PROBE_PAIRS)
+    models.append(f"--model=probe={probe(workdir / 'probe', fit_on)}")
+    path = data / "eval" / "fcrb_dev.jsonl.gz"
+    options = (*models, f"--fit={fit_on}")
+    return [evaluate("fc-reward-bench", workdir / f"study-{steps}", path, *options)]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("table", "study"))
+    parser.add_argument("--workdir", type=Path, default=Path("runs/reward_models"))
+    parser.add_argument("--steps", type=int, default=320, help="of 4,096 tokens (default 320)")
+    args = parser.parse_args()
+    root = os.environ.get("TOOLRM_DATA")
+    data = Path(root) / "data" if root else None
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    if args.what == "table":
+        runs = table(args.workdir, data, args.steps)
+    elif data is None:
+        parser.error("study needs data: set TOOLRM_DATA")
+    else:
+        runs = study(args.workdir, data, args.steps)
+    page = args.workdir / f"{args.what}.html"
+    run("evaluate", "report", *runs, f"--output={page}")
+
+
+if __name__ == "__main__":
+    main()
