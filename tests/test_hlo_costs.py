@@ -1,5 +1,7 @@
 """Counting what a compiled program does: on programs whose cost is known beforehand."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +12,14 @@ from jax.sharding import PartitionSpec as P
 
 from toolrm_jax.compilation_cache import compilation_cache_off
 from toolrm_jax.hlo import parse
-from toolrm_jax.hlo_costs import Collective, count, replica_groups
+from toolrm_jax.hlo_costs import Collective, count
+from toolrm_jax.hlo_groups import replica_groups
+from toolrm_jax.sharding import TPU_OPTIONS
 
 F32 = 4
 
 
-def compiled(function, *shapes, devices, specs=None):
+def compiled(function, *shapes, devices, specs=None, options=None):
     """The costs of a function of float32 arrays, compiled for some devices."""
     mesh = Mesh(np.asarray(devices), ("x",))
     specs = specs or [P()] * len(shapes)
@@ -24,7 +28,8 @@ def compiled(function, *shapes, devices, specs=None):
         for shape, spec in zip(shapes, specs, strict=True)
     ]
     with compilation_cache_off():
-        return count(parse(jax.jit(function).lower(*arrays).compile().as_text()))
+        program = jax.jit(function).lower(*arrays).compile(compiler_options=options)
+    return count(parse(program.as_text()))
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +150,66 @@ def test_a_gathered_weight_is_an_all_gather_of_the_whole(tpus):
     assert sum(costs.flops.values()) == 2 * 1024 * 1024 * 512  # of one chip
     # Float32 products at full precision are made of six bfloat16 ones.
     assert {work.slowdown for work in costs.work if work.flops} == {6.0}
+
+
+# --- Exchanges beside products --------------------------------------------------------------------
+
+
+def layers(devices):
+    """A scan over layers of two products, whose weights are gathered: costs with some options."""
+    N, whole = 2048, NamedSharding(Mesh(np.asarray(devices), ("x",)), P())
+
+    def forward(x, *weights):
+        def layer(x, ws):
+            first, second = (jax.lax.with_sharding_constraint(w, whole) for w in ws)
+            return jnp.tanh(jnp.tanh(x @ first) @ second), None
+
+        return jax.lax.scan(layer, x, weights)[0]
+
+    shapes = [(4 * N, N), (3, N, N), (3, N, N)]
+    specs = [P("x"), P(None, "x"), P(None, "x")]
+    return lambda options: compiled(forward, *shapes, devices=devices, specs=specs, options=options)
+
+
+def gathers(costs):
+    """(how often something is gathered, how often beside a product)"""
+    found = [
+        sum(times for exchange, times in counter.items() if exchange.kind == "all-gather")
+        for counter in (costs.collectives, costs.beside_products)
+    ]
+    return tuple(found)
+
+
+def test_a_gather_in_pieces_beside_products_is_one(tpus):
+    """Three layers of two weights; the second is gathered while the first is multiplied with."""
+    assert gathers(layers(tpus)(None)) == (6, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_weights_are_gathered_beside_products_on_every_generation(name):
+    """With the options that training sets; but for v5e it takes them."""
+    pytest.importorskip("libtpu", reason="libtpu, the TPU's compiler (extra: plan)")
+    from toolrm_jax.topology import open_topology
+
+    costs = layers(list(open_topology(name).devices))
+    assert gathers(costs(TPU_OPTIONS)) == (6, 3)
+    assert gathers(costs(None)) == ((6, 3) if name == "v5e:2x2" else (6, 0))
+
+
+def test_what_is_gathered_beside_a_product_is_read_and_written_once():
+    # What libtpu writes for a gather [4, 256] -> [16, 256], with its arrays in HBM; shortened.
+    text = (Path(__file__).parent / "gather_beside_product.hlo").read_text()
+    costs = count(parse(text))
+    gather = Collective("all-gather", ((0, 1, 2, 3),), 16 * 256 * F32)
+    assert dict(costs.collectives) == dict(costs.beside_products) == {gather: 1}
+    product = (8 * 256 + 256 * 32 + 8 * 32) * F32
+    moved = (4 + 16) * 256 * F32
+    assert costs.hbm_bytes == {"products": product, "collectives": moved}
+    assert [work.kind for work in costs.work if not work.beside] == ["products"]
+
+
+# --- Groups and branches --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from toolrm_jax.attention import padded, row_attention, visible
+from toolrm_jax.sharding import platform
 
 Array = jax.Array
 
@@ -29,17 +30,11 @@ _BLOCK = 512
 _LANES = 128  # sizes that a TPU's kernel takes are multiples of it
 
 
-def _platform() -> str:
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device is not None else jax.default_backend()
-
-
 def kernel(name: str = "auto") -> Callable[..., Array]:
     """Row attention by name: "plain", "splash" (interpreted where there is no TPU), "cudnn", or
     "auto", which goes by the devices of the current mesh."""
-    platform = _platform()
     if name == "auto":
-        name = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(platform, "plain")
+        name = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(platform(), "plain")
     return KERNELS[name]
 
 
@@ -97,7 +92,7 @@ def _splash_kernel(mask_QS: Array) -> Callable[..., Array]:
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name="attention",
-        interpret=_platform() != "tpu",
+        interpret=platform() != "tpu",
     )
     # Inside of jit, jax 0.10 makes a traced array of this flag, and then asks for its value.
     made.fwd_mask_info = made.fwd_mask_info._replace(is_dynamic_mask=True)

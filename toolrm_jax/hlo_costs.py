@@ -10,6 +10,12 @@ with a constant), kernels by a formula (`KERNELS`), and a conditional by its dea
 FLOPs are those of matrix products and of the kernels; what the vector unit does shows as the memory
 traffic of its operations. Traffic is what an operation reads and writes in the chip's main memory:
 of a stack that is sliced, the slice; of what the compiler keeps in VMEM, nothing.
+
+A TPU gathers beside computation in a chain of operations, each of which names the exchange:
+
+    async-collective-start -> products that carry it on, in fusions with it -> async-collective-done
+
+It is one exchange, and its array is read and written once, where it begins.
 """
 
 import collections
@@ -19,6 +25,8 @@ import re
 from collections.abc import Callable
 
 from toolrm_jax.hlo import Computation, Instruction, Program, Shape
+from toolrm_jax.hlo_groups import replica_groups
+from toolrm_jax.hlo_loops import trip_count
 
 # Instructions that move no data, or whose data the instruction that they belong to counts.
 _FREE = frozenset(
@@ -64,6 +72,10 @@ class Costs:
     collectives: collections.Counter[Collective] = dataclasses.field(
         default_factory=collections.Counter
     )
+    # Of these, during which products are computed, as the compiler has scheduled it.
+    beside_products: collections.Counter[Collective] = dataclasses.field(
+        default_factory=collections.Counter
+    )
     loops: list[tuple[str, int]] = dataclasses.field(default_factory=list)  # where from, trips
     kept_bytes: float = 0.0  # what the forward pass's loop over layers stores for the backward one
     warnings: list[str] = dataclasses.field(default_factory=list)
@@ -99,6 +111,7 @@ class _Counter:
 
     def run(self, computation: Computation, times: int) -> None:
         """Counts a computation whose instructions are carried out one by one."""
+        under_way = _UnderWay({})
         for instruction in computation.instructions.values():
             if instruction.opcode == "while":
                 self._loop(computation, instruction, times)
@@ -107,8 +120,10 @@ class _Counter:
             elif instruction.opcode in ("call", "async-start"):
                 for name in instruction.called("to_apply") + instruction.called("calls"):
                     self.run(self.program.computations[name], times)
-            elif instruction.opcode not in _FREE and not instruction.opcode.endswith("-done"):
-                self._operation(computation, instruction, times)
+            elif instruction.opcode.endswith("-done"):
+                under_way.end(instruction.operands[0])
+            elif instruction.opcode not in _FREE:
+                self._operation(computation, instruction, times, under_way)
 
     def _loop(self, computation: Computation, loop: Instruction, times: int) -> None:
         body = self.program.computations[loop.called("body")[0]]
@@ -133,10 +148,13 @@ class _Counter:
         costs = max(counted, key=lambda c: (sum(c.flops.values()), sum(c.hbm_bytes.values())))
         self.costs.work += costs.work
         self.costs.collectives += costs.collectives
+        self.costs.beside_products += costs.beside_products
 
-    def _operation(self, computation: Computation, one: Instruction, times: int) -> None:
+    def _operation(
+        self, computation: Computation, one: Instruction, times: int, under_way: "_UnderWay"
+    ) -> None:
         inside = self._inside(computation, one)
-        for collective in self._exchanges(inside):
+        for collective in self._exchanges(inside, under_way):
             self.costs.collectives[collective] += times
         flops, slowdown, kind = 0.0, 1.0, "elementwise"
         if one.opcode.startswith("copy") or one.opcode.endswith("slice-start"):
@@ -150,7 +168,9 @@ class _Counter:
                 kind = "kernels" if library else "products"
                 slowdown = 6.0 if _is_exact_float32(holder, instruction) else slowdown
             flops += found
-        if _collective_kind(one):
+        for collective in under_way.met() if flops else ():
+            self.costs.beside_products[collective] += times
+        if _collective_kind(one) or any(_chain_end(each) for _, each in inside):
             kind = "collectives"
         phase = _phase(one, inside)
         beside = kind == "collectives" or one.opcode.endswith("-start")
@@ -198,11 +218,17 @@ class _Counter:
     def _bytes(self, computation: Computation, one: Instruction) -> float:
         if one.opcode == "fusion":
             called = self.program.computations[one.called("calls")[0]]
+            if (end := _chain_end(called.instructions[called.root])) == "Done":
+                return 0.0
+            if end == "Start":  # -> (what is sent, the whole, flags ...)
+                return sum(map(_traffic, one.shapes[:2]))
+            handed_on = _handed_on(called)
             read = sum(
                 _main(_operand(computation, one, number)) and self._read(called, name)
                 for number, name in called.parameters().items()
+                if name not in handed_on
             )
-            return read + self._written(called, one.shapes)
+            return read + self._written(called, one.shapes, handed_on)
         if one.opcode == "custom-call" and "AllocateBuffer" in one.attributes:
             return 0.0
         operands = [_operand(computation, one, i) for i in range(len(one.operands))]
@@ -235,13 +261,15 @@ class _Counter:
                 return whole
         return min(read, whole)
 
-    def _written(self, called: Computation, outputs: tuple[Shape, ...]) -> float:
+    def _written(
+        self, called: Computation, outputs: tuple[Shape, ...], handed_on: set[str]
+    ) -> float:
         root = called.instructions[called.root]
         parts = root.operands if root.opcode == "tuple" else (root.name,)
         if len(parts) != len(outputs):
             return sum(map(_traffic, outputs))
         return sum(
-            self._update(called, name) if _main(shape) else 0.0
+            self._update(called, name) if _main(shape) and name not in handed_on else 0.0
             for name, shape in zip(parts, outputs, strict=True)
         )
 
@@ -261,28 +289,84 @@ class _Counter:
 
     # --- between chips ------------------------------------------------------------------------
 
-    def _exchanges(self, inside: list[tuple[Computation, Instruction]]) -> list[Collective]:
+    def _exchanges(
+        self, inside: list[tuple[Computation, Instruction]], under_way: "_UnderWay"
+    ) -> list[Collective]:
         found = []
         for computation, one in inside:
-            kind = _collective_kind(one)
-            if kind is None:
-                continue
-            given = sum(_operand(computation, one, i).bytes for i in range(len(one.operands)))
-            users = computation.users(one.name)
-            # A TPU's reduce-scatter is an all-reduce, fused with the slice that a chip keeps of it.
-            if kind == "all-reduce" and users and all(u.opcode == "dynamic-slice" for u in users):
-                kind = "reduce-scatter"
-            groups = replica_groups(one.attributes)
-            if kind == "all-gather":
-                given *= len(groups[0]) if groups else 1
-                given = given or sum(shape.bytes for shape in one.shapes)
-            found.append(Collective(kind, groups, given))
+            if (kind := _collective_kind(one)) is not None and not under_way.has(one):
+                found.append(self._exchange(computation, one, kind))
+                under_way.begin(one, found[-1])
+        for _, one in inside:
+            if _chain_end(one) == "Done":
+                under_way.end(*filter(None, (_chain_link(each) for _, each in inside)))
         return found
+
+    def _exchange(self, computation: Computation, one: Instruction, kind: str) -> Collective:
+        given = sum(_operand(computation, one, i).bytes for i in range(len(one.operands)))
+        users = computation.users(one.name)
+        # A TPU's reduce-scatter is an all-reduce, fused with the slice that a chip keeps of it.
+        if kind == "all-reduce" and users and all(u.opcode == "dynamic-slice" for u in users):
+            kind = "reduce-scatter"
+        groups = replica_groups(one.attributes)
+        if kind == "all-gather":
+            given *= len(groups[0]) if groups else 1
+            given = given or sum(shape.bytes for shape in one.shapes)
+        return Collective(kind, groups, given)
+
+
+@dataclasses.dataclass
+class _UnderWay:
+    """Exchanges of one computation that have begun; those not ended, nor met by a product yet."""
+
+    begun: dict[str, list[Collective]]
+
+    def has(self, one: Instruction) -> bool:
+        """Whether it carries on what has begun."""
+        return _chain_link(one) in self.begun
+
+    def begin(self, one: Instruction, exchange: Collective) -> None:
+        """Notes it, unless it is over with this operation."""
+        link = _chain_link(one) or (one.name if one.opcode.endswith("-start") else None)
+        if link is not None:
+            self.begun[link] = [exchange]
+
+    def end(self, *links: str) -> None:
+        """Products met from here on do not count."""
+        for link in links:
+            if link in self.begun:
+                self.begun[link] = []
+
+    def met(self) -> list[Collective]:
+        """Those that a product is computed beside, each once."""
+        met = [exchange for exchanges in self.begun.values() for exchange in exchanges]
+        self.end(*self.begun)
+        return met
 
 
 def _collective_kind(one: Instruction) -> str | None:
     name = one.opcode.removesuffix("-start")
     return name if name in COLLECTIVES else None
+
+
+def _chain_link(one: Instruction) -> str | None:
+    """The exchange, if it is one that a chain of operations carries out."""
+    found = re.search(r"channel_id=(\d+).*\bchain_id=", one.attributes)
+    return found[1] if found else None
+
+
+def _chain_end(one: Instruction) -> str | None:
+    """ "Start" or "Done" of such a chain."""
+    found = re.search(r'custom_call_target="AsyncCollective(Start|Done)"', one.attributes)
+    return found[1] if found else None
+
+
+def _handed_on(called: Computation) -> set[str]:
+    """Of a fusion that carries an exchange on: its array and flags, which stay where they are."""
+    links = {one.name for one in called.instructions.values() if _chain_link(one)}
+    parameters = set(called.parameters().values())
+    handed_on = set(called.instructions[called.root].operands) & (parameters | links)
+    return handed_on if links else set()
 
 
 def _operand(computation: Computation, one: Instruction, number: int) -> Shape:
@@ -333,60 +417,6 @@ def _stacked_bytes(body: Computation, trips: int) -> float:
     return total
 
 
-# --- loops ----------------------------------------------------------------------------------------
-
-
-def trip_count(program: Program, computation: Computation, loop: Instruction) -> int | None:
-    """How often a loop runs; None where its condition is not a counter against a constant."""
-    known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.attributes)
-    if known:
-        return int(known[1])
-    condition = program.computations[loop.called("condition")[0]]
-    compare = condition.instructions[condition.root]
-    if compare.opcode == "fusion":  # of the comparison alone
-        inner = program.computations[compare.called("calls")[0]]
-        test = inner.instructions[inner.root]
-        names = [compare.operands[int(inner.instructions[o].text)] for o in test.operands
-                 if inner.instructions[o].opcode == "parameter"]  # fmt: skip
-        direction = test.attributes
-    else:
-        names, direction = list(compare.operands), compare.attributes
-    sides = [condition.instructions[name] for name in names]
-    bounds = [int(side.text) for side in sides if side.opcode == "constant"]
-    counters = [side for side in sides if side.opcode == "get-tuple-element"]
-    if len(bounds) != 1 or len(counters) != 1 or "direction=LT" not in direction:
-        return None
-    indices = re.findall(r"index=(\d+)", counters[0].attributes)
-    if len(indices) != 1:
-        return None
-    number = int(indices[0])
-    start = _start(computation, loop, number)
-    step = _step(program.computations[loop.called("body")[0]], number)
-    return max(0, math.ceil((bounds[0] - start) / step))
-
-
-def _start(computation: Computation, loop: Instruction, number: int) -> int:
-    """The counter's first value; 0 where it is not in sight (a scan's always is 0)."""
-    one = computation.instructions[loop.operands[0]]
-    if one.opcode == "tuple":
-        one = computation.instructions[one.operands[number]]
-    while one.opcode in ("copy", "bitcast", "convert") and one.operands:
-        one = computation.instructions[one.operands[0]]
-    return int(one.text) if one.opcode == "constant" and re.fullmatch(r"-?\d+", one.text) else 0
-
-
-def _step(body: Computation, number: int) -> int:
-    """By what the counter grows; 1 where it is not in sight."""
-    root = body.instructions[body.root]
-    one = body.instructions[root.operands[number]] if root.opcode == "tuple" else root
-    if one.opcode == "add":
-        for name in one.operands:
-            other = body.instructions[name]
-            if other.opcode == "constant" and re.fullmatch(r"\d+", other.text):
-                return max(1, int(other.text))
-    return 1
-
-
 # --- convolutions, as which a TPU's compiler writes products --------------------------------------
 
 
@@ -419,53 +449,6 @@ def _meetings(fields: dict[str, str], axis: int, size: int, kernel: int, out: in
     last = (size - 1) * dilate
     positions = (o * stride + k * kernel_dilate - low for o in range(out) for k in range(kernel))
     return sum(0 <= at <= last and at % dilate == 0 for at in positions)
-
-
-# --- groups of devices ----------------------------------------------------------------------------
-
-
-def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
-    """The groups that exchange with each other, in any of the forms in which HLO writes them.
-
-    {{0,1},{2,3}}    [2,2]<=[4]    [2,2]<=[2,2]T(1,0)    mesh['a'=2,'b'=2] {'b'}
-    """
-    found = re.search(r"(?:replica_groups|source_target_pairs)=(\{\{.*?\}\})", attributes)
-    if found:
-        return tuple(
-            tuple(int(n) for n in group.split(","))
-            for group in re.findall(r"\{([\d,]+)\}", found[1])
-        )
-    found = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
-    if found:
-        shape, dims = _numbers(found[1]), _numbers(found[2])
-        order = _numbers(found[3]) if found[3] else tuple(range(len(dims)))
-        return _cut(_transposed(dims, order), shape[-1])
-    found = re.search(r"replica_groups=mesh\[([^\]]*)\](?:\([^)]*\))? *\{([^}]*)\}", attributes)
-    if found:
-        axes = re.findall(r"'([^']*)'=(\d+)", found[1])
-        chosen = re.findall(r"'([^']*)'", found[2])
-        names, dims = [name for name, _ in axes], tuple(int(size) for _, size in axes)
-        last = [names.index(name) for name in chosen]
-        order = (*(n for n in range(len(dims)) if n not in last), *last)
-        return _cut(_transposed(dims, order), math.prod(dims[n] for n in last))
-    return ()
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
-
-
-def _transposed(dims: tuple[int, ...], order: tuple[int, ...]) -> list[int]:
-    """0, 1, ... in an array of these dimensions, read with its axes in another order."""
-    strides = [math.prod(dims[n + 1 :]) for n in range(len(dims))]
-    numbers = [0]
-    for axis in order:
-        numbers = [base + at * strides[axis] for base in numbers for at in range(dims[axis])]
-    return numbers
-
-
-def _cut(numbers: list[int], size: int) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(numbers[start : start + size]) for start in range(0, len(numbers), size))
 
 
 # --- kernels --------------------------------------------------------------------------------------

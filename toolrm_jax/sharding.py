@@ -201,6 +201,25 @@ def gather_weight(w: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     return jax.sharding.reshard(w.astype(dtype), whole)
 
 
+def platform() -> str:
+    """Of the current mesh's devices, which may be absent ones to compile for: "tpu", "cpu", ..."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
+# XLA gathers weights beside the products before them where both are asked for; unasked, it did so
+# for v5e alone (libtpu 0.0.42), and v5p and v6e waited for each gather.
+TPU_OPTIONS = {
+    "xla_enable_async_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+}
+
+
+def compiler_options() -> dict[str, str] | None:
+    """Options for programs that gather weights, by the devices of the current mesh."""
+    return TPU_OPTIONS if platform() == "tpu" else None
+
+
 def on_mesh(tree: Any, mesh: Mesh) -> Any:
     """Abstract arrays traced under `mesh`, as ShapeDtypeStructs laid out on its devices."""
 

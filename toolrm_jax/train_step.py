@@ -16,7 +16,7 @@ import optax
 from toolrm_jax.batch import Batch
 from toolrm_jax.loss import PairSums, describe, pair_sums
 from toolrm_jax.model import Forward, Params
-from toolrm_jax.sharding import on_mesh
+from toolrm_jax.sharding import compiler_options, on_mesh
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +44,8 @@ def abstract_state(
 
 
 def make_train_step(forward: Forward, optimizer: optax.GradientTransformation, eta: float):
-    """Returns the jitted `train_step`; the state is donated."""
+    """Returns the jitted `train_step`, for the devices of the current mesh; the state is
+    donated."""
 
     def micro_step(params: Params, batch: Batch) -> tuple[PairSums, Params]:
         def loss(params):
@@ -54,7 +55,7 @@ def make_train_step(forward: Forward, optimizer: optax.GradientTransformation, e
         gradients, sums = jax.grad(loss, has_aux=True)(params)
         return sums, gradients
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
     def train_step(state: TrainState, batches: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         def add(total, batch):
             return jax.tree.map(jnp.add, total, micro_step(state.params, batch)), None
