@@ -8,9 +8,9 @@ The recipe is that of arXiv:2509.11963: see `toolrm_jax/paper_config.py`. Planne
 `python -m toolrm_jax.plan` (docs/plan.md): memory a chip, and between two bounds the tokens/s and
 the hours of an epoch of 180,000 pairs, in rows of 4,096 tokens:
 
-    v5p:2x2x1                    83.1 of 95.0 GiB, 31-37k tokens/s, 1.4-1.6 h
-    v6e:2x4, model.remat=full    21.4 of 31.2 GiB, 67-99k tokens/s, 0.5-0.8 h
-    v5e:4x4, model.remat=full    12.0 of 15.8 GiB, 26-48k tokens/s, 1.0-1.9 h
+    v5p:2x2x1                    83.8 of 95.0 GiB, 31-37k tokens/s, 1.4-1.6 h
+    v6e:2x4, model.remat=full    23.4 of 31.2 GiB, 67-100k tokens/s, 0.5-0.7 h
+    v5e:4x4, model.remat=full    12.0 of 15.8 GiB, 35-52k tokens/s, 1.0-1.4 h
     h100:8                       35.5 of 72.8 GiB, 109-132k tokens/s, 0.4-0.5 h
 """
 

@@ -22,8 +22,8 @@
 #   --dry-run            print the JobSet and the commands, and do nothing
 #   -- field ...         for the training: --config.data.train=gs://bucket/train.jsonl
 #
-# Predicted (toolrm_jax.plan, configs/14b.py on v5p:2x2x4): 36.0 of 95 GiB a chip; 0.76 to 1.17
-# hours an epoch of 180,000 pairs, 65,900 to 42,700 tokens/s.
+# Predicted (toolrm_jax.plan, configs/14b.py on v5p:2x2x4): 36.8 of 95 GiB a chip; 0.76 to 1.17
+# hours an epoch of 180,000 pairs, 65,600 to 42,600 tokens/s.
 #
 # example: launch/gke.sh apply --image us-docker.pkg.dev/project/rm/toolrm:tpu --workdir gs://b/rm \
 #   -- --config.data.train=gs://b/train.jsonl --config.data.heldout=gs://b/heldout.jsonl

@@ -34,8 +34,8 @@
 # HF_TOKEN, where it is set here, is copied to the hosts as a file that only its owner reads; it
 # stands in no command line and no log. Data and weights may be gs:// paths.
 #
-# Predicted (toolrm_jax.plan, configs/14b.py on v5p:2x2x4): 36.0 of 95 GiB a chip; 0.76 to 1.17
-# hours an epoch of 180,000 pairs, 65,900 to 42,700 tokens/s.
+# Predicted (toolrm_jax.plan, configs/14b.py on v5p:2x2x4): 36.8 of 95 GiB a chip; 0.76 to 1.17
+# hours an epoch of 180,000 pairs, 65,600 to 42,600 tokens/s.
 #
 # example: launch/tpu_pod.sh up --name rm --zone us-east5-a --spot --workdir gs://b/rm \
 #   -- --config.data.train=gs://b/train.jsonl --config.data.heldout=gs://b/heldout.jsonl

@@ -1,4 +1,6 @@
-"""Makes the table of plans in docs/plan.md, and docs/plans.json, from the configs.
+"""Makes the table of plans in docs/plan.md, docs/plans.json and the lines in the configs'
+docstrings, from the configs. What the headers of launch/ say of the 14B is changed by hand; a test
+compares.
 
     python tools/plan_table.py              # all that this machine has compilers for: an hour
     python tools/plan_table.py 14b v5p      # those whose key has all of these words
@@ -8,6 +10,7 @@ A plan is kept under its key, "14b v5p:2x2x4"; the others stay as they are.
 
 import dataclasses
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -80,7 +83,7 @@ ENTRIES = (
 
 
 def write(plans: dict[str, Any]) -> None:
-    """Both files; the table in the order of the entries."""
+    """Both files; the table in the order of the entries. And the lines of the docstrings."""
     order = {entry.key: number for number, entry in enumerate(ENTRIES)}
     plans = {key: plans[key] for key in order if key in plans}
     write_text(PLANS, json.dumps(plans, indent=1) + "\n")
@@ -89,6 +92,16 @@ def write(plans: dict[str, Any]) -> None:
     text = DOCS.read_text()
     before, after = text.split(START)[0], text.split(END)[1]
     write_text(DOCS, f"{before}{START}\n{table}\n{END}{after}")
+    for plan in shown:
+        if plan["what"] == "training step":
+            write_line(ROOT / plan["config"], line(plan))
+
+
+def write_line(file: Path, new: str) -> None:
+    """Puts it in the place of the one about the same topology."""
+    topology = new[: new.index("  ")]
+    old = re.compile(rf"^    {re.escape(topology)}  .*$", re.MULTILINE)
+    write_text(file, old.sub(lambda _: f"    {new}", file.read_text()))
 
 
 def line(plan: dict[str, Any]) -> str:
