@@ -12,6 +12,7 @@ import tiny
 from training_processes import RUN, TOLD, finish, start_two
 
 from toolrm_jax import training_run
+from toolrm_jax.metrics_log import MetricsLog
 from toolrm_jax.train import train
 
 # As in test_train, so that nothing is compiled anew.
@@ -105,6 +106,22 @@ def test_a_disk_that_is_full_for_a_while_does_not_end_the_run(toy, small_disk, m
     assert kept == ["20", "22", "24"]  # the best one, and the newest
     lines = tiny.metrics(workdir, "checkpoint")
     assert [(line["step"], line["failures"]) for line in lines] == [(8, 1), (10, 2)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_costs_points_of_the_board_and_holds_up_nothing(small_disk):
+    values = {f"figure {number}": 0.5 for number in range(200)}
+    log = MetricsLog(small_disk, 0, 3)
+    for step in (1, 2, 3):
+        if step == 2:
+            (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+        log.write(step, "train", values)
+        if step == 2:
+            (small_disk / "filler").unlink()
+    log.close()
+    assert [line["step"] for line in tiny.metrics(small_disk)] == [1, 2, 3]
+    shown = {step for _, step in tiny.board(small_disk)}
+    assert {1, 3} <= shown
 
 
 # The writer of one process of two fails at step 4.

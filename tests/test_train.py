@@ -6,14 +6,12 @@ import io
 import json
 import re
 import shutil
-import struct
 
 import jax
 import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
-from tensorboardX.proto import event_pb2
 
 from toolrm_jax import pair_scores, run_inputs
 from toolrm_jax.batch import RowShape
@@ -143,14 +141,7 @@ def test_metrics_are_logged_each_step_and_each_evaluation(finished):
 
 def test_tensorboard_shows_the_same_numbers(finished):
     workdir, _, _ = finished
-    shown = {}
-    for path in (workdir / "tensorboard").iterdir():
-        data, at = path.read_bytes(), 0
-        while at < len(data):  # records: length, checksum, event, checksum
-            (length,) = struct.unpack_from("<Q", data, at)
-            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
-            shown |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
-            at += 16 + length
+    shown = tiny.board(workdir)
     for line in tiny.metrics(workdir):
         for name in ("loss", "padding_share", "reward_std", *tiny.RATES):
             assert shown[f"train/{name}", line["step"]] == pytest.approx(line[name])

@@ -10,6 +10,7 @@ Right answers name the tool that was asked for and copy the city; wrong ones do 
 import functools
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from processes import without_torch
 from safetensors.numpy import load_file, save_file
+from tensorboardX.proto import event_pb2
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
@@ -264,3 +266,18 @@ def metrics(workdir: Path, split: str = "train") -> list[dict]:
     """The lines of metrics.jsonl of one split."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [line for line in map(json.loads, lines) if line["split"] == split]
+
+
+def board(workdir: Path) -> dict[tuple[str, int], float]:
+    """The values that TensorBoard shows, by tag and step."""
+    shown = {}
+    for path in (workdir / "tensorboard").iterdir():
+        data, at = path.read_bytes(), 0
+        while len(data) - at >= 16:  # records: length, checksum, event, checksum
+            (length,) = struct.unpack_from("<Q", data, at)
+            if at + 16 + length > len(data):  # cut off, where the disk was full
+                break
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
+            shown |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            at += 16 + length
+    return shown

@@ -8,6 +8,7 @@ and stored anew when `share` is called, when they are closed, and once a minute 
 that fails meanwhile does not end the run: it is said, and tried again.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -15,7 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from toolrm_jax.output_folder import is_full_disk
 from toolrm_jax.paths import as_path, is_remote
@@ -46,7 +49,7 @@ class MetricsLog:
         self._folder, self._path = folder, folder / "metrics.jsonl"
         self._forget_after(start, steps)
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._board = _Board(folder / "tensorboard", start)
 
     def _forget_after(self, start: int, steps: int) -> None:
         if not self._path.exists():
@@ -77,8 +80,9 @@ class MetricsLog:
             if not is_full_disk(error):
                 raise
             # The line waits in memory for the next flush: a checkpoint may hold the room just now.
-        for name, value in values.items():
-            self._board.add_scalar(f"{split}/{name.replace(' ', '_')}", value, step)
+        self._board.write(
+            step, {f"{split}/{name.replace(' ', '_')}": x for name, x in values.items()}
+        )
         if time.monotonic() - self._shared > _SHARE_SECONDS:
             self.share()
 
@@ -93,7 +97,6 @@ class MetricsLog:
         self._shared = time.monotonic()
 
     def _store(self) -> None:
-        self._board.flush()
         for file in (path for path in self._folder.rglob("*") if path.is_file()):
             name = str(file.relative_to(self._folder))
             (self._workdir / name).write_bytes(file.read_bytes())
@@ -106,3 +109,53 @@ class MetricsLog:
             self.share()
             if self._scratch is not None:
                 self._scratch.cleanup()
+
+
+class _Board:
+    """TensorBoard's event files, on disk when `write` returns.
+
+    tensorboardX's SummaryWriter writes in a thread, which ends where the disk is full; what then
+    adds to its queue waits for ever. Here such values are left out (metrics.jsonl has them), and
+    the next ones go to a new file.
+    """
+
+    def __init__(self, folder: Path, start: int):
+        self._folder, self._number = folder, 0
+        self._file: EventsWriter | None = None
+        # Not shown any longer is what an earlier run wrote of the steps from here on.
+        begin = SessionLog(status=SessionLog.START)
+        self._waiting = [Event(step=start + 1, session_log=begin)]
+        self._write()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Adds the values of a step."""
+        summary = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._waiting.append(Event(step=step, summary=Summary(value=summary)))
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            if self._file is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                # A name of its own, so that nothing that is there is overwritten.
+                suffix = f".{os.getpid()}.{self._number}"
+                self._file = EventsWriter(str(self._folder / "events"), suffix)
+                self._number += 1
+            for event in self._waiting:
+                event.wall_time = time.time()
+                self._file.write_event(event)
+            self._file.flush()
+        except OSError as error:
+            self.close()
+            if not is_full_disk(error):
+                raise
+            self._waiting = [event for event in self._waiting if event.HasField("session_log")]
+        else:
+            self._waiting = []
+
+    def close(self) -> None:
+        """What is not on disk by now is left out."""
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
