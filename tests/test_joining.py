@@ -28,17 +28,29 @@ def test_a_workdir_that_the_processes_do_not_share_is_refused(toy):
     assert list((toy / "of-0").iterdir()) == []
 
 
+def refused(toy, *changes):
+    """What both processes say, of which the second starts with these changes."""
+    both = [
+        tiny.start(tiny.command(toy, toy / "differing", **RUN | given), 1, **each)
+        for given, each in zip(({}, *changes), joined(2), strict=True)
+    ]
+    return [finish(process, code=1, timeout=100) for process in both]
+
+
 def test_processes_with_other_rows_are_refused(toy, tmp_path):
     rows = [json.loads(line) for line in (toy / "train.jsonl").read_text().splitlines()]
     other = tiny.write_lines(tmp_path / "train.jsonl", rows[::-1][:30])
-    sides = ({}, {"data.train": str(other)})
-    both = [
-        tiny.start(tiny.command(toy, toy / "differing", **RUN | changes), 1, **each)
-        for changes, each in zip(sides, joined(2), strict=True)
-    ]
-    for process in both:
-        output = finish(process, code=1, timeout=100)
-        assert "error: The processes [1] have other fields, another model, or other rows" in output
+    for output in refused(toy, {"data.train": str(other)}):
+        assert "beside process 0, process 1 has another model, or other rows in data" in output
+
+
+def test_processes_with_other_fields_are_refused_by_name(toy):
+    """One that saves at other steps would wait for the others while they wait for it."""
+    for output in refused(toy, {"train.checkpoint_every": 7}):
+        assert (
+            f"process 1 has train.checkpoint_every=7 and not {RUN['train.checkpoint_every']}"
+            in output
+        )
 
 
 # On a TPU VM of one host, JAX's own service takes the notice, from before there is a step.

@@ -205,17 +205,34 @@ def refuse_other_run(saved: dict[str, Any], meta: dict[str, Any], workdir: epath
         )
 
 
+# What each process of a run may have for itself: where it finds things, and how it reads them.
+_OWN = ("data.train", "data.heldout", "data.workers", "profile_steps", "train.compilation_cache")
+
+
 def refuse_differing(meta: dict[str, Any], steps: int) -> None:
-    """Raises where the processes of a run would not train the same; all must take part."""
-    config = {name: x for name, x in _flat(meta["config"]).items() if name not in _FREE}
-    about = json.dumps([meta | {"config": config}, steps], sort_keys=True)
-    told = Exchange("run").gather(hashlib.sha256(about.encode()).hexdigest())
-    others = [process for process, digest in enumerate(told) if digest != told[0]]
-    if others:
+    """Raises where the processes of a run would not do the same, and wait for each other for ever;
+    all must take part."""
+    fields = {name: x for name, x in _flat(meta["config"]).items() if name not in _OWN}
+    rest = json.dumps([meta | {"config": None}, steps], sort_keys=True)
+    about = json.dumps([fields, hashlib.sha256(rest.encode()).hexdigest()])
+    (first, digest), *others = map(json.loads, Exchange("run").gather(about))
+    problems = []
+    for process, (mine, digest_of_mine) in enumerate(others, 1):
+        changes = [
+            f"{name}={mine.get(name)!r} and not {first.get(name)!r}"
+            for name in sorted(first.keys() | mine.keys())
+            if first.get(name) != mine.get(name)
+        ]
+        if changes or digest_of_mine != digest:
+            what = (
+                ", ".join(changes) or "another model, or other rows in data.train or data.heldout"
+            )
+            problems.append(f"process {process} has {what}")
+    if problems:
         raise TrainingError(
-            f"The processes {others} have other fields, another model, or other rows in data.train "
-            f"or data.heldout than process 0. Start all with the same command, and give files that "
-            f"are the same on all machines, or gs://bucket/file."
+            f"The processes would not train the same: beside process 0, {'; '.join(problems)}. "
+            f"Start all with the same command, and give files that are the same on all machines, "
+            f"or gs://bucket/file."
         )
 
 
