@@ -59,6 +59,7 @@ loop() {
         fi
         echo "training ended with status $ended: started again in $pause_seconds s"
         sleep "$pause_seconds"
+        if [[ -e $stopping ]]; then break; fi
     done
     echo "training ended with status $ended"
     echo "ended $ended" >"$state.partial" && mv "$state.partial" "$state"
@@ -74,6 +75,8 @@ stop() {
     touch "$stopping"
     if [[ -f $pid_file ]] && kill -TERM "$(<"$pid_file")" 2>/dev/null; then
         echo "asked to save and end"
+    elif ! flock --nonblock "$lock" true; then
+        echo "between two starts: it is not started again"
     else
         echo "nothing is running"
     fi

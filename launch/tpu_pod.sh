@@ -215,30 +215,59 @@ watch() {
     done
 }
 
+# Whether a host of the slice came back without its training, as after maintenance.
+host_was_restarted() {
+    local said
+    said=$(on_hosts all "bash toolrm_jax/launch/tpu_host.sh state") || true
+    [[ $said == *"ended 137"* ]]
+}
+
 up() {
     need workdir "$workdir"
-    local tried ended found
+    local tried begun ended found
     for ((tried = 0; tried <= restarts; tried++)); do
-        if ((tried > 0)); then
-            say "$name was taken away: asking for another one ($tried of $restarts)"
-            while [[ $(state) == SUSPENDING ]]; do sleep "$poll_seconds"; done # not deletable yet
-            yes=true
-            delete
+        if ((tried > 0)); then again "$tried"; fi
+        # In a shell of its own, which the first failure ends: the slice may go at any moment.
+        set +e
+        (
+            set -e
+            create
+            setup
+            run
+        )
+        begun=$?
+        set -e
+        if "$dry_run"; then watch && return; fi
+        ended=$begun
+        if ((begun == 0)); then
+            watch && say "training has ended; '$0 delete' frees the slice" && return
+            ended=$?
         fi
-        create
-        setup
-        run
-        ended=0
-        watch || ended=$?
-        if "$dry_run"; then return; fi
-        if ((ended == 0)); then say "training has ended; '$0 delete' frees the slice" && return; fi
-        found=$(state)
-        if [[ $found == ACTIVE ]]; then
-            say "training ended with status $ended; see '$0 logs'. The slice is still there"
+        until found=$(state); do sleep "$poll_seconds"; done
+        if [[ $found == ACTIVE ]] && ! host_was_restarted; then
+            if ((begun == 0)); then say "training ended with status $ended; see '$0 logs'"; fi
+            say "$name is still there: '$0 delete' frees it"
             exit "$ended"
         fi
+        if [[ $found == ABSENT ]]; then exit "$ended"; fi # it could not be created, or was deleted
     done
-    die "$name was taken away $tried times; training can be continued by the same command"
+    die "$name was lost $tried times; training can be continued by the same command"
+}
+
+again() { # again TRIED: on the same slice, or on another one if it was taken away
+    local found
+    found=$(state)
+    while [[ $found == SUSPENDING ]]; do # not deletable yet
+        sleep "$poll_seconds"
+        found=$(state)
+    done
+    if [[ $found == ACTIVE ]]; then
+        say "a host of $name was restarted: training is started again ($1 of $restarts)"
+    else
+        say "$name was taken away: asking for another one ($1 of $restarts)"
+        yes=true
+        delete
+    fi
 }
 
 main() {

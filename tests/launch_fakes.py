@@ -51,6 +51,8 @@ elif name == "gcloud" and "scp" in given:
     shutil.copy(given[4], folder / given[5].removeprefix("rm:"))
 elif name == "gcloud" and "ssh" in given and given[-1].endswith("state"):
     print(answer("said"))
+elif name == "gcloud" and "ssh" in given and answer("ssh") == "FAILS":
+    sys.exit("connection closed")
 elif name == "kubectl" and "apply" in given:
     (folder / "applied.yaml").write_text(sys.stdin.read())
 elif name == "kubectl" and "--output" in given and "name" in given:

@@ -264,6 +264,36 @@ def test_without_a_sound_checkpoint_nothing_is_started_anew(tmp_path, two_saved)
         opened.restore(states[1])
 
 
+@pytest.mark.parametrize("name", ["files.json", "meta/metadata", "state/manifest.ocdbt"])
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path, two_saved, meshes, monkeypatch, name):
+    """Passed over, it would be written anew, or removed as older than the newest."""
+    folder, states = two_saved
+    shutil.copytree(folder, tmp_path / "run")
+    file = epath.Path(tmp_path / "run" / "checkpoints" / "2" / name)
+    assert file.exists()
+    opened = type(file).open
+
+    def failing(self, *given, **more):
+        if self == file:
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(self, *given, **more)
+
+    def reading(self):
+        with failing(self) as text:
+            return text.read()
+
+    def restored():
+        with contextlib.closing(Checkpoints(tmp_path / "run")) as saved:
+            return saved.restore(states[1])[0]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(file), "open", failing)
+        patched.setattr(type(file), "read_text", reading)
+        with pytest.raises(CheckpointsError, match=r"cannot be read now .*Input/output error"):
+            restored()
+    assert_same(restored(), states[2])
+
+
 def test_what_a_killed_save_left_is_removed(tmp_path, two_saved):
     folder, states = two_saved
     shutil.copytree(folder, tmp_path / "run")

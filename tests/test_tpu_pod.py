@@ -179,6 +179,36 @@ def test_up_ends_with_the_status_of_a_training_that_failed(fakes, checkout):
     assert not any("delete" in call for call in fakes.calls())
 
 
+def test_up_asks_for_another_slice_when_one_goes_before_training_starts(fakes, checkout):
+    fakes.answers("states", "ABSENT", "ACTIVE", *["SUSPENDED"] * 3, "ABSENT", "ACTIVE", "ACTIVE")
+    fakes.answers("ssh", "FAILS", "works")  # of the first one's setup
+    fakes.answers("said", "ended 0")
+    done = fakes.run("tpu_pod.sh", "up", *POD, "--workdir", "gs://bucket/rm")
+    assert done.returncode == 0, done.stderr
+    assert "taken away: asking for another one (1 of 3)" in done.stderr
+    done_things = [call[4] for call in fakes.calls() if call[4] != "list"]
+    assert done_things == ["create", "scp", "ssh", "delete", "create", "scp", "ssh", "ssh", "ssh"]
+
+
+def test_up_ends_where_setup_fails_on_a_slice_that_is_there(fakes, checkout):
+    fakes.answers("states", "ACTIVE")
+    fakes.answers("ssh", "FAILS")
+    done = fakes.run("tpu_pod.sh", "up", *POD, "--workdir", "gs://bucket/rm")
+    assert done.returncode == 1
+    assert "rm is still there" in done.stderr
+    assert not any(call[-1] == START for call in fakes.calls())
+
+
+def test_up_starts_training_again_on_a_host_that_was_restarted(fakes, checkout):
+    fakes.answers("states", "ACTIVE")
+    fakes.answers("said", "ended 137", "ended 137", "ended 0")
+    done = fakes.run("tpu_pod.sh", "up", *POD, "--workdir", "gs://bucket/rm")
+    assert done.returncode == 0, done.stderr
+    assert "a host of rm was restarted: training is started again (1 of 3)" in done.stderr
+    assert [call[-1] for call in fakes.calls()].count(START) == 2
+    assert not any("delete" in call for call in fakes.calls())
+
+
 def test_logs_status_and_stop_reach_the_hosts(fakes):
     for command in ("logs", "stop", "status"):
         assert fakes.run("tpu_pod.sh", command, *POD).returncode == 0
@@ -213,13 +243,13 @@ def host(tmp_path):
     (tmp_path / "python").write_text(TRAINING)
     (tmp_path / "python").chmod(0o755)
 
-    def call(*arguments: str, statuses: tuple[str, ...] = ()) -> str:
+    def call(*arguments: str, statuses: tuple[str, ...] = (), pause: str = "0") -> str:
         if statuses:
             (tmp_path / "statuses").write_text("\n".join([*statuses, ""]))
         env = os.environ | {
             "HOME": str(tmp_path),
             "TOOLRM_PYTHON": str(tmp_path / "python"),
-            "TOOLRM_PAUSE_SECONDS": "0",
+            "TOOLRM_PAUSE_SECONDS": pause,
         }
         script = ["bash", str(LAUNCH / "tpu_host.sh"), *arguments]
         done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=60)
@@ -273,6 +303,14 @@ def test_training_is_started_once_and_stopped_for_good(host):
     assert ended(host) == "ended 75"
     assert runs(host) == 1
     assert f"with token {TOKEN}" in (host.home / "toolrm_train.log").read_text()
+
+
+def test_training_that_is_stopped_between_two_starts_is_not_started_again(host):
+    host("start", "--", statuses=("76", "0"), pause="2")
+    _when(lambda: "started again in" in (host.home / "toolrm_train.log").read_text())
+    assert host("stop") == "between two starts: it is not started again"
+    assert ended(host) == "ended 76"
+    assert runs(host) == 1
 
 
 def test_a_host_that_was_restarted_does_not_say_running(host):

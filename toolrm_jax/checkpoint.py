@@ -51,6 +51,15 @@ from toolrm_jax.train_step import TrainState
 
 _CHUNK_BYTES = 64 << 20
 _META = "meta/metadata"
+# What reading a file raises that is not what was written, or not there.
+_DAMAGE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
 Score = tuple[float, float]  # held-out accuracy, minus the loss: the larger the better
 
 
@@ -95,15 +104,23 @@ class Checkpoints:
 
     def _open(self) -> None:
         """Process 0 looks, and tells the others: they need not see the same folder just now."""
-        told = ""
-        if _is_lead():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self._incomplete():
-                self._say(f"removing {path}: a save that was not completed")
-            self._remove_incomplete()
-            told = json.dumps({step: self._score(step) for step in self._on_disk()})
-        scores = json.loads(self._main.from_first(told))
+        scores: dict[str, Score | None] = {}
+        problem = _attempt(lambda: scores.update(self._found())) if _is_lead() else ""
+        problem, scores = json.loads(self._main.from_first(json.dumps([problem, scores])))
+        if problem:
+            raise CheckpointsError(
+                f"{self.folder} cannot be read now ({problem}). Start again by the same command "
+                f"when it can."
+            )
         self._scores = {int(step): s and (s[0], s[1]) for step, s in scores.items()}
+
+    def _found(self) -> dict[str, Score | None]:
+        """The steps on disk and their scores; what is half-written is removed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self._incomplete():
+            self._say(f"removing {path}: a save that was not completed")
+        self._remove_incomplete()
+        return {str(step): self._score(step) for step in self._on_disk()}
 
     def _incomplete(self) -> list[epath.Path]:
         paths = list(self.folder.glob("*.partial"))
@@ -128,7 +145,7 @@ class Checkpoints:
     def _score(self, step: int) -> Score | None:
         try:
             return read_listing(self.folder / str(step)).get("score")
-        except (DamagedError, OSError):  # said when it is to be restored
+        except DamagedError:  # said when it is to be restored
             return None
 
     # --- What is there ----------------------------------------------------------------------------
@@ -347,26 +364,43 @@ class Checkpoints:
             refuse_damage(folder, read_listing(folder)["files"], [_META])
             found.update(self.meta(step))
 
-        return self._agree(read), found
+        return self._agree(read, damage=_DAMAGE), found
 
     def _restore(self, like: TrainState, step: int) -> tuple[str, Any]:
         """What is wrong with the files, if anything, and else the state."""
         folder, states = self.folder / str(step), []
         files = read_listing(folder)["files"]
         mine = share(files, jax.process_index(), jax.process_count())
-        problem = self._agree(lambda: refuse_damage(folder, files, mine))
+        problem = self._agree(lambda: refuse_damage(folder, files, mine), damage=_DAMAGE)
         if problem:
             return problem, None
         if all(crc is not None for _, crc in files.values()):
             # What goes wrong now is no damage, and passing over good checkpoints would hide it.
             return "", self._restore_arrays(like, step)
-        problem = self._agree(lambda: states.append(self._restore_arrays(like, step)))
+        # Without checksums, whatever Orbax says may be damage.
+        problem = self._agree(
+            lambda: states.append(self._restore_arrays(like, step)), damage=(Exception,)
+        )
         return problem, next(iter(states), None)
 
-    def _agree(self, check: Callable[[], None]) -> str:
-        """What the check found on any of the processes."""
-        told = self._main.gather(_attempt(check))
-        return next((_by_process(number, text) for number, text in enumerate(told) if text), "")
+    def _agree(self, check: Callable[[], None], *, damage: tuple[type[Exception], ...]) -> str:
+        """What the check found on any of the processes.
+
+        Raises:
+          CheckpointsError: an error that is no damage: a disk or a store that does not answer now.
+            What is sound must not be passed over because of it.
+        """
+        found: list[Exception] = []
+        problem = _attempt(check, found)
+        told = self._main.gather(json.dumps([problem, all(isinstance(x, damage) for x in found)]))
+        problems = [(number, *json.loads(text)) for number, text in enumerate(told)]
+        unread = [_by_process(number, text) for number, text, damaged in problems if not damaged]
+        if unread:
+            raise CheckpointsError(
+                f"{self.folder} cannot be read now ({'; '.join(unread)}). Start again by the same "
+                f"command when it can."
+            )
+        return next((_by_process(number, text) for number, text, _ in problems if text), "")
 
     def _restore_arrays(self, like: TrainState, step: int) -> TrainState:
         target = jax.tree.map(
@@ -408,11 +442,13 @@ def _run_now(coroutine: Any) -> Any:
         return threads.submit(run).result()
 
 
-def _attempt(work: Callable[[], Any]) -> str:
-    """Does it; what went wrong, in a line, or nothing."""
+def _attempt(work: Callable[[], Any], found: list[Exception] | None = None) -> str:
+    """Does it; what went wrong, in a line, or nothing. The error itself is added to `found`."""
     try:
         work()
     except Exception as error:
+        if found is not None:
+            found.append(error)
         lines = str(error).strip().splitlines() or ["no message"]
         ours = isinstance(error, DamagedError)
         return lines[0] if ours else f"{type(error).__name__}: {lines[0]}"
