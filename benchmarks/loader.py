@@ -29,7 +29,6 @@ from toolrm_jax import assets, batch_plan
 from toolrm_jax.batch import RowShape
 from toolrm_jax.batch_plan import Lengths, PlanConfig, padding_share, plan_epoch
 from toolrm_jax.bfcl_pairs import ensure_pairs
-from toolrm_jax.chips import CHIPS
 from toolrm_jax.corruptions import corrupt
 from toolrm_jax.examples import Example
 from toolrm_jax.gguf_llama import read_gguf
@@ -47,15 +46,16 @@ SHAPES = {
 }
 CHIP_COUNTS = (16, 32)  # v5p:2x2x4 and v6e:4x4, v5e:4x8; a row a chip
 PROMPTS = 180_000  # of the paper's training set
-# What the 14B run consumes, assumed: half of the peak, 6 FLOPs a parameter and token, 14.8B
-# parameters, and the four chips of a v5p host.
-MFU, PARAMETERS, CHIPS_PER_HOST = 0.5, 14.8e9, 4
+# What the 14B run consumes: the planner's upper bound, of four of its chips, which a v5p host has.
+PLANS = Path(__file__).parents[1] / "docs" / "plans.json"
+PLAN, CHIPS_PER_HOST = "14b v5p:2x2x4", 4
 TARGET = 20.0
 
 
 def host_tokens_per_second() -> float:
-    """Tokens that a v5p host's chips train on in a second."""
-    return CHIPS_PER_HOST * CHIPS["v5p"].peak_flops * MFU / (6 * PARAMETERS)
+    """Tokens that a v5p host's chips train on in a second, with all collectives overlapped."""
+    plan = json.loads(PLANS.read_text())[PLAN]
+    return CHIPS_PER_HOST / plan["chips"] * plan["overlapped"]["tokens_per_second"]
 
 
 def real_rows(root: Path, every: int = 1) -> Iterator[Row]:
@@ -215,8 +215,8 @@ def main(_: list[str]) -> None:
     args = _ARGUMENTS
     print(
         f"{os.cpu_count()} cores; a v5p host of the 14B run is taken to train on "
-        f"{host_tokens_per_second():,.0f} tokens/s: {CHIPS_PER_HOST} chips at {MFU:.0%} of "
-        f"{CHIPS['v5p'].peak_flops / 1e12:.0f} TFLOP/s, 6 x {PARAMETERS / 1e9} GFLOP a token",
+        f"{host_tokens_per_second():,.0f} tokens/s: {CHIPS_PER_HOST} chips of the plan {PLAN}, all "
+        f"collectives overlapped",
         flush=True,
     )
     found = measure(args.folder, args.rows, args.workers)

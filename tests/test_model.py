@@ -155,7 +155,7 @@ def test_bfloat16_rewards_are_near_float32_ones_and_come_in_float32(prompts, sin
     np.testing.assert_allclose(low, exact, atol=0.05 * np.ptp(exact))
 
 
-@pytest.mark.parametrize("tokens", [80, 136])
+@pytest.mark.parametrize("tokens", [80, pytest.param(136, marks=pytest.mark.slow)])
 def test_bfloat16_gradients_are_near_float32_ones(tokens, prompts, single_device):
     """In one block of queries and in two: XLA:CPU has no kernel for some forms of bf16 products."""
     config = tiny("qwen2")

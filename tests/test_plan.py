@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from toolrm_jax import planner
 from toolrm_jax.hlo_costs import count
 from toolrm_jax.planner import make_plan, sweep, variants
-from toolrm_jax.prediction import GIB, Memory, Workload, bound, pareto
+from toolrm_jax.prediction import GIB, Memory, Workload, bound, pareto, table_head, table_row
 from toolrm_jax.topology import open_topology
 
 sys.path.insert(0, str(tiny.ROOT / "tools"))
@@ -206,6 +206,7 @@ def test_what_does_not_fit_is_a_verdict_with_the_compilers_figures(topology):
     assert plan.overlapped is None
 
 
+@pytest.mark.slow
 def test_the_scorers_forward_has_no_gradients_and_bfloat16_weights(topology):
     plan = make_plan(small(), topology, scorer=True)
     assert plan.chips == 4
@@ -302,6 +303,14 @@ def test_the_docstrings_of_configs_say_what_is_planned():
         if plan["rows"]["tokens"] == 4096 and plan["what"] == "training step":
             module = importlib.import_module(f"configs.{key.split()[0]}")
             assert line(plan) in module.__doc__, key
+
+
+def test_the_table_in_the_docs_is_that_of_the_committed_plans():
+    from plan_table import DOCS, END, START
+
+    rows = [table_row(plan) for key, plan in COMMITTED.items() if "num_layers" not in key]
+    text = DOCS.read_text().split(START)[1].split(END)[0]
+    assert text.strip().splitlines() == [*table_head().splitlines(), *rows]
 
 
 @pytest.mark.slow

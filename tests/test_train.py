@@ -379,6 +379,7 @@ def test_too_little_room_for_the_export_is_said_before_the_first_step(toy, tmp_p
 # --- Variants -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # test_train_step has it for the step alone
 def test_accumulated_micro_batches_train_as_one_large_batch(toy):
     shared = {"train.steps": 3, "train.export": False, "train.checkpoint_every": 3}
     large = {"data.batch_tokens": 16 * 384}

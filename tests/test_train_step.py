@@ -134,6 +134,10 @@ def test_packing_and_padding_rows_change_nothing(examples, one_batch, single_dev
         {"data": 2, "fsdp": 2, "tensor": 2},
         {"fsdp": 2, "sequence": 4},
         {"fsdp": 2, "sequence": 2, "tensor": 2},
+        pytest.param({"data": 8}, marks=pytest.mark.slow),
+        pytest.param({"fsdp": 4, "tensor": 2}, marks=pytest.mark.slow),
+        pytest.param({"data": 2, "sequence": 4}, marks=pytest.mark.slow),
+        pytest.param({"sequence": 4, "tensor": 2}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -141,6 +145,7 @@ def test_eight_devices_are_one(sizes, examples, one_batch):
     mesh = make_mesh(**sizes)
     state, metrics = run(stacked([[item] for item in examples]), mesh, steps=2)
     assert_same(state.params, one_batch[0].params)
+    assert_same(state.opt_state, one_batch[0].opt_state)  # the gradients' means and squares
     for ours, theirs in zip(metrics, one_batch[1], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
 

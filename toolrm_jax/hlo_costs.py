@@ -149,6 +149,9 @@ class _Counter:
         self.costs.work += costs.work
         self.costs.collectives += costs.collectives
         self.costs.beside_products += costs.beside_products
+        self.costs.loops += costs.loops
+        self.costs.kept_bytes += costs.kept_bytes
+        self.costs.warnings += costs.warnings
 
     def _operation(
         self, computation: Computation, one: Instruction, times: int, under_way: "_UnderWay"
@@ -475,10 +478,9 @@ def _attention_products(products: float) -> Callable[[Instruction, list[Shape]],
     """2 x products x heads x queries x keys x head size, of the causal half of a whole row."""
 
     def formula(one: Instruction, operands: list[Shape]) -> float:
-        # The queries have the most heads; keys have as many dimensions.
+        # Queries and keys come first, whichever have more heads or tokens.
         arrays = [s for s in operands if len(s.dims) >= 3 and s.dtype in ("bf16", "f32", "f16")]
-        queries = max(arrays, key=lambda shape: shape.size)
-        keys = arrays[1]
+        queries, keys = arrays[:2]
         *heads, q, h = queries.dims
         return 2.0 * products * math.prod(heads) * q * keys.dims[-2] * h / 2
 

@@ -16,7 +16,7 @@ itself: so all have the same index in any case.
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from itertools import islice
@@ -37,10 +37,11 @@ Chunk = list[Measured]
 
 
 class IndexCache:
-    """Measures rows by way of files in a folder that the processes of a run share."""
+    """Measures rows by way of files in a folder that the processes of a run share; for each row it
+    calls `moved`, so that a watchdog hears of it."""
 
-    def __init__(self, folder: epath.Path):
-        self._folder = folder
+    def __init__(self, folder: epath.Path, moved: Callable[[], None] = lambda: None):
+        self._folder, self._moved = folder, moved
 
     def measure(
         self, rows: PreferenceRows, tokenize: RowTokenizer, workers: int, label: str
@@ -53,7 +54,7 @@ class IndexCache:
         key, exchange = _key(rows, tokenize), Exchange("index")
         # Processes that differ have nothing to share, and are refused later, with what differs.
         if set(exchange.gather(key)) != {key} or not key:
-            return measure_rows(rows, tokenize, workers, label)
+            return self._followed(measure_rows(rows, tokenize, workers, label))
         files = _Files(self._folder, label, key)
         chunks = range(-(-len(rows) // CHUNK_ROWS))
         mine = chunks[jax.process_index() :: jax.process_count()]
@@ -62,7 +63,7 @@ class IndexCache:
             """Those chunks, tokenised in one go: starting workers takes seconds."""
             parts = {number: _rows_of(number, len(rows)) for number in numbers}
             wanted = [row for part in parts.values() for row in part]
-            found = iter(measure_rows(rows, tokenize, workers, label, wanted))
+            found = self._followed(measure_rows(rows, tokenize, workers, label, wanted))
             for number, part in parts.items():
                 yield number, list(islice(found, len(part)))
             next(found, None)  # past the end, where workers are let go
@@ -78,6 +79,11 @@ class IndexCache:
         whole = files.read(chunks)
         whole |= measured([number for number in chunks if number not in whole])
         return (row for number in chunks for row in whole[number])
+
+    def _followed(self, found: Iterable[Measured]) -> Iterator[Measured]:
+        for row in found:
+            self._moved()
+            yield row
 
 
 class _Files:

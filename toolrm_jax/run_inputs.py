@@ -8,6 +8,7 @@ each row), rejects-*.jsonl (what is left out, and why), tokenizer/.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -77,11 +78,15 @@ def open_inputs(
     with section("model"):
         source = truncate(pretrained.source, config.model.num_layers)
     tokenize = RowTokenizer(Renderer(pretrained.tokenizer), config.data.blind)
-    watchdog.feed("indexing the data", patient=True)
+    indexing = functools.partial(watchdog.feed, "indexing the data", patient=True)
+    indexing()
+    cache = IndexCache(workdir / "index", indexing)
     with start_up.phase("index"):
         train_rows, heldout_rows = _row_files(config, workdir)
-        loader = _loader(config, train_rows, tokenize, plan, "train", mesh, workdir, say)
-        heldout = _loader(config, heldout_rows, tokenize, plan, "held-out", mesh, workdir, say)
+        loader = _loader(config, train_rows, tokenize, plan, "train", mesh, workdir, cache, say)
+        heldout = _loader(
+            config, heldout_rows, tokenize, plan, "held-out", mesh, workdir, cache, say
+        )
     meta = _meta(config, source.config, loader, heldout.index)
     steps = config.train.steps or _steps_of(loader, config.train.epochs)
     refuse_differing(meta, steps)
@@ -159,6 +164,7 @@ def _loader(
     side: str,
     mesh: jax.sharding.Mesh,
     workdir: epath.Path,
+    cache: IndexCache,
     say: Say,
 ) -> Loader:
     """Indexes one side of the data; says, and writes down, what had to be left out."""
@@ -170,7 +176,7 @@ def _loader(
         workers,
         side,
         config.data.max_tokens,
-        IndexCache(workdir / "index").measure,
+        cache.measure,
     )
     if jax.process_index() == 0:
         path = workdir / f"rejects-{side}.jsonl"

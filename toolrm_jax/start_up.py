@@ -1,6 +1,6 @@
 """Where the time goes until a run's first step is done, by phase.
 
-    start-up 312 s: model 3, index 9, weights 95, compile 180, first step 25
+    start-up 320 s: devices 8, model 3, index 9, weights 95, compile 180, first step 25
 
 A phase is what `phase` was open for. From `steps_begin` to `first_step_done`, the time in which JAX
 traced, lowered, compiled, or loaded a compiled program is "compile", and the rest "first step":

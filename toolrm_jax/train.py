@@ -66,12 +66,14 @@ _PARTING_SECONDS = 3
 
 def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> pair_scores.Report:
     """Runs a training config to its end; see the module's docstring."""
-    parts = unpack(config)
+    start_up = StartUp()
+    with start_up.phase("devices"):
+        parts = unpack(config)
     with contextlib.ExitStack() as opened:
         watchdog = Watchdog(config.train.hang_minutes, config.train.patient_minutes)
         opened.enter_context(contextlib.closing(watchdog))
         opened.push(_unless_broken_off)
-        return _train(config, run_folder(workdir), parts, watchdog)
+        return _train(config, run_folder(workdir), parts, watchdog, start_up)
 
 
 def _train(
@@ -79,6 +81,7 @@ def _train(
     folder: epath.Path,
     parts: tuple[jax.sharding.Mesh, PlanConfig, OptimizerConfig, Compute],
     watchdog: Watchdog,
+    start_up: StartUp,
 ) -> pair_scores.Report:
     lead = jax.process_index() == 0
     say: Say = _say if lead else lambda _: None
@@ -89,7 +92,6 @@ def _train(
     # Several machines have no other folder in common.
     shared = folder / "compiled" if jax.process_count() > 1 else None
     use_compilation_cache(config.train.compilation_cache, shared)
-    start_up = StartUp()
     inputs = open_inputs(config, folder, mesh, plan, watchdog, start_up, say)
     source, steps = inputs.source, inputs.steps
 
