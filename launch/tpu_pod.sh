@@ -195,7 +195,8 @@ run() {
     need workdir "$workdir"
     local training=""
     complete_fields "$slices" "$config"
-    printf -v training ' %q' --config "$config" --workdir "$workdir" "${fields[@]}"
+    # Where Google's metadata does not answer, a host must not go on alone.
+    printf -v training ' %q' --distributed=on --config "$config" --workdir "$workdir" "${fields[@]}"
     on_hosts all "bash toolrm_jax/launch/tpu_host.sh start --restarts $restarts --$training"
 }
 

@@ -29,7 +29,10 @@ CREATE = [
     *["--runtime-version", "v2-alpha-tpuv5"],
 ]
 DELETE = [*RESOURCES, "delete", *WHERE, "--force", "--quiet"]
-START = f"{HOST} start --restarts 3 -- --config configs/14b.py --workdir gs://bucket/rm"
+START = (
+    f"{HOST} start --restarts 3 -- "
+    "--distributed=on --config configs/14b.py --workdir gs://bucket/rm"
+)
 
 
 def test_a_dry_run_prints_every_step_of_a_tpu_run_and_takes_none(fakes):

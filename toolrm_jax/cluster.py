@@ -22,6 +22,7 @@ import re
 from collections.abc import Mapping
 
 import jax
+from absl import logging
 
 from toolrm_jax.errors import InputError
 
@@ -63,10 +64,17 @@ def start_processes(
     if cluster is not None:
         try:
             _join(cluster, timeout_seconds, lost_seconds)
-        except NoClusterError:
+        except NoClusterError as error:
             if mode == "on" or cluster.method != "gcetpu":
                 raise
-            return None  # chips without Google's metadata, as in hosted notebooks: one host
+            # Chips without Google's metadata, as in hosted notebooks; or it does not answer now,
+            # and the other hosts of a slice wait for this one.
+            logging.warning(
+                "This host trains alone: %s. On a slice of several hosts, start again, or give "
+                "--distributed=on, which does not go on alone.",
+                str(error.__cause__).splitlines()[0],
+            )
+            return None
     return cluster
 
 
