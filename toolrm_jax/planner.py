@@ -246,8 +246,11 @@ def _refused(refusal: str, program: _Program, topology: Topology) -> Memory:
     """The compiler's error, as a verdict."""
     found = _FIGURES.search(refusal)
     figures = [part for part in found.groups() if part] if found else []
-    peak = float(figures[0]) * _UNITS[figures[1]] if figures else sum(program.parts.values())
-    return Memory(peak, topology.chip.usable_bytes, program.parts, refusal)
+    usable = topology.chip.usable_bytes
+    # Where it gives no figures, it is more than there is.
+    least = max(usable, sum(program.parts.values()))
+    peak = float(figures[0]) * _UNITS[figures[1]] if figures else least
+    return Memory(peak, usable, program.parts, refusal)
 
 
 def _memory(
