@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 def read_rows(path: Path) -> list[Row]:
     """JSON lines."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
 
 
 def text_of(row: Row, tokenizer: Any, *, answered: bool = True) -> str:

@@ -36,6 +36,8 @@ def runs(tmp_path_factory):
     rows = [pair_row(n, error_type=kinds[n % 2]) for n in range(30)]
     rows[3]["rejected_output"] = call(day=3)
     rows[4]["rejected_output"] = [{"name": "tide", "arguments": {"port": "<b>&Brest"}}]
+    # What some take for the end of a line.
+    rows[5]["conversation"] = [{"role": "user", "content": "High water\u2028at Brest?"}]
     pairs = write(folder / "pairs.jsonl", [*rows, "no JSON"])
     pools = write(folder / "pools.jsonl", [pool_row(n) for n in range(12)])
     fit = write(folder / "fit.jsonl", [pair_row(100 + n) for n in range(5)])
@@ -144,7 +146,8 @@ def test_every_pool_of_the_real_ones_is_read(toolrm_data):
     found = read_pools(toolrm_data / "data/eval/pools_dev.jsonl.gz")
     assert (len(found.cases), found.rejects) == (349, [])
     about = best_of_n.about(found.cases)
-    assert (about["candidates"], about["fewest"]) == (5411, 8)
+    # Of 5,411; the others call nothing in other words, and are one with those that do.
+    assert (about["candidates"], about["fewest"]) == (5281, 8)
     assert about["built to have right and wrong"]
 
 

@@ -109,7 +109,7 @@ def test_a_judge_that_reads_is_right_in_both_orders(monkeypatch, tmp_path):
 
 def test_a_judge_that_names_neither_chooses_neither(monkeypatch, tmp_path):
     scores, counts = judged_by(monkeypatch, tmp_path, lambda _: "Both are fine.")
-    assert scores == [[0.0, 0.0], [0.0, 0.0]]
+    assert scores == [[0.5, 0.5], [0.5, 0.5]]
     assert counts["chose neither"] == 4
 
 

@@ -85,6 +85,13 @@ def test_pools_that_are_none_are_rejected(tmp_path, candidates, said):
     assert said in found.rejects[0].reason
 
 
+def test_the_same_answer_twice_is_one_candidate(tmp_path):
+    row = pool_row(0, rights=(True, False, False))
+    row["candidates"] += [{**row["candidates"][0], "greedy": True}, row["candidates"][2]]
+    (made,) = read_pools(write(tmp_path / "pools.jsonl", [row])).cases
+    assert [(c.count, c.greedy) for c in made.candidates] == [(2, True), (2, False), (6, False)]
+
+
 def test_tasks_are_known_by_their_ids_without_source_and_pair():
     cases = [case(True, task=name) for name in ("simple_1", "bfcl/simple_2", "simple_3")]
     assert trained_on(cases, ["bfcl/simple_1", "x/simple_2#4"]) == {"simple_1", "bfcl/simple_2"}
@@ -107,6 +114,7 @@ def test_accuracy_counts_ties_half_and_what_cannot_be_scored_loses():
     assert (found["ties"], found["unscored"]) == (1, 2)
     both = described(cases[:1], [[nan, nan]])
     assert (both["accuracy"]["mean"], both["ties"]) == (0.5, 1)
+    assert (both["margin"]["mean"], both["calibration"]["ece"]) == (None, None)
 
 
 def test_accuracy_by_length_and_its_correlation_are_those_of_scipy():

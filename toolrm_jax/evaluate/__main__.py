@@ -193,6 +193,8 @@ def _pairs(args: argparse.Namespace) -> None:
 
 
 def _best_of_n(args: argparse.Namespace) -> None:
+    if args.n < 1:
+        raise InputError(f"--n {args.n}: expected a number from 1")
     data = read_pools(args.data, split=args.split, subset=args.subset)
     data, _, scores, notes = _scored(args, data)
     found = {
@@ -218,6 +220,9 @@ def _robustness(args: argparse.Namespace) -> None:
         data, notes = options.usable(args, data, scorers)
         changed, origins = robustness.changed_cases(data.cases, args.seed)
         levels = robustness.read_levels(args.levels, args.seed) if args.levels else None
+        if levels:
+            levels, more = options.usable(args, levels, scorers)
+            notes += [f"Levels of noise: {note}" for note in more]
         parts = [data.cases, changed, levels.cases if levels else []]
         labelled = [
             *(dataclasses.replace(case, category=robustness.PLAIN) for case in data.cases),
@@ -327,6 +332,8 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
+    if args.output.suffix != ".html":
+        raise InputError(f"--output {args.output}: expected a name that ends in .html")
     runs = [read_run(path) for path in args.runs]
     write_text(args.output, report.html(runs, args.title))
     write_text(args.output.with_suffix(".md"), report.markdown(runs))

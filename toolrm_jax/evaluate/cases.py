@@ -9,7 +9,7 @@
 
 A row that is neither is rejected with its line and a reason, and the others go on. Two rows of one
 id (FC-RewardBench has several pairs of a task) are two cases; the id is the task, by which
-intervals are clustered.
+intervals are clustered. Of a pool's candidates, those with the same answer are one.
 
     found = read_pairs("fc_reward_bench.jsonl")
     found.cases, found.rejects
@@ -17,6 +17,7 @@ intervals are clustered.
 
 import collections
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -158,9 +159,21 @@ def _pool(row: Row, line: int) -> Case:
         raise ValueError(
             f"expected a list under 'candidates' that is not empty, found {given!r:.80}"
         )
-    candidates = [_candidate(one, number) for number, one in enumerate(given)]
+    candidates = _merged(_candidate(one, number) for number, one in enumerate(given))
     request = request_of({**row, "responses": [c.response for c in candidates]})
     return _case(row, line, request, candidates)
+
+
+def _merged(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The same answer twice is one that was sampled as often as both."""
+    found: dict[str, Candidate] = {}
+    for one in candidates:
+        key = json.dumps([one.response, one.right], sort_keys=True)
+        if same := found.get(key):
+            count, greedy = same.count + one.count, same.greedy or one.greedy
+            one = dataclasses.replace(same, count=count, greedy=greedy)
+        found[key] = one
+    return list(found.values())
 
 
 def _candidate(one: Any, number: int) -> Candidate:

@@ -61,7 +61,7 @@ class JudgeScorer:
         self.counts: collections.Counter[str] = collections.Counter()
 
     def score(self, cases: Sequence[Case]) -> Iterator[np.ndarray]:
-        """The share of the two questions that each of the two candidates won."""
+        """1 for the candidate that won both questions, 0 for the other; else a half for each."""
         if wrong := next((case for case in cases if len(case.candidates) != 2), None):
             raise InputError(
                 f"{wrong.task} has {len(wrong.candidates)} candidates; a judge compares two"
@@ -80,9 +80,8 @@ class JudgeScorer:
         for letter in (plain, exchanged):
             self.counts[f"chose {letter or 'neither'}"] += 1
         self.counts["changed with the order"] += plain == exchanged != ""
-        first = (plain == "A") + (exchanged == "B")
-        second = (plain == "B") + (exchanged == "A")
-        return np.array([first / 2, second / 2])
+        first, second = (plain, exchanged) == ("A", "B"), (plain, exchanged) == ("B", "A")
+        return np.array([1.0, 0.0] if first else [0.0, 1.0] if second else [0.5, 0.5])
 
 
 def _questions(cases: Sequence[Case]) -> Iterator[Example]:

@@ -79,6 +79,8 @@ def describe(
     """All figures of one scorer, as JSON."""
     margins = margins_of(pairs, scores)
     earned = credit(margins)
+    # Of a pair of which neither side could be scored, no margin is known.
+    known = np.array([not np.isnan(scores[n][[i, j]]).all() for n, i, j in pairs.numbers], bool)
     found = {
         "accuracy": _plain(estimate(earned, pairs.tasks, seed)),
         "ties": int((margins == 0).sum()),
@@ -92,10 +94,10 @@ def describe(
             )
         },
         "length": _length(cases, scores, earned, pairs, seed),
-        "margin": _margin(margins),
+        "margin": _margin(margins[known]),
     }
     if is_log_odds:
-        found["calibration"] = calibration(margins)
+        found["calibration"] = calibration(margins[known])
     return found
 
 

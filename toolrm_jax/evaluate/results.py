@@ -78,8 +78,8 @@ def write_run(
         rejects = map(dataclasses.asdict, data.rejects)
         for name, rows in {SCORES: cases, REJECTS: rejects, **(more_rows or {})}.items():
             with (made / name).open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+        text = json.dumps(result, indent=1, allow_nan=False)
         (made / RESULT).write_text(text + "\n", encoding="utf-8")
     return result
 
@@ -98,7 +98,9 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     path = as_path(folder)
     try:
         result = json.loads((path / RESULT).read_text())
-        lines = [json.loads(line) for line in (path / SCORES).read_text().splitlines()]
+        # Not splitlines, for which text may hold other ends of lines.
+        text = (path / SCORES).read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in text.split("\n") if line]
     except (OSError, ValueError) as error:
         raise InputError(
             f"{os.fspath(folder)}: no run of an evaluation ({error}). Expected a folder that "
