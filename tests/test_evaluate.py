@@ -1,5 +1,6 @@
 """The commands of evaluation: runs, comparisons, the report."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -9,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tiny
-from evaluate_rows import call, pair_row, pool_row, write, write_reward_model
+from evaluate_rows import TOOL, call, pair_row, pool_row, write, write_reward_model
 
 from toolrm_jax.evaluate import (
     best_of_n,
@@ -18,6 +19,7 @@ from toolrm_jax.evaluate import (
 from toolrm_jax.evaluate.__main__ import main
 from toolrm_jax.evaluate.cases import Candidate, Case, read_pools
 from toolrm_jax.evaluate.results import read_run
+from toolrm_jax.evaluate.scorers import ModelScorer
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,19 @@ def test_the_most_confident_mistakes_are_shown_with_what_differs():
     assert "<del>Brest</del>" in shown
     assert "<ins>&lt;Best&gt;</ins>" in shown or "&lt;<ins>Best</ins>&gt;" in shown
     assert "<i>?" not in shown
+
+
+def test_a_candidate_that_is_too_long_does_not_cost_the_others_their_rewards(model):
+    answers = [call(port="Brest"), "tide " * 300, call(port="Best")]
+    candidates = [Candidate(answer, n == 0) for n, answer in enumerate(answers)]
+    made = Case("t", [TOOL], [{"role": "user", "content": "High water?"}], candidates)
+    short = dataclasses.replace(made, candidates=candidates[::2])
+    with ModelScorer(str(model), "m", dtype="float32", max_tokens=400) as scorer:
+        first, second, third = scorer.score([short, made, short])
+        assert scorer.rejected == {"over-long": 1}
+    assert np.isnan(second).tolist() == [False, True, False]
+    np.testing.assert_allclose(second[::2], first, atol=1e-5)
+    np.testing.assert_allclose(third, first, atol=1e-5)
 
 
 def test_tasks_that_a_model_was_trained_on_are_left_out_unless_asked_for(runs, model, tmp_path):

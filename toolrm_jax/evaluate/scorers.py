@@ -19,7 +19,7 @@ from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate.cases import Case
 from toolrm_jax.examples import Response
 from toolrm_jax.rules import RULES, BestCombination
-from toolrm_jax.score_request import Rejected
+from toolrm_jax.score_request import Rejected, Request
 from toolrm_jax.scorer import Scorer
 
 Row = dict[str, Any]
@@ -48,7 +48,7 @@ class ModelScorer:
 
     Attributes:
       about: what its checkpoint says (toolrm.json).
-      rejected: how many cases could not be scored, by reason.
+      rejected: how many candidates could not be scored, by reason.
     """
 
     is_log_odds = True
@@ -68,10 +68,21 @@ class ModelScorer:
         found = self._scorer.score((case.request() for case in cases), errors="return")
         for case, scored in zip(cases, found, strict=True):
             if isinstance(scored, Rejected):
-                self.rejected[scored.reason] = self.rejected.get(scored.reason, 0) + 1
-                yield np.full(len(case.candidates), np.nan)
+                yield self._one_by_one(case.request())
             else:
                 yield scored.rewards.astype(np.float64)
+
+    def _one_by_one(self, request: Request) -> np.ndarray:
+        """An answer that cannot be scored does not cost the others theirs."""
+        alone = (dataclasses.replace(request, responses=[r]) for r in request.responses)
+        rewards = []
+        for scored in self._scorer.score(alone, errors="return"):
+            if isinstance(scored, Rejected):
+                self.rejected[scored.reason] = self.rejected.get(scored.reason, 0) + 1
+                rewards.append(np.nan)
+            else:
+                rewards.append(float(scored.rewards[0]))
+        return np.array(rewards)
 
     def close(self) -> None:
         """Ends its workers."""
