@@ -1,0 +1,228 @@
+"""What a scoring job refuses, or does again."""
+
+import gzip
+import json
+import os
+import re
+import signal
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from etils import epath
+from scoring_jobs import after, committed, files_of, lines_of, run
+
+from toolrm_jax import score
+from toolrm_jax.checkpoint_files import LISTING, describe, files_below, listing
+from toolrm_jax.convert import from_hf
+from toolrm_jax.scorer import Scorer
+
+
+def test_a_damaged_file_is_an_error_before_anything_is_scored(model, tmp_path, rows, capsys):
+    tiny.write_lines(tmp_path / "in.jsonl", rows)
+    packed = gzip.compress((tmp_path / "in.jsonl").read_bytes())
+    path = tmp_path / "in.jsonl.gz"
+    path.write_bytes(packed[: len(packed) // 2])
+    assert run(model, path, tmp_path / "out.jsonl") == score.FAILED
+    assert re.search(r"error: .*in\.jsonl\.gz is damaged after line \d+", capsys.readouterr().err)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--max-tokens", 1024), r"max_tokens=None \(now 1024\)"),
+        (("--dtype", "bfloat16"), r"dtype='float32' \(now 'bfloat16'\)"),
+        (("--chunk-rows", 9), r"chunk_rows=8 \(now 9\)"),
+    ],
+)
+def test_a_job_is_not_continued_with_other_settings(model, data, finished, capsys, change, message):
+    before = files_of(finished)
+    assert run(model, data, finished / "out.jsonl", *change) == score.FAILED
+    assert re.search(message, capsys.readouterr().err)
+    assert files_of(finished) == before
+
+
+def test_a_job_is_not_continued_with_another_model_or_input(
+    model, data, finished, tmp_path, capsys
+):
+    other = tiny.write_reward_model(tmp_path / "model", head=2.0)
+    assert run(other, data, finished / "out.jsonl") == score.FAILED
+    assert "with another model" in capsys.readouterr().err
+    longer = tmp_path / "longer.jsonl"
+    longer.write_bytes(data.read_bytes() + b"{}\n")
+    assert run(model, longer, finished / "out.jsonl") == score.FAILED
+    assert "with another input" in capsys.readouterr().err
+
+
+def test_a_file_of_somebody_elses_is_not_overwritten(model, data, tmp_path, capsys):
+    (tmp_path / "out.jsonl").write_text("precious\n")
+    assert run(model, data, tmp_path / "out.jsonl") == score.FAILED
+    assert "exists and is not this command's" in capsys.readouterr().err
+    assert (tmp_path / "out.jsonl").read_text() == "precious\n"
+
+
+def test_missing_things_are_one_line_errors(model, data, tmp_path, capsys):
+    output = tmp_path / "out.jsonl"
+    assert run(model, tmp_path / "absent.jsonl", output) == score.FAILED
+    assert "No input at" in capsys.readouterr().err
+    assert run(tmp_path / "absent", data, output) == score.FAILED
+    assert "No model at" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--shard", "4/4"], ["--chunk-rows", "0"], ["--chunk-rows", "abc"], ["--workers", "-1"],
+     ["--nonsense"]],
+)  # fmt: skip
+def test_wrong_usage_is_exit_code_2(model, data, tmp_path, capsys, wrong):
+    with pytest.raises(SystemExit) as error:
+        run(model, data, tmp_path / "out.jsonl", *wrong)
+    assert error.value.code == score.USAGE
+    assert wrong[-1] in capsys.readouterr().err
+
+
+def test_two_processes_do_not_work_on_one_output(model, data, tmp_path, capsys):
+    parts = tmp_path / "out.jsonl.parts"
+    parts.mkdir()
+    import fcntl
+
+    with (parts / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run(model, data, tmp_path / "out.jsonl") == score.FAILED
+    assert "Another process is working on" in capsys.readouterr().err
+
+
+def test_a_row_that_no_template_can_show_is_rejected_by_itself(model, tmp_path, rows):
+    odd = {"role": "assistant", "content": "x", "tool_calls": 5}
+    bad = rows[1] | {"messages": [*rows[1]["messages"], odd, rows[1]["messages"][0]]}
+    path = tiny.write_lines(tmp_path / "in.jsonl", [rows[0], bad, rows[2]])
+    assert run(model, path, tmp_path / "out.jsonl") == score.SOME_REJECTED
+    assert [line["id"] for line in lines_of(tmp_path / "out.jsonl")] == ["row/0", "row/2"]
+    (found,) = lines_of(tmp_path / "out.rejects.jsonl")
+    assert (found["line"], found["reason"]) == (2, "cannot be rendered")
+
+
+@pytest.mark.parametrize("gone", ["out.jsonl", "out.rejects.jsonl"])
+def test_an_output_that_is_gone_is_made_again(model, data, finished, tmp_path, capsys, gone):
+    for name, content in files_of(finished).items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / gone).unlink()
+    assert run(model, data, tmp_path / "out.jsonl") == score.SOME_REJECTED
+    assert f"{gone} is gone: making it again" in capsys.readouterr().err
+    assert files_of(tmp_path) == files_of(finished)
+
+
+def stopped(model, data, output, monkeypatch) -> None:
+    """A job that stops on an error after three chunks."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "score_tokenized", after(3, OSError("the disk is full")))
+        assert run(model, data, output) == score.FAILED
+
+
+def test_chunks_of_nobody_knows_which_model_are_scored_again(
+    model, data, finished, tmp_path, monkeypatch
+):
+    """Clean-up that was killed half-way may leave chunks without their job."""
+    other = tiny.write_reward_model(tmp_path / "model", head=2.0)
+    output = tmp_path / "out" / "out.jsonl"
+    stopped(other, data, output, monkeypatch)
+    assert committed(output.parent) == 3
+    (output.parent / "out.jsonl.parts" / "job.json").unlink()
+    assert run(model, data, output) == score.SOME_REJECTED
+    assert files_of(output.parent) == files_of(finished)
+
+
+def test_parts_that_were_left_of_a_finished_job_are_removed(model, data, finished, tmp_path):
+    for name, content in files_of(finished).items():
+        (tmp_path / name).write_bytes(content)
+    parts = tmp_path / "out.jsonl.parts"
+    parts.mkdir()
+    (parts / "job.json").write_text("{}")
+    assert run(model, data, tmp_path / "out.jsonl") == score.SOME_REJECTED
+    assert files_of(tmp_path) == files_of(finished)
+
+
+def test_an_input_that_changes_meanwhile_is_refused(model, tmp_path, rows, monkeypatch, capsys):
+    path = tiny.write_lines(tmp_path / "in.jsonl", rows)
+
+    def append():
+        with path.open("a") as file:
+            file.write(json.dumps(rows[0]) + "\n")
+
+    monkeypatch.setattr(Scorer, "score_tokenized", after(3, append))
+    assert run(model, path, tmp_path / "out.jsonl") == score.FAILED
+    assert "in.jsonl changed while it was being scored" in capsys.readouterr().err
+    assert committed(tmp_path) == 3
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("text", ["{}", "hello", "[1]", '{"job": {"model": 5}}'])
+def test_a_summary_of_somebody_elses_is_a_one_line_error(model, data, tmp_path, capsys, text):
+    (tmp_path / "out.summary.json").write_text(text)
+    assert run(model, data, tmp_path / "out.jsonl") == score.FAILED
+    assert "out.summary.json is not this command's, or is damaged" in capsys.readouterr().err
+
+
+def test_a_worker_that_dies_is_a_one_line_error(model, data, tmp_path, capsys, monkeypatch):
+    import toolrm_jax.score_job as score_job
+
+    monkeypatch.setattr(score_job, "LineTokenizer", lambda _: Dying())
+    assert run(model, data, tmp_path / "out.jsonl", "--workers", 1) == score.FAILED
+    assert "worker processes ended by itself" in capsys.readouterr().err
+
+
+class Dying:
+    """What kills the process that it is called in."""
+
+    def __call__(self, row):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kind", ["workers", "bos"])
+def test_workers_and_a_bos_change_no_reward(model, tmp_path, rows, kind):
+    """With a tokenizer that adds a BOS, and with rows tokenised by other processes."""
+    path = tiny.write_lines(tmp_path / "in.jsonl", rows[:12])
+    if kind == "bos":
+        model = tiny.write_reward_model(tmp_path / "model", tokenizer=tiny.bos_tokenizer())
+    more = ("--workers", 2) if kind == "workers" else ()
+    assert run(model, path, tmp_path / "out.jsonl", *more) == score.ALL_SCORED
+    with Scorer.from_pretrained(model, dtype="float32", devices=jax.devices()[:1]) as scorer:
+        renderer = scorer.tokenize.renderer
+        for line, row in zip(lines_of(tmp_path / "out.jsonl"), rows[:12], strict=True):
+            whole = [renderer.tokens(row["tools"], row["messages"], r) for r in row["responses"]]
+            expected = scorer.score_sequences(whole).rewards
+            np.testing.assert_allclose(line["rewards"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_runs_workdir_is_told_by_its_checkpoint_and_its_tokenizer(model, tmp_path, rows, capsys):
+    path = tiny.write_lines(tmp_path / "in.jsonl", rows[:4])
+    run_folder = tmp_path / "run"
+    from_hf(str(model), tmp_path / "converted")
+    step = epath.Path(run_folder / "checkpoints" / "8")
+    step.parent.mkdir(parents=True)
+    (tmp_path / "converted").rename(step)
+    (step / "tokenizer").rename(run_folder / "tokenizer")
+    (step / LISTING).write_text(listing(describe(files_below(step), step, sums=True)))
+    assert run(model, path, tmp_path / "plain.jsonl") == score.ALL_SCORED
+    assert run(run_folder, path, tmp_path / "out.jsonl") == score.ALL_SCORED
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "plain.jsonl").read_bytes()
+    with (run_folder / "tokenizer" / "chat_template.jinja").open("a") as file:
+        file.write("\n")
+    assert run(run_folder, path, tmp_path / "out.jsonl") == score.FAILED
+    assert "with another model" in capsys.readouterr().err
+
+
+def test_names_are_text_or_whole_numbers_and_lines_are_never_taken_for_them(
+    model, tmp_path, rows, capsys
+):
+    named = [rows[0] | {"id": 2}, rows[1] | {"id": None}, rows[2] | {"id": 1.5}]
+    path = tiny.write_lines(tmp_path / "in.jsonl", named)
+    assert run(model, path, tmp_path / "out.jsonl") == score.SOME_REJECTED
+    found = [(line["id"], line.get("line")) for line in lines_of(tmp_path / "out.jsonl")]
+    assert found == [(2, None), (None, 2)]
+    (rejected,) = lines_of(tmp_path / "out.rejects.jsonl")
+    assert (rejected["line"], rejected["id"]) == (3, None)
+    assert "1 row rejected: 1 not a request" in capsys.readouterr().err

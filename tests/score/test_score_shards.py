@@ -1,0 +1,70 @@
+"""The shards of a scoring job, and their merge."""
+
+import json
+
+import pytest
+from scoring_jobs import lines_of, run
+
+from toolrm_jax import score
+
+
+@pytest.mark.parametrize("of", [2, 3, 11])
+def test_merged_shards_are_the_whole(model, data, finished, tmp_path, of):
+    """11 shards of 8 chunks: some have nothing to do."""
+    output = tmp_path / "out.jsonl"
+    for index in reversed(range(of)):
+        assert run(model, data, output, "--shard", f"{index}/{of}") in (0, 3)
+    assert score.main(["merge", "--output", str(output)]) == score.SOME_REJECTED
+    for name in ("out.jsonl", "out.rejects.jsonl"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+    merged, whole = (
+        json.loads((folder / "out.summary.json").read_text()) for folder in (tmp_path, finished)
+    )
+    assert merged == whole
+
+
+def test_shards_do_not_overlap(model, data, finished, tmp_path):
+    for index in range(2):
+        run(model, data, tmp_path / "out.jsonl", "--shard", f"{index}/2")
+    ids = [
+        [line["id"] for line in lines_of(tmp_path / f"out.shard-0000{i}-of-00002.jsonl")]
+        for i in range(2)
+    ]
+    assert not set(ids[0]) & set(ids[1])
+    whole = [line["id"] for line in lines_of(finished / "out.jsonl")]
+    assert sorted(ids[0] + ids[1]) == sorted(whole)
+    assert min(map(len, ids)) > len(whole) // 3
+
+
+def test_the_shard_is_the_process_by_default(model, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PROCESS_ID", "1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    run(model, data, tmp_path / "out.jsonl")
+    assert (tmp_path / "out.shard-00001-of-00002.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["JAX_PROCESS_ID", "JAX_NUM_PROCESSES"])
+def test_half_of_a_process_is_no_share(model, data, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setenv(name, "1")
+    assert run(model, data, tmp_path / "out.jsonl") == score.FAILED
+    assert f"{name} is set and JAX_" in capsys.readouterr().err
+
+
+def test_brackets_in_a_name_are_only_a_name(model, data, finished, tmp_path):
+    output = tmp_path / "h[1]*.jsonl"
+    for index in range(2):
+        run(model, data, output, "--shard", f"{index}/2")
+    assert score.main(["merge", "--output", str(output)]) == score.SOME_REJECTED
+    assert output.read_bytes() == (finished / "out.jsonl").read_bytes()
+
+
+def test_a_merge_names_the_shards_that_are_missing(model, data, tmp_path, capsys):
+    output = tmp_path / "out.jsonl"
+    assert score.main(["merge", "--output", str(output)]) == score.FAILED
+    assert "No shard of" in capsys.readouterr().err
+    run(model, data, output, "--shard", "0/3")
+    assert score.main(["merge", "--output", str(output)]) == score.FAILED
+    message = capsys.readouterr().err
+    assert "2 of 3 shards are not finished" in message
+    assert "out.shard-00001-of-00003.jsonl" in message
+    assert not output.exists()
