@@ -23,9 +23,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
+
 from toolrm_jax.bfcl_pairs import ensure_pairs
 
-LAYERS = 10
+LAYERS = 10  # of the probe, as configs/smollm2_synth.py has
 PAIRS = 16_000  # synthesised; more than is trained on
 PROBE_PAIRS = 2_000
 HELDOUT_ROWS = 32  # of the quickstart's, for the log of the training on synthesised pairs
@@ -61,7 +63,6 @@ def train(workdir: Path, pairs: Path, heldout: Path, steps: int) -> Path:
             "train",
             "--config=configs/smollm2_synth.py",
             f"--workdir={workdir}",
-            f"--config.model.num_layers={LAYERS}",
             f"--config.data.train={pairs / 'array_record'}",
             f"--config.data.heldout={heldout}",
             f"--config.train.steps={steps}",
@@ -100,8 +101,6 @@ def head(path: Path, source: Path, count: int) -> Path:
 
 def pairs_file(path: Path, dataset: Path, count: int) -> Path:
     """The first pairs of a synthesised data set as JSON lines; its rows are shuffled."""
-    import datasets
-
     if not path.exists():
         found = datasets.load_dataset(str(dataset), split=f"train[:{count}]")
         found.to_json(str(path))
@@ -140,14 +139,14 @@ def study(workdir: Path, data: Path, steps: int) -> list[Path]:
     """The run of docs/synth.md."""
     of_bfcl = ensure_pairs(workdir / "quickstart" / "pairs")
     heldout = head(workdir / "heldout.jsonl", of_bfcl.heldout, HELDOUT_ROWS)
+    made = {mix: synthesise(workdir, data, mix) for mix in MIXES}
     wanted = [("both", steps // part) for part in SIZES]
     wanted += [(mix, steps // 2) for mix in MIXES[1:]]
     models = []
     for mix, count in wanted:
-        dataset = synthesise(workdir, data, mix)
         name = f"{mix}-{count}"
-        models.append(f"--model={name}={train(workdir / name, dataset, heldout, count)}")
-    fit_on = pairs_file(workdir / "probe_pairs.jsonl", workdir / "both" / "dataset", PROBE_PAIRS)
+        models.append(f"--model={name}={train(workdir / name, made[mix], heldout, count)}")
+    fit_on = pairs_file(workdir / "probe_pairs.jsonl", made["both"], PROBE_PAIRS)
     models.append(f"--model=probe={probe(workdir / 'probe', fit_on)}")
     path = data / "eval" / "fcrb_dev.jsonl.gz"
     options = (*models, f"--fit={fit_on}")

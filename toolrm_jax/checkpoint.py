@@ -42,7 +42,7 @@ from toolrm_jax.checkpoint_files import (
     refuse_damage,
     share,
 )
-from toolrm_jax.errors import InputError
+from toolrm_jax.errors import InputError, first_line
 from toolrm_jax.files import write_durably
 from toolrm_jax.model_config import ModelConfig, Rope
 from toolrm_jax.paths import absolute, is_remote
@@ -108,11 +108,14 @@ class Checkpoints:
         problem = _attempt(lambda: scores.update(self._found())) if _is_lead() else ""
         problem, scores = json.loads(self._main.from_first(json.dumps([problem, scores])))
         if problem:
-            raise CheckpointsError(
-                f"{self.folder} cannot be read now ({problem}). Start again by the same command "
-                f"when it can."
-            )
+            raise self._unreadable(problem)
         self._scores = {int(step): s and (s[0], s[1]) for step, s in scores.items()}
+
+    def _unreadable(self, problem: str) -> CheckpointsError:
+        return CheckpointsError(
+            f"{self.folder} cannot be read now ({problem}). Start again by the same command when "
+            f"it can."
+        )
 
     def _found(self) -> dict[str, Score | None]:
         """The steps on disk and their scores; what is half-written is removed."""
@@ -390,16 +393,16 @@ class Checkpoints:
           CheckpointsError: an error that is no damage: a disk or a store that does not answer now.
             What is sound must not be passed over because of it.
         """
-        found: list[Exception] = []
-        problem = _attempt(check, found)
-        told = self._main.gather(json.dumps([problem, all(isinstance(x, damage) for x in found)]))
+        problem, damaged = "", True
+        try:
+            check()
+        except Exception as error:
+            problem, damaged = _in_a_line(error), isinstance(error, damage)
+        told = self._main.gather(json.dumps([problem, damaged]))
         problems = [(number, *json.loads(text)) for number, text in enumerate(told)]
         unread = [_by_process(number, text) for number, text, damaged in problems if not damaged]
         if unread:
-            raise CheckpointsError(
-                f"{self.folder} cannot be read now ({'; '.join(unread)}). Start again by the same "
-                f"command when it can."
-            )
+            raise self._unreadable("; ".join(unread))
         return next((_by_process(number, text) for number, text, _ in problems if text), "")
 
     def _restore_arrays(self, like: TrainState, step: int) -> TrainState:
@@ -442,17 +445,18 @@ def _run_now(coroutine: Any) -> Any:
         return threads.submit(run).result()
 
 
-def _attempt(work: Callable[[], Any], found: list[Exception] | None = None) -> str:
-    """Does it; what went wrong, in a line, or nothing. The error itself is added to `found`."""
+def _attempt(work: Callable[[], Any]) -> str:
+    """Does it; what went wrong, in a line, or nothing."""
     try:
         work()
     except Exception as error:
-        if found is not None:
-            found.append(error)
-        lines = str(error).strip().splitlines() or ["no message"]
-        ours = isinstance(error, DamagedError)
-        return lines[0] if ours else f"{type(error).__name__}: {lines[0]}"
+        return _in_a_line(error)
     return ""
+
+
+def _in_a_line(error: Exception) -> str:
+    ours = isinstance(error, DamagedError)
+    return first_line(error) if ours else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _by_process(number: int, problem: str) -> str:

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 import jax
 from absl import logging
 
-from toolrm_jax.errors import InputError
+from toolrm_jax.errors import InputError, first_line
 
 MODES = ("auto", "on", "off")
 # Of a task that srun started; jax.distributed.initialize() needs them all.
@@ -72,7 +72,7 @@ def start_processes(
             logging.warning(
                 "This host trains alone: %s. On a slice of several hosts, start again, or give "
                 "--distributed=on, which does not go on alone.",
-                str(error.__cause__).splitlines()[0],
+                first_line(error.__cause__ or error),
             )
             return None
     return cluster
@@ -167,7 +167,7 @@ def _join(cluster: Cluster, timeout_seconds: int, lost_seconds: int) -> None:
     except RuntimeError as error:
         raise ProcessError(
             f"The processes of {cluster.name} did not all join within {timeout_seconds} s: "
-            f"{str(error).splitlines()[0]} Is each one started, and can all reach the first one's "
+            f"{first_line(error)} Is each one started, and can all reach the first one's "
             f"host? --distributed=off runs alone."
         ) from error
     if cluster.all_devices:

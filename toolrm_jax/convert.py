@@ -27,7 +27,7 @@ from etils import epath
 from tqdm import tqdm
 
 from toolrm_jax.compare import PROMPTS, TensorReport, compare_tensors, rewards
-from toolrm_jax.errors import InputError
+from toolrm_jax.errors import InputError, first_line
 from toolrm_jax.huggingface import (
     CheckpointError,
     RewardTensors,
@@ -233,7 +233,7 @@ def _pushed(folder: epath.Path, repo: str, public: bool) -> str:
         return push_to_hub(folder, repo, public=public)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(
-            f"{repo!r} could not be uploaded: {str(error).strip().splitlines()[0]} The directory "
+            f"{repo!r} could not be uploaded: {first_line(error)} The directory "
             f"is complete at {folder}: log in with `hf auth login`, and upload it with "
             f"`hf upload {repo} {folder}`."
         ) from error

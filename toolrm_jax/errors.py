@@ -12,6 +12,11 @@ class InputError(Exception):
     """What was given cannot be used; the message says what was found, expected, and to be done."""
 
 
+def first_line(error: BaseException) -> str:
+    """Of its message; its type's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
     """Ends the program with the message of an InputError or OSError; anything else is a bug."""

@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from toolrm_jax.checkpoint import config_from_json, config_to_json
 from toolrm_jax.checkpoint_files import DamagedError, refuse_incomplete
+from toolrm_jax.errors import first_line
 from toolrm_jax.files import write_durably
 from toolrm_jax.huggingface import Entry, RewardTensors, Source, entries, placed, refuse_misfits
 from toolrm_jax.model_config import ModelConfig
@@ -158,7 +159,7 @@ class OrbaxTensors(Tensors):
             try:
                 self._arrays[entry.path] = _open_array(state, name, ocdbt)
             except ValueError as error:  # all that TensorStore raises
-                problems.append(f"{name} ({_first_line(error)})")
+                problems.append(f"{name} ({_told(error)})")
         if problems:
             raise CheckpointError(
                 f"{state} lacks, or cannot read: {'; '.join(problems)}. The checkpoint is not "
@@ -180,7 +181,7 @@ class OrbaxTensors(Tensors):
             return view[start:stop].read(order="C").result()
         except ValueError as error:
             raise CheckpointError(
-                f"{self._state}: {name} cannot be read: {_first_line(error)}. The checkpoint is "
+                f"{self._state}: {name} cannot be read: {_told(error)}. The checkpoint is "
                 f"not complete, or damaged: take another step, or write it again."
             ) from error
 
@@ -216,8 +217,8 @@ def _open_array(state: epath.Path, name: str, ocdbt: bool) -> ts.TensorStore:
     return ts.open(spec, read=True, open=True).result()
 
 
-def _first_line(error: BaseException) -> str:
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+def _told(error: BaseException) -> str:
+    text = first_line(error)
     return text if len(text) < 300 else f"{text[:300]}..."
 
 

@@ -21,7 +21,7 @@ import jax
 from jax.experimental import topologies
 
 from toolrm_jax.chips import CHIPS, Chip
-from toolrm_jax.errors import InputError
+from toolrm_jax.errors import InputError, first_line
 
 EXAMPLES = "v5p:2x2x4, v6e:4x4, v5e:4x8, v5p:2x2x4:2 (two slices), h100:8, h100:2x8"
 
@@ -205,7 +205,7 @@ def _tpu_devices(topology: Topology) -> Sequence[jax.Device]:
     except jax.errors.JaxRuntimeError as error:
         raise TopologyError(
             f"--topology={topology.name!r}: the compiler does not know it "
-            f"({str(error).splitlines()[0]}). Examples: {EXAMPLES}."
+            f"({first_line(error)}). Examples: {EXAMPLES}."
         ) from error
 
 

@@ -51,7 +51,7 @@ class LikelihoodScorer:
         self._model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
         # transformers renames it in 5.24.
         known = inspect.signature(self._model.forward).parameters
-        self._cache = "cache" if "cache" in known else "past_key_values"
+        self._cache_name = "cache" if "cache" in known else "past_key_values"
 
     def score(self, cases: Sequence[Case]) -> Iterator[np.ndarray]:
         """The mean log-probabilities; NaN for what cannot be rendered or is too long."""
@@ -75,7 +75,7 @@ class LikelihoodScorer:
                     scores.append(float("nan"))
                     continue
                 given = torch.from_numpy(ids.astype(np.int64))[None]
-                kept = {self._cache: copy.deepcopy(cache)}
+                kept = {self._cache_name: copy.deepcopy(cache)}
                 logits = self._model(given, **kept).logits[0, :-1]
                 if before is not None:
                     logits = torch.cat([before, logits])
@@ -89,4 +89,4 @@ class LikelihoodScorer:
             return None, None
         given = self._torch.from_numpy(prompt.astype(np.int64))[None]
         found = self._model(given, use_cache=True, logits_to_keep=1)
-        return found[self._cache], found.logits[0]
+        return found[self._cache_name], found.logits[0]
