@@ -247,11 +247,12 @@ SHOWS = ["arrays cut off", "arrays gone", "a bit of the index of arrays"]
 def orbax_leaves_coroutines():
     """Where one array fails, Orbax closes the loop under the others' feet: they are let go here.
 
-    The warnings that they end with would otherwise fall on whichever test runs when they are
-    collected. Some wait for TensorStore's threads, hence the loop.
+    The warnings that the unfinished ones end with would otherwise fall on whichever test runs
+    when they are collected. Some still wait for TensorStore's threads, a second at most: what a
+    full disk holds back TensorStore keeps for good.
     """
     yield
-    for _ in range(100):
+    for _ in range(10):
         gc.collect()
         left = [one for one in gc.get_objects() if isinstance(one, types.CoroutineType)]
         if not any("orbax" in one.cr_code.co_filename for one in left):
