@@ -77,7 +77,7 @@ class Verdict:
 _DEEPEST = 64
 
 
-def _check_json(value: Any, room: int = _DEEPEST) -> None:
+def check_json(value: Any, room: int = _DEEPEST) -> None:
     """ValueError unless the value is JSON that UTF-8 can carry: no NaN, no lone surrogate."""
     if not room:
         raise ValueError(f"nested more than {_DEEPEST} deep")
@@ -85,11 +85,11 @@ def _check_json(value: Any, room: int = _DEEPEST) -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 raise ValueError(f"the key {key!r} is not a string")
-            _check_json(key, room)
-            _check_json(item, room - 1)
+            check_json(key, room)
+            check_json(item, room - 1)
     elif isinstance(value, list):
         for item in value:
-            _check_json(item, room - 1)
+            check_json(item, room - 1)
     elif isinstance(value, str):
         value.encode()  # UnicodeEncodeError is a ValueError
     elif isinstance(value, float) and not math.isfinite(value):
@@ -111,7 +111,7 @@ def _as_call(value: Any) -> Call:
         arguments = read_json(arguments)
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ValueError("name is not a string, or arguments are not an object")
-    _check_json({name: arguments})
+    check_json({name: arguments})
     return {"name": name, "arguments": arguments}
 
 

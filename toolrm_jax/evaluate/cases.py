@@ -7,9 +7,11 @@
                "candidates": [{"calls" | null, "raw", "correct", "error_type", "model_name",
                                "n_samples", "greedy"}]}
 
-A row that is neither is rejected with its line and a reason, and the others go on. Two rows of one
-id (FC-RewardBench has several pairs of a task) are two cases; the id is the task, by which
-intervals are clustered. Of a pool's candidates, those with the same answer are one.
+A row that is neither is rejected with its line and a reason, and the others go on. So is one whose
+messages, tools or answers are in no form that is known here (`turns`); a wrong answer's calls may
+be broken. Two rows of one id (FC-RewardBench has several pairs of a task) are two cases; the id is
+the task, by which intervals are clustered. Of a pool's candidates, those with the same answer are
+one.
 
     found = read_pairs("fc_reward_bench.jsonl")
     found.cases, found.rejects
@@ -23,12 +25,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from toolrm_jax.errors import InputError
+from toolrm_jax.evaluate.turns import plain_answer, plain_message
 from toolrm_jax.examples import Message, Response, Tool
 from toolrm_jax.literals import read_json
 from toolrm_jax.row_source import open_rows
 from toolrm_jax.schema import ToolSchemaError, normalize_tools
 from toolrm_jax.score_request import Request, RequestError, request_of
-from toolrm_jax.tool_calls import parse_calls
+from toolrm_jax.tool_calls import check_json, parse_calls
 
 Row = dict[str, Any]
 
@@ -114,6 +117,8 @@ def _read(
             cases.append(case_of(row, line))
         except (ValueError, ToolSchemaError, RequestError) as error:
             rejects.append(Reject(line, str(error)[:300]))
+        except RecursionError:
+            rejects.append(Reject(line, "nested too deeply"))
     rows.check_unchanged()
     if not cases:
         why = collections.Counter(reject.reason for reject in rejects).most_common(1)
@@ -126,7 +131,7 @@ def _read(
 
 def _pair(row: Row, line: int) -> Case:
     request = request_of({**row, **{side: _side(row[side]) for side in _SIDES & row.keys()}})
-    right, *wrong = request.responses
+    right, *wrong = map(plain_answer, request.responses)
     about = row.get("rejected")
     kinds = [_error_of(about, n) or str(row.get("error_type") or "") for n in range(len(wrong))]
     model = str(row.get("model_name") or row.get("model") or "")
@@ -190,18 +195,30 @@ def _candidate(one: Any, number: int) -> Candidate:
         raise ValueError(f"{at}: expected calls, or text under 'raw', found {response!r:.80}")
     model = str(one.get("model_name") or one.get("model") or "")
     error = "" if right else str(one.get("error_type") or "")
-    return Candidate(response, right, error, model, count, bool(one.get("greedy")))
+    return Candidate(plain_answer(response), right, error, model, count, bool(one.get("greedy")))
 
 
 def _case(row: Row, line: int, request: Request, candidates: list[Candidate]) -> Case:
-    task = str(request.id) if request.id is not None else f"line {line}"
-    return Case(
-        task,
-        normalize_tools(request.tools),
-        request.messages,
+    made = Case(
+        str(request.id) if request.id is not None else f"line {line}",
+        [_described(tool) for tool in normalize_tools(request.tools)],
+        [plain_message(message, index) for index, message in enumerate(request.messages)],
         candidates,
         str(row.get("test_category") or row.get("subset") or row.get("source") or ""),
     )
+    # NaN, dates of Arrow, halves of surrogate pairs: nothing that a run's folder could not hold.
+    said = [[c.response, c.error_type, c.model] for c in candidates]
+    check_json([made.task, made.category, made.tools, made.messages, said])
+    return made
+
+
+def _described(tool: Tool) -> Tool:
+    if not isinstance(tool["description"], str):
+        raise ValueError(
+            f"tool {tool['name']!r}: expected text as description, found "
+            f"{tool['description']!r:.80}"
+        )
+    return tool
 
 
 def trained_on(cases: Iterable[Case], trained: Iterable[str]) -> set[str]:
