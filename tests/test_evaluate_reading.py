@@ -126,3 +126,29 @@ def test_the_same_calls_in_two_forms_are_one_candidate_of_a_pool(tmp_path):
     row["candidates"].append({**row["candidates"][0], "calls": in_openais_form(*calls)})
     (made,) = read_pools(write(tmp_path / "pools.jsonl", [row])).cases
     assert [(c.response == calls, c.count) for c in made.candidates] == [(True, 2), (False, 2)]
+
+
+@pytest.mark.parametrize(
+    ("sides", "rights"),
+    [
+        ({"chosen": ["4"], "rejected": ["5", "6", "7"]}, "rwww"),
+        ({"chosen": "4", "rejected": ["5", "6", "7"]}, "rwww"),
+        ({"chosen": ["4", "four"], "rejected": ["5"]}, "rrw"),
+        ({"chosen": ["4"], "rejected": "5", "responses": ["4", "5"]}, "rw"),
+        ({"chosen": ["4"], "rejected": ["5"], "prompt": None, "messages": talk()[:1]}, "rw"),
+    ],
+)
+def test_a_list_of_texts_is_as_many_answers(sides, rights, tmp_path):
+    row = {"id": "k", "prompt": "2 + 2?", "subset": "Math"} | sides
+    (made,) = read_pairs(write(tmp_path / "rows.jsonl", [row])).cases
+    assert "".join("wr"[c.right] for c in made.candidates) == rights
+    assert [m["role"] for m in made.messages] == ["user"]
+    right, wrong = sides["chosen"], sides["rejected"]
+    assert [c.response for c in made.candidates] == [*right, *wrong]
+
+
+def test_answers_of_which_it_is_not_said_which_is_right_are_no_pair(tmp_path):
+    rows = [pair_row(0), {"messages": talk()[:1], "responses": ["It is at 5.", "It is at 6."]}]
+    found = read_pairs(write(tmp_path / "rows.jsonl", rows))
+    assert len(found.cases) == 1
+    assert "do not say which is right: expected 'chosen'" in found.rejects[0].reason

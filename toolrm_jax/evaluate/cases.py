@@ -130,19 +130,42 @@ def _read(
 
 
 def _pair(row: Row, line: int) -> Case:
-    request = request_of({**row, **{side: _side(row[side]) for side in _SIDES & row.keys()}})
-    right, *wrong = map(plain_answer, request.responses)
+    request, right, wrong = _sides_of(row)
     about = row.get("rejected")
     kinds = [_error_of(about, n) or str(row.get("error_type") or "") for n in range(len(wrong))]
     model = str(row.get("model_name") or row.get("model") or "")
-    candidates = [Candidate(right, True)]
+    candidates = [Candidate(plain_answer(answer), True) for answer in right]
     candidates += [
-        Candidate(response, False, kind, model) for response, kind in zip(wrong, kinds, strict=True)
+        Candidate(plain_answer(answer), False, kind, model)
+        for answer, kind in zip(wrong, kinds, strict=True)
     ]
     return _case(row, line, request, candidates)
 
 
+def _sides_of(row: Row) -> tuple[Request, list[Response], list[Response]]:
+    """(the prompt, the right answers, the wrong ones).
+
+    A side that is a list of texts is as many answers, as in RewardBench-2.
+    """
+    if row.get("responses") is not None and not (_RIGHT & row.keys()):
+        raise ValueError(
+            "the answers under 'responses' do not say which is right: expected 'chosen' and "
+            "'rejected', or a pool with 'correct' of each of its 'candidates'"
+        )
+    row = {name: value for name, value in row.items() if name != "responses"}
+    several = {side: row[side] for side in ("chosen", "rejected") if _are_texts(row.get(side))}
+    read = {side: _side(row[side]) for side in _SIDES & row.keys()}
+    request = request_of({**row, **read, **{side: texts[0] for side, texts in several.items()}})
+    right, *wrong = request.responses
+    return request, several.get("chosen", [right]), several.get("rejected", wrong)
+
+
+def _are_texts(side: Any) -> bool:
+    return isinstance(side, list) and bool(side) and all(isinstance(one, str) for one in side)
+
+
 _SIDES = {"chosen_output", "rejected_output"}
+_RIGHT = {"chosen", "chosen_output"}
 
 
 def _side(value: Any) -> Any:
