@@ -134,6 +134,34 @@ def test_filtering_writes_what_it_kept_and_finds_planted_noise(model, tmp_path):
         main([*command[:-1], "1.5", "--output", str(tmp_path / "x")])
 
 
+_PARTS = """---
+configs:
+- config_name: plain
+  data_files: plain.jsonl
+- config_name: hard
+  data_files: [{split: train, path: hard.jsonl}, {split: test, path: hard_test.jsonl}]
+---
+"""
+
+
+def test_filtering_reads_the_split_and_the_subset_that_it_is_given(model, tmp_path):
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    (folder / "README.md").write_text(_PARTS)
+    for count, name in enumerate(("plain", "hard", "hard_test"), 2):
+        write(folder / f"{name}.jsonl", normal_rows(count))
+    command = ["filter", "--model", f"m={model}", "--dtype", "float32"]
+    command += ["--output", str(tmp_path / "run")]
+    here, hard = ["--data", str(folder)], ["--subset", "hard"]
+    for part, rows in ((hard, 3), ([*hard, "--split", "test"], 4)):
+        main([*command, *here, *part])
+        assert read_run(tmp_path / "run").result["filter"]["m"]["rows"] == rows
+    with pytest.raises(SystemExit, match=r"--subset is of a hub's data set, and .* is a file"):
+        main([*command, "--data", str(folder / "hard.jsonl"), *hard])
+    with pytest.raises(SystemExit, match=r"source 'bfcl': .* Its options: categories"):
+        main([*command, *here, *hard, "--format", "bfcl"])
+
+
 @pytest.mark.slow
 @pytest.mark.torch
 def test_the_example_fine_tunes_on_what_the_filter_kept(model, tmp_path):

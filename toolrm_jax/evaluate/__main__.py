@@ -185,7 +185,7 @@ def _described(
 
 
 def _pairs(args: argparse.Namespace) -> None:
-    data = read_pairs(args.data, split=args.split, subset=args.subset)
+    data = read_pairs(args.data, **options.part(args))
     data, scorers, scores, notes = _scored(args, data)
     figures = {"notes": notes, "scorers": _described(data, scorers, scores, args)}
     write_run(args.output, args.what, data, scores, figures, args.seed)
@@ -195,7 +195,7 @@ def _pairs(args: argparse.Namespace) -> None:
 def _best_of_n(args: argparse.Namespace) -> None:
     if args.n < 1:
         raise InputError(f"--n {args.n}: expected a number from 1")
-    data = read_pools(args.data, split=args.split, subset=args.subset)
+    data = read_pools(args.data, **options.part(args))
     data, _, scores, notes = _scored(args, data)
     found = {
         draws: best_of_n.curves(data.cases, scores, most=args.n, draws=draws, seed=args.seed)
@@ -215,7 +215,7 @@ def _best_of_n(args: argparse.Namespace) -> None:
 
 
 def _robustness(args: argparse.Namespace) -> None:
-    data = read_pairs(args.data, split=args.split, subset=args.subset)
+    data = read_pairs(args.data, **options.part(args))
     with options.scorers(args) as scorers:
         data, notes = options.usable(args, data, scorers)
         changed, origins = robustness.changed_cases(data.cases, args.seed)
@@ -250,7 +250,9 @@ def _robustness(args: argparse.Namespace) -> None:
 def _filter(args: argparse.Namespace) -> None:
     if not 0 < args.keep <= 1 or not 0 <= args.noise < 1:
         raise InputError(f"--keep {args.keep} --noise {args.noise}: expected shares of 1.")
-    given = {"license": args.license} if args.format == "openai" else {}
+    given = options.part(args)
+    if args.format == "openai":
+        given["license"] = args.license
     found = list(open_source(args.format, args.data, **given))
     examples = [one for one in found if isinstance(one, Example)]
     rejects = [

@@ -7,6 +7,7 @@ cases, models that list what they were trained on          --usable-->   cases t
 import argparse
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,6 +17,9 @@ from toolrm_jax.evaluate.cases import Cases, read_pairs, trained_on
 from toolrm_jax.evaluate.likelihood import LikelihoodScorer
 from toolrm_jax.evaluate.llm_judge import JudgeScorer
 from toolrm_jax.evaluate.scorers import CaseScorer, ModelScorer, rule_scorers
+from toolrm_jax.paths import is_remote
+
+_PART = {"split": "train", "subset": ""}
 
 
 def add_scoring(
@@ -34,8 +38,8 @@ def add_scoring(
     if baselines:
         _add_baselines(parser)
     add("--data", default=data, required=data is None, help="JSON lines, Parquet or a hub id")
-    add("--split", default="train", help="of a hub's data set")
-    add("--subset", default="", help="of a hub's data set")
+    add("--split", default=_PART["split"], help="of a hub's data set")
+    add("--subset", default=_PART["subset"], help="of a hub's data set")
     add("--output", required=True, help="folder of the run; an earlier run's is replaced")
     add("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="compute type")
     add("--max-tokens", type=int, help="longest prompt and answer; the model's limit, if not given")
@@ -63,6 +67,16 @@ def _add_baselines(parser: argparse.ArgumentParser) -> None:
     add("--judge-key", default="", help="the environment's variable that holds its key")
     add("--fit", default="", help="pairs on which the best combination of rules is fitted")
     add("--no-rules", action="store_true", help="leave out the rules that cost nothing")
+
+
+def part(args: argparse.Namespace) -> dict[str, str]:
+    """The split and the subset that were asked for, of --data; InputError where it has none."""
+    asked = {name: getattr(args, name) for name in _PART if getattr(args, name) != _PART[name]}
+    if asked and (is_remote(args.data) or os.path.isfile(args.data)):
+        raise InputError(
+            f"--{next(iter(asked))} is of a hub's data set, and {args.data} is a file: leave it out"
+        )
+    return asked
 
 
 @contextlib.contextmanager
