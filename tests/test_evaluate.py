@@ -170,6 +170,8 @@ def test_every_pool_of_the_real_ones_is_read(toolrm_data):
     ("command", "said"),
     [
         (["best-of-n", "--n", "0", "--data", "b/pools.jsonl", "--output", "x"], "from 1"),
+        (["pairs", "--limit", "-1", "--data", "pairs.jsonl", "--output", "x"], "from 1"),
+        (["pairs", "--max-tokens", "0", "--data", "pairs.jsonl", "--output", "x"], "from 1"),
         (["report", "b", "--output", "x.md"], "ends in .html"),
     ],
 )

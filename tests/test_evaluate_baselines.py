@@ -15,6 +15,7 @@ from toolrm_jax.evaluate.__main__ import main
 from toolrm_jax.evaluate.cases import read_pairs, read_pools
 from toolrm_jax.evaluate.likelihood import LikelihoodScorer
 from toolrm_jax.evaluate.llm_judge import JudgeScorer
+from toolrm_jax.evaluate.results import read_run
 from toolrm_jax.evaluate.scorers import ModelScorer
 from toolrm_jax.pretrained import open_pretrained
 from toolrm_jax.rendering import Renderer
@@ -77,6 +78,17 @@ def test_the_log_likelihood_is_the_mean_over_the_answers_tokens(tmp_path):
     assert np.isnan(next(one.score([made]))).tolist() == [
         len(found.whole(number)) == longest for number in range(2)
     ]
+
+
+@pytest.mark.torch
+def test_the_log_likelihood_of_what_is_longer_than_max_tokens_is_not_told(tmp_path):
+    pytest.importorskip("torch")
+    folder = tiny.write_model(tmp_path / "lm")
+    data = write(tmp_path / "rows.jsonl", [pair_row(1)])
+    command = ["pairs", "--data", str(data), "--likelihood", f"l={folder}", "--no-rules"]
+    for length, unscored in (("5", 2), ("2000", 0)):
+        main([*command, "--max-tokens", length, "--output", str(tmp_path / "run")])
+        assert read_run(tmp_path / "run").result["scorers"]["l"]["unscored"] == unscored
 
 
 def judged_by(monkeypatch, tmp_path, reply):

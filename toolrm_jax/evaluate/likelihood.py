@@ -21,6 +21,8 @@ from toolrm_jax.evaluate.cases import Case
 from toolrm_jax.pretrained import open_pretrained
 from toolrm_jax.rendering import Renderer, RenderError
 
+MOST_TOKENS = 8192
+
 
 def _where(path: str) -> dict[str, str]:
     """The model in transformers' words."""
@@ -32,11 +34,11 @@ def _where(path: str) -> dict[str, str]:
 
 class LikelihoodScorer:
     """Ranks by a causal model: a folder or hub id in Hugging Face's form, a GGUF file, or
-    "embedded:smollm2". Sequences of more than `max_tokens` are not scored."""
+    "embedded:smollm2". Sequences of more than `max_tokens` (None: 8,192) are not scored."""
 
     is_log_odds = False
 
-    def __init__(self, path: str, name: str = "", *, max_tokens: int = 8192):
+    def __init__(self, path: str, name: str = "", *, max_tokens: int | None = None):
         try:
             import torch
             from transformers import AutoModelForCausalLM
@@ -45,7 +47,8 @@ class LikelihoodScorer:
                 f"The log-likelihood ranker needs {error.name}: pip install torch."
             ) from None
         self.name = name or f"log-likelihood of {path}"
-        self._torch, self._max_tokens = torch, max_tokens
+        self._torch = torch
+        self._max_tokens = MOST_TOKENS if max_tokens is None else max_tokens
         self._renderer = Renderer(open_pretrained(path).tokenizer)
         where = _where(path)
         self._model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()

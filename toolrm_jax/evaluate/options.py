@@ -14,7 +14,7 @@ import numpy as np
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate.cases import Cases, read_pairs, trained_on
-from toolrm_jax.evaluate.likelihood import LikelihoodScorer
+from toolrm_jax.evaluate.likelihood import MOST_TOKENS, LikelihoodScorer
 from toolrm_jax.evaluate.llm_judge import JudgeScorer
 from toolrm_jax.evaluate.scorers import CaseScorer, ModelScorer, rule_scorers
 from toolrm_jax.paths import is_remote
@@ -60,7 +60,8 @@ def _add_baselines(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[NAME=]DIR",
-        help="a causal model whose log-probability of the answer ranks (needs PyTorch)",
+        help="a causal model whose log-probability of the answer ranks (needs PyTorch); its "
+        f"limit, if --max-tokens gives none, is {MOST_TOKENS:,}",
     )
     add("--judge", metavar="URL", help="an OpenAI-compatible server that picks one of two answers")
     add("--judge-model", default="", help="the judge's name there")
@@ -82,6 +83,9 @@ def part(args: argparse.Namespace) -> dict[str, str]:
 @contextlib.contextmanager
 def scorers(args: argparse.Namespace) -> Iterator[list[CaseScorer]]:
     """The scorers that were asked for, open."""
+    for name in ("limit", "max_tokens"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected a number from 1")
     with contextlib.ExitStack() as stack:
         found: list[CaseScorer] = []
         for given in args.model:
@@ -93,7 +97,7 @@ def scorers(args: argparse.Namespace) -> Iterator[list[CaseScorer]]:
             found.append(model)
         for given in args.likelihood:
             name, _, path = given.rpartition("=")
-            found.append(LikelihoodScorer(path, name))
+            found.append(LikelihoodScorer(path, name, max_tokens=args.max_tokens))
         if args.judge:
             if not args.judge_model:
                 raise InputError("--judge needs --judge-model, the name that its server knows")
