@@ -28,7 +28,7 @@ from typing import Any
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Call, Example, Message, Response, Tool
-from toolrm_jax.tool_calls import attempts_call, canonical_calls
+from toolrm_jax.tool_calls import attempts_call, canonical_calls, parse_calls
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _REST = _LETTERS + "0123456789_"
@@ -83,8 +83,10 @@ class Names:
 
         A name that the example does not know gets a random one too, for a natural name among
         random ones would give a wrong answer away. In a text that tries to call, all names are
-        replaced as whole words; other text stays.
+        replaced as whole words; other text stays. A message's calls and words are treated alike.
         """
+        if isinstance(response, dict):
+            return self._hide_message(response, seed)
         rng = random.Random(f"{seed}/answer")
         taken = " ".join([*self.functions.values(), *self.parameters.values()])
         if isinstance(response, list):
@@ -93,6 +95,13 @@ class Names:
         if isinstance(response, str) and words and _looks_like_call(response, self.functions):
             return _whole_words(words).sub(lambda match: words[match[0]], response)
         return response
+
+    def _hide_message(self, message: Message, seed: str) -> Message:
+        calls, words = parse_calls(message.get("tool_calls") or []), message.get("content")
+        changed = {"tool_calls": self.hide_answer(calls, seed)} if calls else {}
+        if isinstance(words, str):
+            changed["content"] = self.hide_answer(words, seed)
+        return {**message, **changed}
 
 
 @dataclasses.dataclass(frozen=True)
