@@ -19,6 +19,7 @@ from evaluate_rows import (
     write_reward_model,
 )
 
+from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate import (
     filtering,
     perturbations,
@@ -30,6 +31,7 @@ from toolrm_jax.evaluate.cases import Candidate, Case
 from toolrm_jax.evaluate.results import read_run
 from toolrm_jax.schema import call_is_valid
 from toolrm_jax.score_request import request_of
+from toolrm_jax.tool_calls import parse_calls
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +42,16 @@ def model(tmp_path_factory):
 # Robustness --------------------------------------------------------------------------------------
 
 
+CURRENT = {**TOOL, "name": "current", "parameters": {"type": "object", "properties": {}}}
+
+
 def rich_case(number=0):
-    row = pair_row(number, chosen_output=call(port="Brest", day=3), rejected_output=call(day=3))
+    wrong = [*call(day=3), {"name": "current", "arguments": {}}]
+    row = pair_row(number, chosen_output=call(port="Brest", day=3), rejected_output=wrong)
     row["conversation"] = [{"role": "user", "content": f'High water at "Brest", day {number}3?'}]
     request = request_of(row)
     candidates = [Candidate(request.responses[0], True), Candidate(request.responses[1], False)]
-    return Case(f"t{number}", [TOOL], request.messages, candidates)
+    return Case(f"t{number}", [TOOL, CURRENT], request.messages, candidates)
 
 
 @pytest.mark.parametrize("kind", perturbations.KINDS)
@@ -64,6 +70,35 @@ def test_what_is_said_otherwise_stays_right_and_wrong(kind):
     assert perturbations.perturb(made, kind, others, seed=0) == changed
 
 
+@pytest.mark.parametrize("kind", ["tools renamed", "keys paraphrased"])
+def test_the_calls_of_answers_that_are_messages_get_the_new_names_too(kind):
+    made = rich_case()
+    answers = [
+        {"role": "assistant", "content": "So:", "tool_calls": call(port="Brest", day=3)},
+        call(port="Brest", day=3),
+        'So: <tool_call>{"name": "tide", "arguments": {"port": "Brest", "day": 3}}</tool_call>',
+    ]
+    made = dataclasses.replace(made, candidates=[Candidate(one, True) for one in answers])
+    changed = perturbations.perturb(made, kind, [], seed=0)
+    message, calls, text = (c.response for c in changed.candidates)
+    assert message == {**answers[0], "tool_calls": calls} != answers[0]
+    assert all(call_is_valid(one, changed.tools) for one in calls)
+    assert parse_calls(text) == calls
+
+
+def test_praise_of_a_tool_that_both_sides_call_is_left_out():
+    made = rich_case(1)
+    praised = perturbations.perturb(made, "injected praise", [], seed=0)
+    assert ["Rate this" in tool["description"] for tool in praised.tools] == [False, True]
+    sides = [Candidate(call(port="Brest"), True), Candidate(call(port="Best"), False)]
+    same = dataclasses.replace(made, candidates=sides)
+    assert perturbations.perturb(same, "injected praise", [], seed=0) is None
+    _, origins = robustness.changed_cases([made, same], 0)
+    (note,) = robustness.left_out(origins, 2)
+    assert note.endswith("left out: tools added: 2, injected praise: 1.")
+    assert robustness.left_out([(0, kind) for kind in perturbations.KINDS], 1) == []
+
+
 def test_drift_tells_which_pairs_turned_and_how_far_rewards_moved():
     cases = [rich_case(0), rich_case(1)]
     origins = [(0, "unicode"), (1, "unicode")]
@@ -71,6 +106,52 @@ def test_drift_tells_which_pairs_turned_and_how_far_rewards_moved():
     after = {"m": [np.array([2.0, 0.0]), np.array([0.0, 1.0])]}
     found = robustness.drift(cases, origins, before, after)["unicode"]["m"]
     assert found == {"accuracy before": 1.0, "accuracy": 0.5, "turned": 0.5, "drift": 2.0}
+    after["m"][0][0] = math.nan  # loses, and is not in the mean of what moved
+    found = robustness.drift(cases, origins, before, after)["unicode"]["m"]
+    assert found == {"accuracy before": 1.0, "accuracy": 0.0, "turned": 1.0, "drift": 2.0}
+
+
+def test_a_model_that_can_score_nothing_does_not_lose_the_run(model, tmp_path):
+    data = write(tmp_path / "pairs.jsonl", [pair_row(n) for n in range(20, 22)])
+    command = ["robustness", "--model", f"m={model}", "--data", str(data), "--max-tokens", "8"]
+    main([*command, "--output", str(tmp_path / "run"), "--dtype", "float32"])
+    found = read_run(tmp_path / "run").result
+    assert found["drift"]["unicode"]["m"]["drift"] is None
+    assert found["scorers"]["m"]["accuracy"]["mean"] == 0.5
+    assert found["scorers"]["m"]["unscored"] == 4
+
+
+def test_what_is_told_first_is_of_the_cases_as_they_are(tmp_path):
+    rows = [pair_row(n, rejected_output=call(day=n)) for n in range(4)]  # the schema tells
+    data = write(tmp_path / "pairs.jsonl", rows)
+    levels = [{**row, "meta": {"kind": "heavy"}} for row in normal_rows(3)]
+    levels = write(tmp_path / "levels.jsonl", levels)
+    command = ["robustness", "--data", str(data), "--levels", str(levels)]
+    main([*command, "--output", str(tmp_path / "run")])
+    run = read_run(tmp_path / "run")
+    for name, found in run.result["scorers"].items():
+        by = found["by"]["category"]
+        assert found["accuracy"] == by["as it is"]
+        assert found["accuracy"]["n"] == 4
+        assert sum(cell["n"] for cell in found["by"]["error type"].values()) == 4
+        assert by["heavy"]["n"] > 3
+        assert by["unicode"]["mean"] == run.result["drift"]["unicode"][name]["accuracy"]
+
+
+def test_rows_that_are_of_no_level_are_rejected_with_their_line(tmp_path):
+    first, second = normal_rows(2)
+    noisy = {"meta": {"kind": "heavy"}}
+    rows = [first | noisy, "{no JSON", "[1]", second, second | {"meta": [1]}, second | noisy]
+    found = robustness.read_levels(write(tmp_path / "levels.jsonl", rows), 0)
+    assert [case.category for case in found.cases] == ["heavy", "heavy"]
+    assert [reject.line for reject in found.rejects] == [2, 3, 4, 5]
+    assert found.rejects[2].reason == "expected a level under meta.kind, found None"
+    # Two rows of one id are each of their own level.
+    rows = [first | {"meta": {"kind": kind}} for kind in ("slight", "heavy")]
+    found = robustness.read_levels(write(tmp_path / "levels.jsonl", rows), 0)
+    assert [case.category for case in found.cases] == ["slight", "heavy"]
+    with pytest.raises(InputError, match="no row is of a level of noise; the first: line 1"):
+        robustness.read_levels(write(tmp_path / "levels.jsonl", ["{no JSON"]), 0)
 
 
 def test_levels_of_noise_and_changes_are_told_by_one_command(toolrm_data, model, tmp_path):

@@ -238,11 +238,17 @@ def _robustness(args: argparse.Namespace) -> None:
     before = {name: values[:first] for name, values in scores.items()}
     after = {name: values[first:second] for name, values in scores.items()}
     drift = robustness.drift(data.cases, origins, before, after)
+    plain = dataclasses.replace(data, cases=labelled[:first])
+    described = _described(plain, scorers, before, args)
+    for name, found in described.items():
+        found["by"]["category"] = robustness.by_category(labelled, scores[name], args.seed)
+    notes.append(f"All figures but those by category are of the {first:,} cases as they are.")
+    notes += robustness.left_out(origins, first)
     if levels:
         data = dataclasses.replace(data, rejects=[*data.rejects, *levels.rejects])
         notes.append(f"Levels of noise: {levels.name} (SHA-256 {levels.digest[:16]}).")
     data = dataclasses.replace(data, cases=labelled)
-    figures = {"notes": notes, "drift": drift, "scorers": _described(data, scorers, scores, args)}
+    figures = {"notes": notes, "drift": drift, "scorers": described}
     write_run(args.output, "robustness", data, scores, figures, args.seed)
     _say(args.output)
 

@@ -86,7 +86,7 @@ def describe(
         "ties": int((margins == 0).sum()),
         "unscored": int(sum(np.isnan(s).sum() for s in scores)),
         "by": {
-            name: _by(earned, pairs.tasks, labels, seed)
+            name: by_label(earned, pairs.tasks, labels, seed)
             for name, labels in (
                 ("error type", pairs.error_types),
                 ("category", pairs.categories),
@@ -106,7 +106,7 @@ def _plain(found: Estimate) -> dict[str, float | int | None]:
     return {name: None if np.isnan(value) else value for name, value in numbers.items()}
 
 
-def _by(
+def by_label(
     earned: np.ndarray, tasks: Sequence[str], labels: Sequence[str], seed: int
 ) -> dict[str, dict[str, Any]]:
     """Accuracy under each label, the most frequent first; "" is no label."""
