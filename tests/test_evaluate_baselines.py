@@ -1,5 +1,6 @@
 """Baselines that are models: a probe, a log-likelihood ranker, a judge; pools made by a server."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import tiny
 from evaluate_rows import TOOL, call, pair_row, write
 from faulty_server import faulty_server
 
+from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate import (
     probe,
 )
@@ -51,6 +53,30 @@ def test_a_probe_becomes_a_reward_model_with_the_regressions_head(tmp_path):
     theirs.fit(x_ND / scale * signs[:, None], signs > 0)
     ours = probe.fit(x_ND, np.full(60, 1 / 60), 0.1)
     np.testing.assert_allclose(ours * scale, theirs.coef_[0], rtol=1e-3, atol=1e-4)
+
+
+def test_what_a_probe_cannot_be_fitted_on_is_left_out_and_counted(tmp_path):
+    tiny.write_model(tmp_path / "lm")
+    data = read_pairs(write(tmp_path / "fit.jsonl", [pair_row(n) for n in range(10)]))
+    first, second, third, *rest = data.cases
+    unknown = [{"role": "narrator", "content": "High water?"}]
+    cases = [
+        dataclasses.replace(first, messages=unknown),
+        dataclasses.replace(second, candidates=second.candidates[:1]),
+        dataclasses.replace(third, candidates=third.candidates[1:]),
+    ]
+    data = dataclasses.replace(data, cases=[*cases, *rest])
+    how = {"dtype": "float32", "max_tokens": 2000}
+    about = probe.fit_probe(str(tmp_path / "lm"), data, tmp_path / "probe", **how)
+    counted = {"pairs": 7, "one_sided": 2, "over_long": 0, "not_rendered": 1}
+    assert about.items() >= counted.items()
+    written = json.loads((tmp_path / "probe" / "toolrm.json").read_text())
+    assert written.items() >= counted.items()
+    assert written["train_tasks"] == [f"simple_{n}" for n in range(3, 10)]
+    for given, said in ((cases[:1], "not_rendered: 1"), (cases[1:], "both a right and a wrong")):
+        data = dataclasses.replace(data, cases=given)
+        with pytest.raises(InputError, match=said):
+            probe.fit_probe(str(tmp_path / "lm"), data, tmp_path / "none", **how)
 
 
 @pytest.mark.torch

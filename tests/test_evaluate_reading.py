@@ -58,7 +58,7 @@ REJECTED = {
     "messages[1]: expected calls with a name and arguments": {
         "conversation": talk(tool_calls=[{"name": "tide", "arguments": "{"}])
     },
-    "messages[0].name: expected text": {
+    "messages[0]: expected text as name": {
         "conversation": [{"role": "user", "content": "High water?", "name": ["x"]}]
     },
     "tool 'tide': expected text as description": {"tools": [{**TOOL, "description": ["x"]}]},
@@ -66,6 +66,9 @@ REJECTED = {
         "chosen_output": {"role": "user", "content": "x"}
     },
     "A response's content is a string": {"chosen_output": {"role": "assistant", "content": [1]}},
+    "An answer: expected text as reasoning_content": {
+        "chosen_output": {"role": "assistant", "content": "x", "reasoning_content": ["x"]}
+    },
     "surrogates not allowed": {"conversation": [{"role": "user", "content": "\ud800"}]},
     "deep": {"conversation": [{"role": "user", "content": "x", "more": DEEP}]},
 }

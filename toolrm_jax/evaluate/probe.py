@@ -37,7 +37,7 @@ from toolrm_jax.huggingface import (
 from toolrm_jax.loader import to_device
 from toolrm_jax.model import Compute, RewardModel, rms_norm
 from toolrm_jax.pretrained import Pretrained, open_pretrained
-from toolrm_jax.rendering import Renderer
+from toolrm_jax.rendering import Renderer, RenderError
 from toolrm_jax.sharding import make_mesh
 from toolrm_jax.splits import digest
 
@@ -62,16 +62,19 @@ def fit_probe(
     Args:
       name: the frozen model, as `open_pretrained` takes it.
       num_layers: its first layers alone; 0: all.
-      max_tokens: longer prompts and answers are left out, and counted.
+      max_tokens: longer prompts and answers are left out, and counted; so are those that the
+        model's template refuses, and cases without a right or without a wrong answer.
     """
     model = open_pretrained(name)
     source = truncate(model.source, num_layers)
-    cases, states, over_long = _states(model, source, data.cases, dtype, max_tokens)
-    if not cases:
-        raise InputError(f"{data.name}: no case has at most {max_tokens} tokens")
-    differences_ND, share_N, tasks = _pairs(cases, states)
-    if not tasks:
+    two_sided = [case for case in data.cases if len({c.right for c in case.candidates}) == 2]
+    if not two_sided:
         raise InputError(f"{data.name}: no case has both a right and a wrong answer")
+    cases, states, left_out = _states(model, source, two_sided, dtype, max_tokens)
+    if not cases:
+        words = ", ".join(f"{reason}: {number:,}" for reason, number in left_out.items())
+        raise InputError(f"{data.name}: nothing to fit on within {max_tokens} tokens ({words})")
+    differences_ND, share_N, tasks = _pairs(cases, states)
     penalty, loss = choose_penalty(differences_ND, share_N, tasks, seed)
     head_D = fit(differences_ND, share_N, penalty)
     about = {
@@ -80,7 +83,8 @@ def fit_probe(
         "layers": source.config.num_layers,
         "fitted_on": data.name,
         "pairs": len(tasks),
-        "over_long": over_long,
+        "one_sided": len(data.cases) - len(two_sided),
+        **left_out,
         "penalty": penalty,
         "left_out_loss": loss,
     }
@@ -104,9 +108,10 @@ class _HiddenStates(RewardModel):
 
 def _states(
     model: Pretrained, source: Source, cases: Sequence[Case], dtype: str, max_tokens: int
-) -> tuple[list[Case], list[np.ndarray], int]:
-    """(the cases that fit, the states [candidates, D] of each, how many are over-long)."""
+) -> tuple[list[Case], list[np.ndarray], dict[str, int]]:
+    """(the cases that fit, the states [candidates, D] of each, how many do not, by reason)."""
     renderer = Renderer(model.tokenizer)
+    left_out = {"over_long": 0, "not_rendered": 0}
     compute = Compute(dtype, remat="none")
     mesh = make_mesh(devices=jax.devices()[:1])
     kept, states = [], []
@@ -117,9 +122,14 @@ def _states(
         forward = jax.jit(lambda params, batch: nnx.merge(graph, params)(batch))
         params = load_params(source, mesh, dtype=dtype)
         for case in tqdm(cases, "hidden states", unit="case", disable=None):
-            found = renderer.render(case.tools, case.messages, case.request().responses)
+            try:
+                found = renderer.render(case.tools, case.messages, case.request().responses)
+            except RenderError:
+                left_out["not_rendered"] += 1
+                continue
             item = TokenizedPrompt(found.prompt, list(found.responses))
             if item.tokens > max_tokens:
+                left_out["over_long"] += 1
                 continue
             slots = -(-len(item.responses) // _SLOTS) * _SLOTS
             shape = RowShape(-(-item.tokens // _STEP) * _STEP, slots)
@@ -130,7 +140,7 @@ def _states(
             )
             kept.append(case)
             states.append(np.asarray(forward(params, on_mesh))[0, : len(item.responses)])
-    return kept, states, len(cases) - len(kept)
+    return kept, states, left_out
 
 
 def _pairs(

@@ -33,9 +33,7 @@ def plain_message(message: Any, index: int) -> Message:
             f"messages[{index}]: expected calls with a name and arguments that are an object, "
             f"found {given!r:.120}"
         )
-    for key in ("name", "tool_call_id"):
-        if not isinstance(out.get(key, ""), str):
-            raise RenderError(f"messages[{index}].{key}: expected text, found {out[key]!r:.80}")
+    _check_texts(out, f"messages[{index}]")
     if calls:
         ids = [call.get("id") for call in given]
         out["tool_calls"] = [
@@ -51,10 +49,18 @@ def plain_answer(answer: Response) -> Response:
     if isinstance(answer, dict) and "role" not in answer:
         answer = parse_calls(answer) or answer  # a single call
     turn = assistant_turn(answer, [], raw=True)
+    _check_texts(turn, "An answer")
     calls = [call["function"] for call in turn.pop("tool_calls", [])]
     if "reasoning_content" in turn or (calls and turn["content"]):
         return turn | ({"tool_calls": calls} if calls else {})
     return calls or turn["content"]
+
+
+def _check_texts(message: Message, what: str) -> None:
+    """Templates join these to texts, and names are looked up."""
+    for key in ("name", "tool_call_id", "reasoning_content"):
+        if not isinstance(message.get(key, ""), str):
+            raise RenderError(f"{what}: expected text as {key}, found {message[key]!r:.80}")
 
 
 def with_calls(answer: Response, change: Callable[[Call], Call]) -> Response:
