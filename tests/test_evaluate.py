@@ -14,6 +14,7 @@ from evaluate_rows import TOOL, call, pair_row, pool_row, write, write_reward_mo
 
 from toolrm_jax.evaluate import (
     best_of_n,
+    options,
     report,
 )
 from toolrm_jax.evaluate.__main__ import main
@@ -164,6 +165,22 @@ def test_every_pool_of_the_real_ones_is_read(toolrm_data):
     # Of 5,411; the others call nothing in other words, and are one with those that do.
     assert (about["candidates"], about["fewest"]) == (5281, 8)
     assert about["built to have right and wrong"]
+
+
+def test_a_name_ends_at_the_first_equals_sign_and_a_path_may_hold_some(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=3").mkdir()
+    found = {
+        "runs/m": ("", "runs/m"),
+        "mine=runs/m": ("mine", "runs/m"),
+        "mine=runs/lr=3": ("mine", "runs/lr=3"),
+        "runs/lr=3": ("", "runs/lr=3"),
+        "gs://bucket/lr=3/m": ("", "gs://bucket/lr=3/m"),
+        "lr=3": ("", "lr=3"),
+        "mine=lr=3": ("mine", "lr=3"),
+        "lr=4": ("lr", "4"),
+    }
+    assert {given: options.named(given) for given in found} == found
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ def add_scoring(
         action="append",
         default=[],
         metavar="[NAME=]DIR",
-        help="a reward model: a training workdir, a Hugging Face folder or hub id; may be repeated",
+        help="a reward model: a training workdir, a Hugging Face folder or hub id; may be "
+        "repeated. NAME ends at the first '=' and holds no '/'; a path that exists is no NAME=DIR",
     )
     parser.set_defaults(likelihood=[], judge="", fit="", no_rules=not baselines)
     if baselines:
@@ -70,6 +71,17 @@ def _add_baselines(parser: argparse.ArgumentParser) -> None:
     add("--no-rules", action="store_true", help="leave out the rules that cost nothing")
 
 
+def named(given: str) -> tuple[str, str]:
+    """[NAME=]DIR as (name, path); the name is "" where there is none.
+
+    >>> named("mine=runs/lr=3"), named("runs/lr=3")
+    (('mine', 'runs/lr=3'), ('', 'runs/lr=3'))
+    """
+    name, equals, path = given.partition("=")
+    is_path = not equals or "/" in name or os.path.exists(given)
+    return ("", given) if is_path else (name, path)
+
+
 def part(args: argparse.Namespace) -> dict[str, str]:
     """The split and the subset that were asked for, of --data; InputError where it has none."""
     asked = {name: getattr(args, name) for name in _PART if getattr(args, name) != _PART[name]}
@@ -89,14 +101,14 @@ def scorers(args: argparse.Namespace) -> Iterator[list[CaseScorer]]:
     with contextlib.ExitStack() as stack:
         found: list[CaseScorer] = []
         for given in args.model:
-            name, _, path = given.rpartition("=")
+            name, path = named(given)
             model = ModelScorer(
                 path, name, dtype=args.dtype, max_tokens=args.max_tokens, cache_dir=args.cache_dir
             )
             stack.callback(model.close)
             found.append(model)
         for given in args.likelihood:
-            name, _, path = given.rpartition("=")
+            name, path = named(given)
             found.append(LikelihoodScorer(path, name, max_tokens=args.max_tokens))
         if args.judge:
             if not args.judge_model:
