@@ -183,6 +183,23 @@ def test_average_precision_is_that_of_scikit_learn():
     assert filtering.average_precision(rewards, noisy) == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("values", [20, 10_000])
+def test_the_curve_is_points_of_scikit_learns(values):
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    rewards = rng.integers(0, values, 300).astype(float)
+    noisy = rng.random(300) < 0.3
+    precision, recall, _ = metrics.precision_recall_curve(noisy, -rewards)
+    # Theirs runs the other way, begins at all rows and ends at none.
+    theirs = list(zip(recall.tolist(), precision.tolist(), strict=True))[-2::-1]
+    found = filtering.describe(rewards, noisy, rewards > 3)["noise"]["curve"]
+    ours = [(point["recall"], point["precision"]) for point in found]
+    assert len(ours) == min(len(theirs), 50)
+    assert (ours[0], ours[-1]) == (theirs[0], theirs[-1])
+    assert set(ours) <= set(theirs)
+    assert ours == sorted(ours, key=theirs.index)
+
+
 @pytest.mark.parametrize("per_source", [False, True])
 def test_the_best_fraction_is_kept(per_source):
     rewards = np.array([5.0, 4.0, 3.0, 2.0, math.nan, 1.0])
@@ -193,6 +210,21 @@ def test_the_best_fraction_is_kept(per_source):
     assert np.flatnonzero(kept).tolist() == wanted
     kept = filtering.keep(rewards, sources, fraction=None, threshold=2.0, per_source=False)
     assert np.flatnonzero(kept).tolist() == [0, 1, 2, 3]
+
+
+def test_rewards_that_are_no_numbers_do_not_lose_a_run():
+    rewards, noisy = np.array([math.nan, math.inf, -math.inf]), np.array([True, False, False])
+    kept = filtering.keep(rewards, ["a"] * 3, fraction=1.0, threshold=None, per_source=False)
+    found = json.loads(json.dumps(filtering.describe(rewards, noisy, kept), allow_nan=False))
+    assert (found["kept"], found["unscored"], found["rewards"]) == (0, 1, {})
+
+
+def test_no_source_is_lost_for_being_small():
+    rewards, sources = np.array([3.0, 2.0, 1.0, 0.0]), ["a", "a", "a", "b"]
+    kept = filtering.keep(rewards, sources, fraction=0.1, threshold=None, per_source=True)
+    assert np.flatnonzero(kept).tolist() == [0, 3]
+    kept = filtering.keep(rewards, sources, fraction=0.5, threshold=None, per_source=True)
+    assert np.flatnonzero(kept).tolist() == [0, 1, 3]
 
 
 def test_filtering_writes_what_it_kept_and_finds_planted_noise(model, tmp_path):

@@ -91,7 +91,9 @@ def _add_data_commands(commands: Any) -> None:
     sift.add_argument("--license", default="unknown", help="of rows in the format 'openai'")
     sift.add_argument("--keep", type=float, default=0.5, help="the best fraction of the rows")
     sift.add_argument("--threshold", type=float, help="instead: the least reward that is kept")
-    sift.add_argument("--per-source", action="store_true", help="that fraction of each source")
+    sift.add_argument(
+        "--per-source", action="store_true", help="that fraction of each source, one row at least"
+    )
     sift.add_argument("--noise", type=float, default=0.0, help="corrupt this share of the answers")
     made = _command(commands, "pools", _make_pools, "let a model answer: pools for best-of-n")
     made.add_argument("--data", required=True, help="the tasks")

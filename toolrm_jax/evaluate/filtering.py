@@ -7,7 +7,8 @@ wrong; which rows get one depends on the seed and their ids. Without noise nothi
 which answers are wrong, and only rewards are told.
 
     figures: the share of planted noise that was dropped, precision and recall of "this row is
-    noise" along the rewards, and their average precision (area under the curve).
+    noise" along the rewards (`CURVE` points of them), and their average precision (area under the
+    whole curve).
 """
 
 import random
@@ -24,6 +25,7 @@ from toolrm_jax.splits import digest
 from toolrm_jax.tool_calls import judge
 
 Row = dict[str, Any]
+CURVE = 50
 
 
 def answered(examples: Sequence[Example], noise: float, seed: int) -> Iterator[Case]:
@@ -54,8 +56,11 @@ def keep(
     per_source: bool,
 ) -> np.ndarray:
     """Which rows to keep, bool [n]: the best fraction of all, or of each source, or those whose
-    reward is at least the threshold. What has no reward (NaN) is dropped; of equal rewards the
-    earlier row is kept."""
+    reward is at least the threshold.
+
+    A fraction is rounded to whole rows, but to no fewer than one. What has no reward (NaN) is
+    dropped; of equal rewards the earlier row is kept.
+    """
     ranked = np.where(np.isnan(rewards), -np.inf, rewards)
     if threshold is not None:
         return ranked >= threshold
@@ -65,13 +70,13 @@ def keep(
     for group in dict.fromkeys(groups.tolist()):
         mine = np.flatnonzero(groups == group)
         best = mine[np.argsort(-ranked[mine], kind="stable")]
-        kept[best[: round(fraction * len(mine))]] = True
+        kept[best[: max(1, round(fraction * len(mine)))]] = True
     return kept & np.isfinite(ranked)
 
 
 def describe(rewards: np.ndarray, noisy: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
     """What filtering found, as JSON. noisy, kept: bool [n]."""
-    known = rewards[~np.isnan(rewards)]
+    known = rewards[np.isfinite(rewards)]
     found: dict[str, Any] = {
         "rows": len(rewards),
         "kept": int(kept.sum()),
@@ -92,6 +97,7 @@ def describe(rewards: np.ndarray, noisy: np.ndarray, kept: np.ndarray) -> dict[s
             "share before": float(noisy.mean()),
             "share after": float(noisy[kept].mean()) if kept.any() else None,
             "average precision": average_precision(rewards, noisy),
+            "curve": curve(rewards, noisy),
         }
     return found
 
@@ -104,6 +110,13 @@ def precision_recall(rewards: np.ndarray, noisy: np.ndarray) -> tuple[np.ndarray
     called = np.cumsum(np.bincount(place, minlength=len(values)))
     found = np.cumsum(np.bincount(place, noisy, minlength=len(values)))
     return found / called, found / noisy.sum()
+
+
+def curve(rewards: np.ndarray, noisy: np.ndarray) -> list[dict[str, float]]:
+    """At most `CURVE` points of precision and recall, evenly among all, the first and last too."""
+    precision, recall = precision_recall(rewards, noisy)
+    places = np.unique(np.linspace(0, len(recall) - 1, CURVE).round().astype(int))
+    return [{"recall": float(recall[i]), "precision": float(precision[i])} for i in places]
 
 
 def average_precision(rewards: np.ndarray, noisy: np.ndarray) -> float:
