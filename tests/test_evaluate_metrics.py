@@ -92,6 +92,36 @@ def test_the_same_answer_twice_is_one_candidate(tmp_path):
     assert [(c.count, c.greedy) for c in made.candidates] == [(2, True), (2, False), (6, False)]
 
 
+def test_two_rows_of_one_id_are_two_cases_of_one_task(tmp_path):
+    twice = [pair_row(n // 2, rejected_output=call(port="Best", day=n)) for n in range(40)]
+    once = [row | {"test_id": f"simple_{n}"} for n, row in enumerate(twice)]
+    scores = [[n // 2 % 2, 0.5] for n in range(40)]
+    found = []
+    for name, rows in (("twice", twice), ("once", once)):
+        cases = read_pairs(write(tmp_path / f"{name}.jsonl", rows)).cases
+        found.append(described(cases, scores)["accuracy"])
+        assert (len(cases), len({c.task for c in cases})) == (40, 20 if name == "twice" else 40)
+    # As much is known as of 20 pairs; of 40 that are no copies, more.
+    cases = read_pairs(write(tmp_path / "half.jsonl", twice[::2])).cases
+    half = described(cases, scores[::2])["accuracy"]
+    assert found[0] == half | {"n": 40}
+    assert found[1]["high"] - found[1]["low"] < 0.8 * (half["high"] - half["low"])
+
+
+def test_two_pools_of_one_id_are_two_cases_of_one_task(tmp_path):
+    pools = [pool_row(n // 2, (n // 2 % 2 == 0, n // 2 % 2 == 1, False)) for n in range(40)]
+    curves = []
+    for rows in (pools, pools[::2]):
+        cases = read_pools(write(tmp_path / "pools.jsonl", rows)).cases
+        scores = {"s": [np.array([2.0, 1.0, 0.0])] * len(cases)}
+        made = best_of_n.curves(cases, scores, most=2, draws="distinct", seed=0)
+        assert made["pools"] == len(cases) == len(rows)
+        assert len({c.task for c in cases}) == 20
+        curves.append(made["curves"]["s"])
+    assert curves[0] == [pytest.approx(point) for point in curves[1]]
+    assert curves[0][1]["high"] > curves[0][1]["mean"] > curves[0][1]["low"]
+
+
 def test_tasks_are_known_by_their_ids_without_source_and_pair():
     cases = [case(True, task=name) for name in ("simple_1", "bfcl/simple_2", "simple_3")]
     assert trained_on(cases, ["bfcl/simple_1", "x/simple_2#4"]) == {"simple_1", "bfcl/simple_2"}
