@@ -64,6 +64,18 @@ def test_a_run_says_what_it_was_made_from(runs):
     assert reject["line"] == 31
 
 
+def test_rules_are_fitted_on_other_tasks_than_those_that_they_score(runs, tmp_path):
+    both = write(tmp_path / "both.jsonl", [pair_row(n) for n in range(28, 34)])
+    command = ["fc-reward-bench", "--data", str(runs / "pairs.jsonl"), "--output"]
+    main([*command, str(tmp_path / "run"), "--fit", str(both)])
+    (note,) = read_run(tmp_path / "run").result["notes"]
+    assert note.startswith(f"best combination of rules: fitted on 4 prompts of {both} (SHA-256 ")
+    assert note.endswith(", without 2 tasks that are scored here.")
+    with pytest.raises(SystemExit, match="30 of 30 tasks are evaluated on"):
+        main([*command, str(tmp_path / "none"), "--fit", str(runs / "pairs.jsonl")])
+    assert not (tmp_path / "none").exists()
+
+
 def test_pools_that_were_built_to_have_both_are_labelled_so(runs):
     run = read_run(runs / "b")
     assert any("they were chosen so" in note for note in run.result["notes"])

@@ -39,7 +39,7 @@ def test_a_probe_becomes_a_reward_model_with_the_regressions_head(tmp_path):
     with ModelScorer(str(tmp_path / "probe"), "p", dtype="float32") as scorer:
         cases = read_pairs(fit_on).cases[:12]
         margins = [s[0] - s[1] for s in scorer.score(cases)]
-        assert len(scorer.trained) == 12
+        assert len(scorer.trained.ids) == 12
     assert min(margins) > 0
     # The regression itself, against scikit-learn's.
     rng = np.random.default_rng(0)

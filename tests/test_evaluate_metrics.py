@@ -19,7 +19,7 @@ from toolrm_jax.evaluate import (
     pair_metrics,
     paired,
 )
-from toolrm_jax.evaluate.cases import Case, read_pairs, read_pools, trained_on
+from toolrm_jax.evaluate.cases import Case, Seen, read_pairs, read_pools
 
 # Reading -----------------------------------------------------------------------------------------
 
@@ -94,7 +94,27 @@ def test_the_same_answer_twice_is_one_candidate(tmp_path):
 
 def test_tasks_are_known_by_their_ids_without_source_and_pair():
     cases = [case(True, task=name) for name in ("simple_1", "bfcl/simple_2", "simple_3")]
-    assert trained_on(cases, ["bfcl/simple_1", "x/simple_2#4"]) == {"simple_1", "bfcl/simple_2"}
+    assert Seen(["bfcl/simple_1", "x/simple_2#4"]).tasks(cases) == {"simple_1", "bfcl/simple_2"}
+    numbered = [case(True, task=name) for name in ("a/3", "3", "b/a/4")]
+    assert Seen(["b/3", "a/3"]).tasks(numbered) == {"a/3"}
+
+
+def test_tasks_are_known_by_their_requests_unless_those_are_too_short():
+    def asking(task, words):
+        said = [{"role": "user", "content": words}]
+        return dataclasses.replace(case(True, task=task), messages=said)
+
+    seen = Seen.of([asking("a", "High water at Brest, day 3?"), asking("b", "Yes, please.")])
+    assert (seen.ids, len(seen.requests)) == (["a", "b"], 1)
+    again = [asking("x", "high water at Brest day 3"), asking("y", "Yes, please.")]
+    assert seen.tasks(again) == {"x"}
+
+
+def test_rows_without_ids_are_tasks_of_their_files(tmp_path):
+    row = pair_row(0)
+    row.pop("id", None), row.pop("test_id", None)
+    one, other = (read_pairs(write(tmp_path / f"{n}.jsonl", [row])).cases for n in "ab")
+    assert [c.task for c in (*one, *other)] == ["line 1 of a.jsonl", "line 1 of b.jsonl"]
 
 
 # Pairs -------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from toolrm_jax.batch import RowShape, TokenizedPrompt, empty_batch, place
 from toolrm_jax.errors import InputError
-from toolrm_jax.evaluate.cases import Case, Cases
+from toolrm_jax.evaluate.cases import Case, Cases, Seen
 from toolrm_jax.huggingface import (
     RewardTensors,
     Source,
@@ -85,7 +85,8 @@ def fit_probe(
         "left_out_loss": loss,
     }
     tensors = RewardTensors(source, head=head_D.astype(np.float32))
-    listed = {**about, "train_tasks": sorted({case.task for case in cases})}
+    seen = Seen.of(cases)
+    listed = {**about, "train_tasks": seen.ids, "train_requests": seen.requests}
     files = {"toolrm.json": json.dumps(listed, indent=1) + "\n"}
     save_directory(folder, source.config, tensors, model.tokenizer, files)
     return about

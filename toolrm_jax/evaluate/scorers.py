@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from toolrm_jax.errors import InputError
-from toolrm_jax.evaluate.cases import Case
+from toolrm_jax.evaluate.cases import Case, Cases, Seen
 from toolrm_jax.examples import Response
 from toolrm_jax.rules import RULES, BestCombination
 from toolrm_jax.score_request import Rejected, Request
@@ -60,9 +60,10 @@ class ModelScorer:
         self.rejected: dict[str, int] = {}
 
     @property
-    def trained(self) -> list[str]:
-        """The ids of the rows that it was trained on, where its checkpoint lists them."""
-        return list(self.about.get("train_tasks") or ())
+    def trained(self) -> Seen:
+        """The rows that it was trained on, where its checkpoint lists them."""
+        listed = (self.about.get(f"train_{what}") or () for what in ("tasks", "requests"))
+        return Seen(*listed)
 
     def score(self, cases: Sequence[Case]) -> Iterator[np.ndarray]:
         found = self._scorer.score((case.request() for case in cases), errors="return")
@@ -109,16 +110,43 @@ class RuleScorer:
             yield np.array([self.rule(row, c.response) for c in case.candidates], np.float64)
 
 
-def rule_scorers(fit_on: Sequence[Case] = ()) -> list[CaseScorer]:
-    """Every rule that costs nothing; and their best combination, if there is data to fit it on."""
-    found: list[CaseScorer] = [RuleScorer(name, rule) for name, rule in RULES.items()]
-    if fit_on:
-        rows = [row for case in fit_on for row in _preference_rows(case)]
+def rule_scorers() -> list[CaseScorer]:
+    """Every rule that costs nothing."""
+    return [RuleScorer(name, rule) for name, rule in RULES.items()]
+
+
+class FittedRules:
+    """The rules' best combination, fitted on other pairs than those that it scores.
+
+    Attributes:
+      note: on how much of what it was fitted, once it has scored.
+    """
+
+    name, is_log_odds = "best combination of rules", False
+
+    def __init__(self, fit_on: Cases):
+        self._fit_on, self.note = fit_on, ""
+
+    def score(self, cases: Sequence[Case]) -> Iterator[np.ndarray]:
+        """Fits, then scores. Tasks that are in both, by id or request, are left out of the fit.
+
+        Raises InputError where nothing is left to fit on.
+        """
+        data = self._fit_on
+        shared = Seen.of(cases).tasks(data.cases)
+        others = data.only(lambda case: case.task not in shared)
+        rows = [row for case in others.cases for row in _preference_rows(case)]
         if not rows:
-            raise InputError("the data to fit the combination of rules on has no wrong answer")
-        combination = BestCombination.fit(rows)
-        found.append(RuleScorer("best combination of rules", combination.score))
-    return found
+            raise InputError(
+                f"{data.name}: no pair to fit the combination of rules on: {len(shared):,} of "
+                f"{len(set(data.tasks)):,} tasks are evaluated on, and no other has both a right "
+                f"and a wrong answer. Give other data."
+            )
+        self.note = (
+            f"{self.name}: fitted on {len(rows):,} prompts of {data.name} (SHA-256 "
+            f"{data.digest[:16]}), without {len(shared):,} tasks that are scored here."
+        )
+        yield from RuleScorer(self.name, BestCombination.fit(rows).score).score(cases)
 
 
 def _preference_rows(case: Case) -> Iterator[Row]:
