@@ -9,8 +9,8 @@
 
 Written from the published schema and the upstream's own reader, not run on the real files. A
 function is known by data set and name. A type is Python's, "None" is any; a default is Python's
-text, or JSON after "JSON:". As upstream, an answer is right that calls the function with these arguments,
-what it leaves out being its default. Licence: CC-BY-NC-4.0.
+text, or JSON after "JSON:". As upstream, an answer is right that calls the function with these
+arguments, what it leaves out being its default. Licence: CC-BY-NC-4.0.
 
     for found in open_source("nexusraven", "Nexusflow/NexusRaven_API_evaluation"): ...
     for found in open_source("nexusraven", "queries.jsonl", functions="functions.jsonl"): ...
