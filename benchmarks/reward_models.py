@@ -26,6 +26,8 @@ from pathlib import Path
 import datasets
 
 from toolrm_jax.bfcl_pairs import ensure_pairs
+from toolrm_jax.evaluate import drawing
+from toolrm_jax.evaluate.results import read_run
 
 LAYERS = 10  # of the probe, as configs/smollm2_synth.py has
 PAIRS = 16_000  # synthesised; more than is trained on
@@ -173,6 +175,10 @@ def main() -> None:
         runs = study(args.workdir, data, args.steps)
     page = args.workdir / f"{args.what}.html"
     run("evaluate", "report", *runs, f"--output={page}")
+    for folder in runs:
+        found = read_run(folder).result.get("best of n")
+        if found:  # what the README shows
+            (folder / "best_of_n.svg").write_text(drawing.curves(found["sampled"]["curves"]))
 
 
 if __name__ == "__main__":
