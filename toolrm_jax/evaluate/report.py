@@ -8,7 +8,7 @@ laid out for a phone first. Text from the data is escaped.
 """
 
 import html as escaping
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,9 @@ import numpy as np
 from toolrm_jax.evaluate import drawing
 from toolrm_jax.evaluate.pair_metrics import margins_of, pairs_of
 from toolrm_jax.evaluate.results import Run
+from toolrm_jax.evaluate.tables import facts_of, tables_of
 from toolrm_jax.synth.show import Style, difference, response_text
 
-Figures = Mapping[str, Any]
 SHOWN_MISTAKES = 8
 
 
@@ -28,8 +28,8 @@ def markdown(runs: Sequence[Run]) -> str:
 
 
 def _markdown_of(run: Run) -> str:
-    lines = [f"## {run.name}: {run.result['what']}", "", *_facts(run), ""]
-    for title, head, rows in _tables(run):
+    lines = [f"## {run.name}: {run.result['what']}", "", *facts_of(run), ""]
+    for title, head, rows in tables_of(run):
         lines += [
             f"### {title}",
             "",
@@ -47,163 +47,14 @@ def html(runs: Sequence[Run], title: str = "Reward models") -> str:
     return _PAGE.format(title=escaping.escape(title), style=_STYLE, body=body)
 
 
-# What a run has to say ---------------------------------------------------------------------------
-
-
-def _facts(run: Run) -> list[str]:
-    """Where the figures come from, a sentence each."""
-    result, data = run.result, run.result["data"]
-    facts = [
-        f"Data: {data['path']} (SHA-256 {data['sha256'][:16]}), {data['cases']:,} cases of "
-        f"{data['tasks']:,} tasks; seed {result['seed']}.",
-        f"Made by `{result['command']}` with "
-        + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-        + ".",
-    ]
-    if data["rejected"]:
-        facts.append(f"{sum(data['rejected'].values()):,} rows were rejected; see rejects.jsonl.")
-    return facts + list(result.get("notes", ()))
-
-
-Table = tuple[str, list[str], list[list[str]]]
-
-
-def _tables(run: Run) -> Iterator[Table]:
-    """(title, head, rows) of everything that a run found."""
-    scorers = run.result.get("scorers", {})
-    if any("accuracy" in found for found in scorers.values()):
-        yield _accuracy_table(scorers)
-        for by in ("error type", "category", "model"):
-            yield from _by_table(by, scorers)
-        yield _length_table(scorers)
-    for draws, found in run.result.get("best of n", {}).items():
-        yield from _curve_table(draws, found)
-    if run.result.get("drift"):
-        yield _drift_table(run.result["drift"])
-    if "filter" in run.result:
-        yield _filter_table(run.result["filter"])
-
-
-def _accuracy_table(scorers: Figures) -> Table:
-    rows = []
-    for name, found in scorers.items():
-        calibration = found.get("calibration") or {}
-        rows.append(
-            [
-                name,
-                interval(found["accuracy"]),
-                f"{found['accuracy']['n']:,}",
-                f"{found['ties']:,}",
-                f"{found['unscored']:,}",
-                number(found["margin"]["mean"]),
-                percent(calibration.get("ece")),
-            ]
-        )
-    head = ["scorer", "accuracy, %", "pairs", "ties", "unscored", "mean margin", "ECE, %"]
-    return "Accuracy on pairs", head, rows
-
-
-def _by_table(by: str, scorers: Figures) -> Iterator[Table]:
-    names = list(dict.fromkeys(n for found in scorers.values() for n in found["by"][by]))
-    if not names:
-        return
-    rows = []
-    for name in names:
-        cells = [found["by"][by].get(name) for found in scorers.values()]
-        count = next(cell["n"] for cell in cells if cell)
-        rows.append([name, f"{count:,}", *(interval(cell) for cell in cells)])
-    yield f"Accuracy by {by}, %", [by, "pairs", *scorers], rows
-
-
-def _length_table(scorers: Figures) -> Table:
-    rows = [
-        [
-            name,
-            *(
-                interval(found["length"][k])
-                for k in ("right is longer", "right is shorter", "as long")
-            ),
-            number(found["length"]["correlation"]),
-            number(found["length"]["correlation within a prompt"]),
-        ]
-        for name, found in scorers.items()
-    ]
-    head = ["scorer", "right is longer, %", "right is shorter, %", "as long, %"]
-    return "Length", [*head, "rank correlation", "within a prompt"], rows
-
-
-def _curve_table(draws: str, found: Figures) -> Iterator[Table]:
-    if not found["curves"]:
-        return
-    last = max(point["n"] for line in found["curves"].values() for point in line)
-    shown = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < last] + [last]
-    rows = []
-    for name, line in found["curves"].items():
-        points = {point["n"]: point for point in line}
-        rows.append([name, *(interval(points[n]) for n in shown)])
-    title = f"Best of n, {draws} draws, {found['pools']:,} pools"
-    yield title, ["scorer", *(f"n = {n}, %" for n in shown)], rows
-    if found.get("by category"):
-        names = list(next(iter(found["by category"].values())))[1:]
-        rows = [
-            [category, f"{cell['pools']:,}", *(interval(cell[name]) for name in names)]
-            for category, cell in found["by category"].items()
-        ]
-        yield f"Best of {last} by category, {draws} draws, %", ["category", "pools", *names], rows
-
-
-def _drift_table(found: Figures) -> Table:
-    rows = [
-        [
-            way,
-            name,
-            f"{cell['cases']:,}",
-            percent(cell[name]["accuracy before"]),
-            percent(cell[name]["accuracy"]),
-            percent(cell[name]["turned"]),
-            number(cell[name]["drift"]),
-        ]
-        for way, cell in found.items()
-        for name in list(cell)[1:]
-    ]
-    head = ["changed", "scorer", "cases", "accuracy before, %", "after, %", "pairs turned, %"]
-    return "The same, said otherwise", [*head, "drift of the right answer"], rows
-
-
-def _filter_table(found: Figures) -> Table:
-    rows = []
-    for name, cell in found.items():
-        noise = cell.get("noise") or {}
-        keys = ("dropped", "share before", "share after", "average precision")
-        kept = f"{cell['kept']:,} of {cell['rows']:,}"
-        rows.append([name, kept, *(percent(noise.get(key)) for key in keys)])
-    head = ["scorer", "kept", "planted noise dropped, %", "noise before, %", "noise after, %"]
-    return "Filtering", [*head, "average precision, %"], rows
-
-
-def interval(found: Figures | None) -> str:
-    """A share in percent with its interval."""
-    if not found or found["mean"] is None:
-        return "-"
-    return f"{100 * found['mean']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
-
-
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
 # The page ----------------------------------------------------------------------------------------
 
 
 def _section(run: Run) -> str:
     parts = [f"<h2>{_text(run.name)}: {_text(run.result['what'])}</h2>"]
-    parts += [f'<p class="fact">{_text(fact)}</p>' for fact in _facts(run)]
+    parts += [f'<p class="fact">{_text(fact)}</p>' for fact in facts_of(run)]
     parts += list(_pictures(run))
-    for title, head, rows in _tables(run):
+    for title, head, rows in tables_of(run):
         parts.append(f"<h3>{_text(title)}</h3>{_table(head, rows)}")
     parts += list(_mistakes(run))
     return f"<section>{''.join(parts)}</section>"
