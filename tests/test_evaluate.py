@@ -14,17 +14,25 @@ from evaluate_rows import TOOL, call, pair_row, pool_row, write, write_reward_mo
 
 from toolrm_jax.evaluate import (
     best_of_n,
+    drawing,
     report,
 )
 from toolrm_jax.evaluate.__main__ import main
 from toolrm_jax.evaluate.cases import Candidate, Case, read_pools
-from toolrm_jax.evaluate.results import read_run
+from toolrm_jax.evaluate.results import Run, read_run
 from toolrm_jax.evaluate.scorers import ModelScorer
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return write_reward_model(tmp_path_factory.mktemp("model") / "rm")
+
+
+def made_run(cases=(), scores=None, **figures):
+    """A run as it is read, with these figures."""
+    data = {"path": "d", "sha256": "0" * 64, "cases": 0, "tasks": 0, "rejected": {}}
+    about = {"what": "w", "command": "c", "versions": {}, "seed": 0, "data": data}
+    return Run("r", {**about, **figures}, list(cases), scores or {})
 
 
 # The commands ------------------------------------------------------------------------------------
@@ -101,6 +109,20 @@ def test_the_report_is_one_page_with_everything_in_it(runs):
     assert "### Accuracy by error type, %" in text
     assert "### Best of n, sampled draws, 12 pools" in text
     assert set(json.loads((runs / "report.json").read_text())) == {str(runs / n) for n in "ab"}
+
+
+def test_names_of_any_text_leave_tables_whole_and_are_no_formulas():
+    markdown_it = pytest.importorskip("markdown_it")
+    name = "a|b \\| <i>\n$x_1$"
+    cell = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 3}
+    found = {"dropped": 0.5, "share before": 0.3, "share after": 0.1, "average precision": 0.6}
+    filtered = {name: {"kept": 1, "rows": 2, "noise": found}, "other": {"kept": 1, "rows": 2}}
+    run = made_run(filter=filtered, notes=["one\n\n| two"])
+    page = markdown_it.MarkdownIt("commonmark").enable("table").render(report.markdown([run]))
+    assert page.count("<td") == 2 * 6
+    assert "<td>a|b \\| &lt;i&gt; $x_1$</td>" in page
+    assert "one  | two" in page
+    assert "$x_1$" in drawing.bars({"m": {"$x_1$": cell}})
 
 
 def test_the_most_confident_mistakes_are_shown_with_what_differs():

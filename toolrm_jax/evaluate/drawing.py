@@ -17,6 +17,7 @@ _LOOK: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "toolrm_jax",
     "font.size": 11,
+    "text.parse_math": False,  # names may hold "$"
     "text.color": _GREY,
     "axes.labelcolor": _GREY,
     "axes.edgecolor": _GREY,

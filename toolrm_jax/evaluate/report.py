@@ -28,17 +28,25 @@ def markdown(runs: Sequence[Run]) -> str:
 
 
 def _markdown_of(run: Run) -> str:
-    lines = [f"## {run.name}: {run.result['what']}", "", *facts_of(run), ""]
+    lines = [f"## {run.name}: {run.result['what']}", "", *map(_line, facts_of(run)), ""]
     for title, head, rows in tables_of(run):
-        lines += [
-            f"### {title}",
-            "",
-            f"| {' | '.join(head)} |",
-            "|---" + "|---:" * (len(head) - 1) + "|",
-        ]
-        lines += [f"| {' | '.join(row)} |" for row in rows]
-        lines.append("")
+        under = "|---" + "|---:" * (len(head) - 1) + "|"
+        lines += [f"### {_line(title)}", "", _row(head), under, *map(_row, rows), ""]
     return "\n".join(lines).rstrip()
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(text: str) -> str:
+    """Text in a cell of a Markdown table, where a bar would begin the next cell, "<" a tag."""
+    text = _line(text).replace("\\", "\\\\")
+    return text.replace("|", "\\|").replace("<", "\\<")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.splitlines())
 
 
 def html(runs: Sequence[Run], title: str = "Reward models") -> str:
