@@ -163,9 +163,14 @@ def test_tasks_that_a_model_was_trained_on_are_left_out_unless_asked_for(runs, m
     ]
     assert found["scorers"]["m"]["calibration"]["ranges"]
     main([*command, "--output", str(tmp_path / "all"), "--allow-overlap"])
-    found = read_run(tmp_path / "all").result
-    assert found["data"]["cases"] == 30
-    assert "OVERLAP" in found["notes"][1]
+    run = read_run(tmp_path / "all")
+    assert run.result["data"]["cases"] == 30
+    assert "OVERLAP" in run.result["notes"][1]
+    marked = "Accuracy on pairs (OVERLAP with training)"
+    for page in (report.markdown, report.html):
+        assert marked in page([run])
+        assert "OVERLAP" not in page([read_run(tmp_path / "clean")])
+    assert report.html([run]).count("(OVERLAP with training)</figcaption>") == 3
     seen = write(tmp_path / "seen.jsonl", [pair_row(n) for n in range(10)])
     with pytest.raises(SystemExit, match=r"every task of .* was trained on"):
         main([*command[:4], str(seen), "--output", str(tmp_path / "none")])

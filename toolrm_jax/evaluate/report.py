@@ -61,7 +61,7 @@ def html(runs: Sequence[Run], title: str = "Reward models") -> str:
 def _section(run: Run) -> str:
     parts = [f"<h2>{_text(run.name)}: {_text(run.result['what'])}</h2>"]
     parts += [f'<p class="fact">{_text(fact)}</p>' for fact in facts_of(run)]
-    parts += list(_pictures(run))
+    parts += [_figure(svg, caption + run.mark) for svg, caption in _pictures(run)]
     for title, head, rows in tables_of(run):
         parts.append(f"<h3>{_text(title)}</h3>{_table(head, rows)}")
     parts += list(_mistakes(run))
@@ -80,23 +80,24 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
 
 
-def _pictures(run: Run) -> Iterator[str]:
+def _pictures(run: Run) -> Iterator[tuple[str, str]]:
+    """(SVG, caption) of every picture."""
     for draws, found in run.result.get("best of n", {}).items():
         if found["curves"]:
             title = f"Share of right answers among the best of n ({draws} draws)"
-            yield _figure(drawing.curves(found["curves"]), title)
+            yield drawing.curves(found["curves"]), title
     scorers = run.result.get("scorers", {})
     kinds = {name: found["by"]["error type"] for name, found in scorers.items() if "by" in found}
     if any(kinds.values()):
-        yield _figure(drawing.bars(kinds), "Accuracy by error type, with 95% intervals")
+        yield drawing.bars(kinds), "Accuracy by error type, with 95% intervals"
     pairs = pairs_of(run.cases)
     for name, found in scorers.items():
         if found.get("calibration", {}).get("ranges"):
             picture = drawing.reliability(found["calibration"]["ranges"])
-            yield _figure(picture, f"{name}: how sure its preference is, and how often right")
+            yield picture, f"{name}: how sure its preference is, and how often right"
             margins = margins_of(pairs, run.scores[name])
             picture = drawing.histogram(margins[np.isfinite(margins)])
-            yield _figure(picture, f"{name}: right minus wrong reward")
+            yield picture, f"{name}: right minus wrong reward"
 
 
 def _figure(svg: str, caption: str) -> str:

@@ -41,6 +41,13 @@ class Run:
     def name(self) -> str:
         return Path(self.path).name
 
+    @property
+    def mark(self) -> str:
+        """What titles of its figures end in: " (OVERLAP with training)" where tasks were scored
+        that a model was trained on (`options.usable` notes it)."""
+        overlaps = any("OVERLAP:" in note for note in self.result.get("notes", ()))
+        return " (OVERLAP with training)" if overlaps else ""
+
 
 def write_run(
     folder: str | os.PathLike[str],

@@ -29,7 +29,12 @@ def facts_of(run: Run) -> list[str]:
 
 
 def tables_of(run: Run) -> Iterator[Table]:
-    """(title, head, rows) of everything that a run found."""
+    """(title, head, rows) of everything that a run found; titles bear the run's mark."""
+    for title, head, rows in _found_tables(run):
+        yield title + run.mark, head, rows
+
+
+def _found_tables(run: Run) -> Iterator[Table]:
     scorers = run.result.get("scorers", {})
     if any("accuracy" in found for found in scorers.values()):
         yield _accuracy_table(scorers)
