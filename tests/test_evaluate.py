@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tiny
-from evaluate_rows import TOOL, call, pair_row, pool_row, write, write_reward_model
+from evaluate_rows import TOOL, call, case, pair_row, pool_row, write, write_reward_model
 
 from toolrm_jax.evaluate import (
     best_of_n,
@@ -18,6 +18,7 @@ from toolrm_jax.evaluate import (
     report,
 )
 from toolrm_jax.evaluate.__main__ import main
+from toolrm_jax.evaluate.cards import data_counts
 from toolrm_jax.evaluate.cases import Candidate, Case, read_pools
 from toolrm_jax.evaluate.results import Run, read_run
 from toolrm_jax.evaluate.scorers import ModelScorer
@@ -119,7 +120,7 @@ def test_names_of_any_text_leave_tables_whole_and_are_no_formulas():
     filtered = {name: {"kept": 1, "rows": 2, "noise": found}, "other": {"kept": 1, "rows": 2}}
     run = made_run(filter=filtered, notes=["one\n\n| two"])
     page = markdown_it.MarkdownIt("commonmark").enable("table").render(report.markdown([run]))
-    assert page.count("<td") == 2 * 6
+    assert page[: page.index("</table>")].count("<td") == 2 * 6
     assert "<td>a|b \\| &lt;i&gt; $x_1$</td>" in page
     assert "one  | two" in page
     assert "$x_1$" in drawing.bars({"m": {"$x_1$": cell}})
@@ -174,6 +175,39 @@ def test_tasks_that_a_model_was_trained_on_are_left_out_unless_asked_for(runs, m
     seen = write(tmp_path / "seen.jsonl", [pair_row(n) for n in range(10)])
     with pytest.raises(SystemExit, match=r"every task of .* was trained on"):
         main([*command[:4], str(seen), "--output", str(tmp_path / "none")])
+
+
+def test_a_report_has_the_cards_of_models_and_data(runs, model, tmp_path):
+    command = ["pairs", "--model", f"m={model}", "--data", str(runs / "pairs.jsonl"), "--no-rules"]
+    main([*command, "--dtype", "float32", "--output", str(tmp_path / "run")])
+    run = read_run(tmp_path / "run")
+    card = run.result["models"]["m"]
+    assert (card["path"], card["dtype"], card["train_tasks"]) == (str(model), "float32", 10)
+    assert card["heldout.accuracy.mean"] == 0.75
+    assert not {"heldout.accuracy.low", "config.data.shapes"} & set(card)
+    text = report.markdown([run])
+    for row in (
+        "| base | tiny\\|lm |",
+        f"| layers | {card['layers']} |",
+        "| steps of training | 1,100 |",
+        "| trained on | train.jsonl |",
+        "| tasks trained on | 10 |",
+        "| cases | 20 |",
+        "| category: simple | 20 |",
+        "| error type: Incorrect function name | 10 |",
+    ):
+        assert row in text
+    assert re.search(r"\| rejected: [^|]+ \| 1 \|", text)
+    assert "<td>config.data.train</td><td>train.jsonl</td>" in report.html([run])
+    del run.result["models"]  # as runs of earlier versions
+    assert "### Models" not in report.markdown([run])
+    assert "checkpoint says" not in report.html([run])
+
+
+def test_labels_beyond_the_first_ones_are_one_row():
+    found = data_counts([case(False, category=f"c{n % 25}") for n in range(100)], {})
+    assert found["category: 5 others"] == 20
+    assert sum(name.startswith("category") for name in found) == 21
 
 
 def test_the_rules_on_the_replica_are_as_weak_as_its_makers_say(toolrm_data, tmp_path):

@@ -33,7 +33,7 @@ from toolrm_jax.evaluate.cases import Case, Cases, Reject, read_pairs, read_pool
 from toolrm_jax.evaluate.pool_making import pool_rows
 from toolrm_jax.evaluate.probe import fit_probe
 from toolrm_jax.evaluate.results import read_run, write_run
-from toolrm_jax.evaluate.scorers import CaseScorer
+from toolrm_jax.evaluate.scorers import CaseScorer, cards_of
 from toolrm_jax.examples import Example
 from toolrm_jax.files import write_text
 from toolrm_jax.synth.reading import source_digest
@@ -188,7 +188,8 @@ def _pairs(args: argparse.Namespace) -> None:
     data = read_pairs(args.data, split=args.split, subset=args.subset)
     data, scorers, scores, notes = _scored(args, data)
     figures = {"notes": notes, "scorers": _described(data, scorers, scores, args)}
-    write_run(args.output, args.what, data, scores, figures, args.seed)
+    models = cards_of(scorers)
+    write_run(args.output, args.what, data, scores, figures, args.seed, models=models)
     _say(args.output)
 
 
@@ -196,7 +197,7 @@ def _best_of_n(args: argparse.Namespace) -> None:
     if args.n < 1:
         raise InputError(f"--n {args.n}: expected a number from 1")
     data = read_pools(args.data, split=args.split, subset=args.subset)
-    data, _, scores, notes = _scored(args, data)
+    data, scorers, scores, notes = _scored(args, data)
     found = {
         draws: best_of_n.curves(data.cases, scores, most=args.n, draws=draws, seed=args.seed)
         for draws in best_of_n.DRAWS
@@ -210,7 +211,8 @@ def _best_of_n(args: argparse.Namespace) -> None:
             "and oracle reach says nothing about a model's own answers."
         )
     figures = {"notes": notes, "pools": pools, "best of n": found}
-    write_run(args.output, "best of n", data, scores, figures, args.seed)
+    models = cards_of(scorers)
+    write_run(args.output, "best of n", data, scores, figures, args.seed, models=models)
     _say(args.output)
 
 
@@ -243,7 +245,8 @@ def _robustness(args: argparse.Namespace) -> None:
         notes.append(f"Levels of noise: {levels.name} (SHA-256 {levels.digest[:16]}).")
     data = dataclasses.replace(data, cases=labelled)
     figures = {"notes": notes, "drift": drift, "scorers": _described(data, scorers, scores, args)}
-    write_run(args.output, "robustness", data, scores, figures, args.seed)
+    models = cards_of(scorers)
+    write_run(args.output, "robustness", data, scores, figures, args.seed, models=models)
     _say(args.output)
 
 
@@ -280,7 +283,8 @@ def _filter(args: argparse.Namespace) -> None:
         if not place:
             for name, wanted in (("kept.jsonl", kept), ("dropped.jsonl", ~kept)):
                 rows[name] = filtering.sft_rows(data.cases, rewards, wanted)
-    write_run(args.output, "filter", data, scores, figures, args.seed, rows)
+    models = cards_of(scorers)
+    write_run(args.output, "filter", data, scores, figures, args.seed, rows, models=models)
     _say(args.output)
 
 

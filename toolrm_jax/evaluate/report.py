@@ -16,7 +16,7 @@ import numpy as np
 from toolrm_jax.evaluate import drawing
 from toolrm_jax.evaluate.pair_metrics import margins_of, pairs_of
 from toolrm_jax.evaluate.results import Run
-from toolrm_jax.evaluate.tables import facts_of, tables_of
+from toolrm_jax.evaluate.tables import facts_of, full_cards, tables_of
 from toolrm_jax.synth.show import Style, difference, response_text
 
 SHOWN_MISTAKES = 8
@@ -64,6 +64,9 @@ def _section(run: Run) -> str:
     parts += [_figure(svg, caption + run.mark) for svg, caption in _pictures(run)]
     for title, head, rows in tables_of(run):
         parts.append(f"<h3>{_text(title)}</h3>{_table(head, rows)}")
+    for title, head, rows in full_cards(run):
+        summary = f"<summary>{_text(title)}</summary>"
+        parts.append(f"<details>{summary}{_table(head, rows)}</details>")
     parts += list(_mistakes(run))
     return f"<section>{''.join(parts)}</section>"
 

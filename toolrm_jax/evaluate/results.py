@@ -1,6 +1,7 @@
 """A run of an evaluation, in a folder: what was found, and what it was found from.
 
-    OUT/result.json    what, command, versions, data with its hash, seed, figures of every scorer
+    OUT/result.json    what, command, versions, data with its hash, seed, models' cards, figures of
+                       every scorer
     OUT/scores.jsonl   a case a line: candidates, what is right, and every scorer's scores
     OUT/rejects.jsonl  rows that are no case: {"line", "reason"}
 
@@ -57,10 +58,14 @@ def write_run(
     figures: Mapping[str, Any],
     seed: int,
     more_rows: Mapping[str, Iterable[dict[str, Any]]] | None = None,
+    *,
+    models: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Writes the folder, in the place of an earlier run's; gives what result.json holds.
 
-    more_rows: further files of JSON lines, by name.
+    Args:
+      more_rows: further files of JSON lines, by name.
+      models: the card of every scorer that is a model.
     """
     reasons = collections.Counter(reject.reason for reject in data.rejects)
     result = {
@@ -75,6 +80,7 @@ def write_run(
             "tasks": len(set(data.tasks)),
             "rejected": dict(reasons.most_common()),
         },
+        "models": models or {},
         **figures,
     }
     with new_folder(folder, is_ours=lambda path: (path / RESULT).exists(), last=RESULT) as made:

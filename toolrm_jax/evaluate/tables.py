@@ -4,9 +4,10 @@ run --facts_of--> where its figures come from, a sentence each
     --tables_of--> (title, head, rows), one after the other
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from toolrm_jax.evaluate.cards import data_counts
 from toolrm_jax.evaluate.results import Run
 
 Figures = Mapping[str, Any]
@@ -47,6 +48,48 @@ def _found_tables(run: Run) -> Iterator[Table]:
         yield _drift_table(run.result["drift"])
     if "filter" in run.result:
         yield _filter_table(run.result["filter"])
+    yield from _cards(run)
+
+
+# What a model's card shows, and the fields that may hold it: of a training run, a probe, a
+# conversion, a judge.
+_CARD = {
+    "where": ("path", "url"),
+    "base": ("config.model.source", "base", "origin", "model"),
+    "layers": ("layers",),
+    "parameters": ("parameters",),
+    "computed in": ("dtype",),
+    "steps of training": ("step",),
+    "trained on": ("config.data.train", "fitted_on"),
+    "tasks trained on": ("train_tasks",),
+    "held-out accuracy of its training": ("heldout.accuracy.mean",),
+}
+
+
+def _cards(run: Run) -> Iterator[Table]:
+    """What models and data the run was made with; runs of earlier versions know no models."""
+    if models := run.result.get("models"):
+        rows = [
+            [label, *(_field(card, names) for card in models.values())]
+            for label, names in _CARD.items()
+        ]
+        yield "Models", ["model", *models], [row for row in rows if set(row[1:]) != {"-"}]
+    counts = data_counts(run.cases, run.result["data"]["rejected"])
+    yield "Data", ["kind", "number"], [[kind, f"{count:,}"] for kind, count in counts.items()]
+
+
+def _field(card: Figures, names: Sequence[str]) -> str:
+    value = next((card[name] for name in names if name in card), "-")
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if type(value) is int else str(value)  # True is an int as well
+
+
+def full_cards(run: Run) -> Iterator[Table]:
+    """Everything that the checkpoint of each model says, where that is more than its card shows."""
+    for name, card in run.result.get("models", {}).items():
+        rows = [[field, _field(card, [field])] for field in card]
+        yield f"{name}: all that its checkpoint says", ["field", "value"], rows
 
 
 def _accuracy_table(scorers: Figures) -> Table:
