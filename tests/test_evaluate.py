@@ -29,6 +29,9 @@ def model(tmp_path_factory):
     return write_reward_model(tmp_path_factory.mktemp("model") / "rm")
 
 
+GREEDY = Candidate("x", True, greedy=True)
+
+
 def made_run(cases=(), scores=None, **figures):
     """A run as it is read, with these figures."""
     data = {"path": "d", "sha256": "0" * 64, "cases": 0, "tasks": 0, "rejected": {}}
@@ -124,6 +127,71 @@ def test_names_of_any_text_leave_tables_whole_and_are_no_formulas():
     assert "<td>a|b \\| &lt;i&gt; $x_1$</td>" in page
     assert "one  | two" in page
     assert "$x_1$" in drawing.bars({"m": {"$x_1$": cell}})
+
+
+def drawn_bars(monkeypatch, draw, *arguments):
+    """(length, where it begins) of the bars that are drawn under each name."""
+    axes = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    monkeypatch.setattr(drawing, "_drawn", lambda drawn, *_: drawn(axes))
+    draw(*arguments)
+    made = [bars for bars in axes.containers if type(bars).__name__ == "BarContainer"]
+    names = [bars.get_label() for bars in made]
+    names = [b[0].get_label() if n.startswith("_") else n for n, b in zip(names, made, strict=True)]
+    found = [[(p.get_height(), p.get_x()) for p in bars if p.get_height()] for bars in made]
+    return dict(zip(names, found, strict=True))
+
+
+def test_ties_are_neither_sides_in_the_histogram(monkeypatch):
+    found = drawn_bars(monkeypatch, drawing.histogram, np.array([0, 0, 0, 2.0, 0.01, -0.01]))
+    assert {name: sum(n for n, _ in bars) for name, bars in found.items()} == {
+        "right side preferred": 2,
+        "wrong side preferred": 1,
+        "tie": 3,
+    }
+    assert min(x for _, x in found["right side preferred"]) == pytest.approx(0)
+    assert max(x for _, x in found["wrong side preferred"]) < 0
+
+
+def test_a_kind_of_which_none_is_right_keeps_its_interval(monkeypatch):
+    none = {"mean": 0.0, "low": 0.0, "high": 0.2}
+    found = drawn_bars(monkeypatch, drawing.bars, {"m": {"a": none, "b": {**none, "mean": None}}})
+    assert len(found["m"]) == 1
+
+
+def test_unscored_pairs_are_no_ties_of_the_histogram():
+    cases = [case(True, False, task=str(n)) for n in range(3)]
+    scores = [np.array(s) for s in ([1.0, 1.0], [2.0, 1.0], [np.nan, np.nan])]
+    ranges = [{"pairs": 1, "sure": 0.7, "right": 1.0}]
+    run = made_run(cases, {"m": scores}, scorers={"m": {"calibration": {"ranges": ranges}}})
+    assert "m: right minus wrong reward; ties: 1" in [text for _, text in report._pictures(run)]
+
+
+def test_how_much_planted_noise_was_found_is_a_curve():
+    noise = {"share before": 0.25, "curve": [{"recall": 0.5, "precision": 1.0}]}
+    cells = {"m": {"kept": 1, "rows": 2, "noise": noise}, "old": {"kept": 1, "rows": 2}}
+    ((picture, _),) = report._pictures(made_run(filter=cells))
+    assert "recall, %" in picture
+    assert picture.count(">m</text>") == 1
+    assert ">old</text>" not in picture
+
+
+def test_pools_are_told_with_what_is_greedy_and_too_small(runs):
+    text = report.markdown([read_run(runs / "b")])
+    for row in (
+        "| pools | 12 |",
+        "| all right | 0 |",
+        "| all wrong | 0 |",
+        "| candidates of a pool | 3 to 3 |",
+        "| built to have right and wrong | yes |",
+        "| greedy answers that are right, % | - |",
+        "| too small for the curves of distinct draws | 0 |",
+    ):
+        assert row in text
+    about = best_of_n.about([dataclasses.replace(case(True), candidates=[GREEDY]), case(False)])
+    found = {"distinct": {"curves": {}, "pools": 0, "too small": 2}}
+    text = report.markdown([made_run(**{"pools": about, "best of n": found})])
+    assert "| greedy answers that are right, % | 100.0 |" in text
+    assert "| too small for the curves of distinct draws | 2 |" in text
 
 
 def test_the_most_confident_mistakes_are_shown_with_what_differs():

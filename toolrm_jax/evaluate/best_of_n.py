@@ -14,8 +14,9 @@ pools that have enough to draw from at every n, so that its points can be compar
 counted.
 
 The most frequent answer (majority) needs sampled draws; it is found from `SUBSETS` seeded ones, and
-its Monte-Carlo error is told. "oracle" takes a right one if there is any, "random" any, "greedy"
-what the data marks as the model's answer without sampling.
+its Monte-Carlo error is told. "oracle" takes a right one if there is any, "random" any. "greedy",
+what the data marks as the model's answer without sampling, is no draw: `about` tells how often it
+is right.
 """
 
 import math
@@ -70,7 +71,7 @@ def curves(
     draws: str,
     seed: int,
 ) -> dict[str, Any]:
-    """Curves over n = 1..most of every scorer, of random, oracle, majority and greedy; as JSON."""
+    """Curves over n = 1..most of every scorer, of random, oracle and majority; as JSON."""
     counts = [_counts(case, draws) for case in cases]
     right = [np.array([c.right for c in case.candidates], int) for case in cases]
     used = [i for i, count in enumerate(counts) if count.sum() >= most]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from toolrm_jax.evaluate import drawing
-from toolrm_jax.evaluate.pair_metrics import margins_of, pairs_of
+from toolrm_jax.evaluate.pair_metrics import known_margins, margins_of, pairs_of
 from toolrm_jax.evaluate.results import Run
 from toolrm_jax.evaluate.tables import facts_of, full_cards, tables_of
 from toolrm_jax.synth.show import Style, difference, response_text
@@ -98,9 +98,14 @@ def _pictures(run: Run) -> Iterator[tuple[str, str]]:
         if found.get("calibration", {}).get("ranges"):
             picture = drawing.reliability(found["calibration"]["ranges"])
             yield picture, f"{name}: how sure its preference is, and how often right"
-            margins = margins_of(pairs, run.scores[name])
+            margins = known_margins(pairs, run.scores[name])
             picture = drawing.histogram(margins[np.isfinite(margins)])
-            yield picture, f"{name}: right minus wrong reward"
+            yield picture, f"{name}: right minus wrong reward; ties: {(margins == 0).sum():,}"
+    noise = {name: cell.get("noise") or {} for name, cell in run.result.get("filter", {}).items()}
+    if found := {name: cell["curve"] for name, cell in noise.items() if cell.get("curve")}:
+        chance = next(noise[name]["share before"] for name in found)
+        caption = "The rows with the lowest rewards called noise: how many are, of how many found"
+        yield drawing.precision_recall(found, chance), caption
 
 
 def _figure(svg: str, caption: str) -> str:

@@ -44,6 +44,8 @@ def _found_tables(run: Run) -> Iterator[Table]:
         yield _length_table(scorers)
     for draws, found in run.result.get("best of n", {}).items():
         yield from _curve_table(draws, found)
+    if "pools" in run.result:
+        yield _pools_table(run.result["pools"], run.result["best of n"])
     if run.result.get("drift"):
         yield _drift_table(run.result["drift"])
     if "filter" in run.result:
@@ -158,6 +160,22 @@ def _curve_table(draws: str, found: Figures) -> Iterator[Table]:
             for category, cell in found["by category"].items()
         ]
         yield f"Best of {last} by category, {draws} draws, %", ["category", "pools", *names], rows
+
+
+def _pools_table(found: Figures, curves: Figures) -> Table:
+    greedy, built = found["greedy"], "built to have right and wrong"
+    rows = [
+        [what, f"{found[what]:,}"] for what in ("pools", "candidates", "all right", "all wrong")
+    ]
+    rows += [
+        ["candidates of a pool", f"{found['fewest']:,} to {found['most']:,}"],
+        [built, "yes" if found[built] else "no"],
+        ["pools that mark a greedy answer", f"{greedy['pools']:,}" if greedy else "none"],
+        ["greedy answers that are right, %", percent(greedy and greedy["right"])],
+    ]
+    for draws, made in curves.items():
+        rows.append([f"too small for the curves of {draws} draws", f"{made['too small']:,}"])
+    return "Pools", ["kind", "number"], rows
 
 
 def _drift_table(found: Figures) -> Table:
