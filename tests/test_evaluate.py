@@ -86,9 +86,26 @@ def test_pools_that_were_built_to_have_both_are_labelled_so(runs):
 
 def test_compare_matches_pairs_and_refuses_what_has_none_in_common(runs, capsys):
     a, b = str(runs / "a"), str(runs / "b")
-    main(["compare", a, a, "--a", "verbatim arguments win", "--b", "schema-valid wins", "--json"])
+    main(
+        [
+            "compare",
+            a,
+            a,
+            "--a",
+            "verbatim arguments win",
+            "--b",
+            "schema-valid wins",
+            "--json",
+            "--seed",
+            "7",
+        ]
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["pairs"] == 30
+    assert found["command"].startswith("python -m toolrm_jax.evaluate")
+    assert (found["seed"], found["best of n"]) == (7, {})
+    assert found["versions"]["toolrm_jax"]
+    assert found["a"]["data sha256"] == read_run(a).result["data"]["sha256"]
     assert found["difference"]["mean"] == pytest.approx(
         found["a"]["accuracy"] - found["b"]["accuracy"]
     )

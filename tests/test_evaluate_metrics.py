@@ -20,6 +20,8 @@ from toolrm_jax.evaluate import (
     paired,
 )
 from toolrm_jax.evaluate.cases import Case, read_pairs, read_pools, trained_on
+from toolrm_jax.evaluate.results import Run
+from toolrm_jax.metrics import paired_gain
 
 # Reading -----------------------------------------------------------------------------------------
 
@@ -229,3 +231,40 @@ def test_the_permutation_test_flips_whole_tasks():
     p = paired.permutation(np.ones(10), list("abcdefghij"))
     assert p == pytest.approx(2 / 1024, abs=0.002)
     assert paired.permutation(np.zeros(4), list("abcd")) == 1.0
+
+
+def run_of_pools(name, cases, scores):
+    """A run of best-of-n up to 3."""
+    scores = {"s": scores}
+    found = {
+        draws: best_of_n.curves(cases, scores, most=3, draws=draws, seed=0)
+        for draws in best_of_n.DRAWS
+    }
+    return Run(name, {"best of n": found, "data": {"sha256": name * 64}}, cases, scores)
+
+
+def test_curves_of_best_of_n_are_compared_pool_by_pool():
+    rng = np.random.default_rng(0)
+    cases = [
+        dataclasses.replace(case(True, False, False, task=str(k // 2)), messages=[{"k": k}])
+        for k in range(20)
+    ]
+    worse = [rng.normal(size=3) for _ in cases]
+    better = [np.add(scores, [k % 2, 0, 0]) for k, scores in enumerate(worse)]
+    cases.append(case(True, False))  # too small
+    a = run_of_pools("a", cases, [*better, np.zeros(2)])
+    b = run_of_pools("b", cases[1:], [*worse[1:], np.zeros(2)])
+    found = paired.compare(a, "s", b, "s")
+    assert (found["a"]["data sha256"], found["b"]["data sha256"]) == ("a" * 64, "b" * 64)
+    made = found["best of n"]["sampled"]
+    assert (made["pools"], made["left out"]) == (19, 2)
+    assert [point["n"] for point in made["points"]] == [1, 2, 3]
+    curve = b.result["best of n"]["sampled"]["curves"]["s"]
+    assert [p["b"] for p in made["points"]] == pytest.approx([p["mean"] for p in curve])
+    # The best of all three is the one with the highest score.
+    won = [np.array([s.argmax() == 0 for s in scores[1:]], float) for scores in (better, worse)]
+    wanted = paired_gain(*won, [c.task for c in cases[1:-1]])
+    last = made["points"][-1]
+    assert (last["mean"], last["low"], last["high"]) == (wanted.mean, wanted.low, wanted.high)
+    assert wanted.mean > 0
+    assert "best of n, sampled draws, 19 pools; left out" in paired.words(found)

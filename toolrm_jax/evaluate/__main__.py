@@ -32,7 +32,7 @@ from toolrm_jax.evaluate import (
 from toolrm_jax.evaluate.cases import Case, Cases, Reject, read_pairs, read_pools
 from toolrm_jax.evaluate.pool_making import pool_rows
 from toolrm_jax.evaluate.probe import fit_probe
-from toolrm_jax.evaluate.results import read_run, write_run
+from toolrm_jax.evaluate.results import made_by, read_run, write_run
 from toolrm_jax.evaluate.scorers import CaseScorer, cards_of
 from toolrm_jax.examples import Example
 from toolrm_jax.files import write_text
@@ -113,12 +113,13 @@ def _add_data_commands(commands: Any) -> None:
 
 
 def _add_reading_commands(commands: Any) -> None:
-    both = _command(commands, "compare", _compare, "two scorers on the same pairs")
+    both = _command(commands, "compare", _compare, "two scorers on the same pairs or pools")
     both.add_argument("runs", nargs=2, metavar="RUN", help="folders that evaluations wrote")
     both.add_argument("--a", help="scorer of the first run (default: its first)")
     both.add_argument(
         "--b", help="scorer of the second (default: its first, or its second if same)"
     )
+    both.add_argument("--seed", type=int, default=0, help="of bootstrap and permutations")
     both.add_argument("--json", action="store_true", help="print all figures as JSON")
     page = _command(commands, "report", _report, "one HTML page of runs; .md and .json beside it")
     page.add_argument("runs", nargs="+", metavar="RUN")
@@ -331,7 +332,7 @@ def _compare(args: argparse.Namespace) -> None:
     first = args.a or next(iter(a.scores))
     others = [name for name in b.scores if a.path != b.path or name != first]
     second = args.b or next(iter(others), first)
-    found = paired.compare(a, first, b, second)
+    found = {**made_by(args.seed), **paired.compare(a, first, b, second, args.seed)}
     print(json.dumps(found, indent=1) if args.json else paired.words(found))
 
 

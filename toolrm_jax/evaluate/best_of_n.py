@@ -72,7 +72,7 @@ def curves(
     seed: int,
 ) -> dict[str, Any]:
     """Curves over n = 1..most of every scorer, of random, oracle and majority; as JSON."""
-    counts = [_counts(case, draws) for case in cases]
+    counts = [counts_of(case, draws) for case in cases]
     right = [np.array([c.right for c in case.candidates], int) for case in cases]
     used = [i for i, count in enumerate(counts) if count.sum() >= most]
     tasks = [cases[i].task for i in used]
@@ -105,10 +105,26 @@ def curves(
     }
 
 
-def _counts(case: Case, draws: str) -> np.ndarray:
+def best_of_pool(case: Case, scores: np.ndarray, draws: str, n: int) -> float:
+    """`expected_best` of one pool."""
+    right = np.array([c.right for c in case.candidates], int)
+    return expected_best(scores, right, counts_of(case, draws), n)
+
+
+def counts_of(case: Case, draws: str) -> np.ndarray:
+    """How often each candidate is there to be drawn. [candidates]"""
     if draws not in DRAWS:
         raise ValueError(f"draws={draws!r}: expected one of {', '.join(DRAWS)}")
     return np.array([c.count if draws == "sampled" else 1 for c in case.candidates], int)
+
+
+def milestones(last: int) -> list[int]:
+    """The n that are told of a curve up to the last one.
+
+    >>> milestones(10)
+    [1, 2, 4, 8, 10]
+    """
+    return [2**k for k in range(last.bit_length()) if 2**k < last] + [last]
 
 
 def _estimate(values: Sequence[float], tasks: Sequence[str], seed: int) -> dict[str, Any]:

@@ -50,6 +50,15 @@ class Run:
         return " (OVERLAP with training)" if overlaps else ""
 
 
+def made_by(seed: int) -> dict[str, Any]:
+    """What every result says of its making, beside its data: the command, versions, the seed."""
+    return {
+        "command": shlex.join(["python", "-m", "toolrm_jax.evaluate", *sys.argv[1:]]),
+        "versions": versions("jax", "numpy", "scipy", "transformers"),
+        "seed": seed,
+    }
+
+
 def write_run(
     folder: str | os.PathLike[str],
     what: str,
@@ -70,9 +79,7 @@ def write_run(
     reasons = collections.Counter(reject.reason for reject in data.rejects)
     result = {
         "what": what,
-        "command": shlex.join(["python", "-m", "toolrm_jax.evaluate", *sys.argv[1:]]),
-        "versions": versions("jax", "numpy", "scipy", "transformers"),
-        "seed": seed,
+        **made_by(seed),
         "data": {
             "path": data.name,
             "sha256": data.digest,

@@ -7,6 +7,7 @@ run --facts_of--> where its figures come from, a sentence each
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from toolrm_jax.evaluate.best_of_n import milestones
 from toolrm_jax.evaluate.cards import data_counts
 from toolrm_jax.evaluate.results import Run
 
@@ -146,7 +147,7 @@ def _curve_table(draws: str, found: Figures) -> Iterator[Table]:
     if not found["curves"]:
         return
     last = max(point["n"] for line in found["curves"].values() for point in line)
-    shown = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < last] + [last]
+    shown = milestones(last)
     rows = []
     for name, line in found["curves"].items():
         points = {point["n"]: point for point in line}
