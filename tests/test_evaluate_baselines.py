@@ -34,8 +34,13 @@ def test_a_probe_becomes_a_reward_model_with_the_regressions_head(tmp_path):
         tmp_path / "probe",
         dtype="float32",
         max_tokens=500,
+        seed=3,
     )
     assert (about["pairs"], about["over_long"]) == (12, 1)
+    written = json.loads((tmp_path / "probe/toolrm.json").read_text())
+    assert about.items() <= written.items()
+    assert (about["seed"], about["fitted_on_sha256"]) == (3, read_pairs(fit_on).digest)
+    assert {"command", "versions"} <= set(about)
     with ModelScorer(str(tmp_path / "probe"), "p", dtype="float32") as scorer:
         cases = read_pairs(fit_on).cases[:12]
         margins = [s[0] - s[1] for s in scorer.score(cases)]
