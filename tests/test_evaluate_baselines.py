@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import tiny
-from evaluate_rows import TOOL, call, pair_row, write
+from evaluate_rows import TOOL, call, normal_rows, pair_row, write
 from faulty_server import faulty_server
 
+from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate import (
     probe,
 )
@@ -15,6 +16,7 @@ from toolrm_jax.evaluate.__main__ import main
 from toolrm_jax.evaluate.cases import read_pairs, read_pools
 from toolrm_jax.evaluate.likelihood import LikelihoodScorer
 from toolrm_jax.evaluate.llm_judge import JudgeScorer
+from toolrm_jax.evaluate.pool_making import write_pools
 from toolrm_jax.evaluate.scorers import ModelScorer
 from toolrm_jax.pretrained import open_pretrained
 from toolrm_jax.rendering import Renderer
@@ -118,34 +120,106 @@ def test_a_judge_that_names_neither_chooses_neither(monkeypatch, tmp_path):
     assert counts["chose neither"] == 4
 
 
-def test_pools_are_made_of_what_a_server_answers_and_judged(monkeypatch, tmp_path):
-    calls = json.dumps({"name": "tide", "arguments": {"port": "Brest"}})
+TIDE = f"<tool_call>{json.dumps(call(port='Brest')[0])}</tool_call>"
+
+
+def make_pools(monkeypatch, tmp_path, rows, reply, *options, faults=()):
+    """The candidates, rejects and sidecar of `pools` where the server answers `reply(question)`."""
     monkeypatch.setattr(
-        "faulty_server.completion",
-        lambda question: {
-            "choices": [{"message": {"content": f"<tool_call>{calls}</tool_call>"}}],
-            "usage": {},
-        },
+        "faulty_server.completion", lambda question: {"choices": [reply(question[0])], "usage": {}}
     )
-    rows = [
-        {
-            "id": f"q{n}",
-            "source": "s",
-            "license": "MIT",
-            "tools": [TOOL],
-            "meta": {},
-            "conversation": [{"role": "user", "content": f"High water at {port}?"}],
-            "gold_calls": call(port=port),
-        }
-        for n, port in enumerate(("Brest", "Calais"))
+    data, output = write(tmp_path / "rows.jsonl", rows), tmp_path / "pools.jsonl"
+    with faulty_server(list(faults)) as server:
+        command = ["pools", "--data", str(data), "--url", server.url, "--model", "m of x"]
+        main([*command, "--samples", "3", "--output", str(output), *options])
+    lines = (tmp_path / "pools.rejects.jsonl").read_text().splitlines()
+    about = json.loads((tmp_path / "pools.about.json").read_text())
+    return read_pools(output), list(map(json.loads, lines)), about
+
+
+def test_pools_are_made_of_what_a_server_answers_and_judged(monkeypatch, tmp_path):
+    first, second = normal_rows(2)
+    second["gold_calls"] = call(port="Calais")
+    found, rejects, about = make_pools(
+        monkeypatch,
+        tmp_path,
+        [first | {"gold_calls": call(port="Brest")}, second],
+        lambda _: {"message": {"content": TIDE}},
+        *("--format", "normalised", "--seed", "5"),
+    )
+    right, wrong = found.cases
+    assert [(c.right, c.count) for c in right.candidates] == [(True, 3)]
+    assert [(c.right, c.error_type) for c in wrong.candidates] == [(False, "Parameter value error")]
+    assert rejects == []
+    assert (about["seed"], about["model"]["model"], about["rejected"]) == (5, "m of x", {})
+    assert about["sha256"] == found.digest
+    assert (about["data"]["tasks"], len(about["data"]["sha256"])) == (2, 16)
+    assert about["versions"]["toolrm_jax"]
+    assert about["command"].startswith("python -m toolrm_jax.evaluate")
+
+
+def test_what_a_server_refuses_and_rows_that_are_no_tasks_are_left_out_and_told(
+    monkeypatch, tmp_path
+):
+    rows = normal_rows(4)  # the server refuses the question of day 1, and cuts that of day 2 off
+    rows[3]["meta"] = {"verdict": "state_outcome"}
+
+    def reply(question):
+        end = "length" if "day 2" in question else "stop"
+        return {"message": {"content": TIDE}, "finish_reason": end}
+
+    found, rejects, about = make_pools(
+        monkeypatch,
+        tmp_path,
+        [*rows, "no JSON", rows[0]],
+        reply,
+        *("--format", "normalised"),
+        faults=["", "400", "", ""],
+    )
+    assert [c.task for c in found.cases] == ["q0"]
+    told = [(row["id"], row["reason"]) for row in rejects]
+    assert told == [
+        ("q3", "right by what the calls bring about"),
+        (None, "not JSON"),
+        ("q0", "an id that another task has"),
+        *[("q1", "refused")] * 3,
+        *[("q2", "cut off")] * 3,
     ]
-    data = write(tmp_path / "rows.jsonl", rows)
-    with faulty_server() as server:
-        command = ["pools", "--data", str(data), "--format", "normalised", "--url", server.url]
-        command += ["--model", "m", "--samples", "3", "--output", str(tmp_path / "pools.jsonl")]
-        main(command)
-    first, second = read_pools(tmp_path / "pools.jsonl").cases
-    assert [(c.right, c.count) for c in first.candidates] == [(True, 3)]
-    assert [(c.right, c.error_type) for c in second.candidates] == [
-        (False, "Parameter value error")
-    ]
+    assert rejects[1]["at"].endswith("rows.jsonl, line 5")
+    assert "status 400" in rejects[3]["detail"]
+    assert about["rejected"] == {
+        "refused": 3,
+        "cut off": 3,
+        "right by what the calls bring about": 1,
+        "not JSON": 1,
+        "an id that another task has": 1,
+    }
+    with pytest.raises(SystemExit, match="No task got an answer: 3 were left out; the last, cut"):
+        make_pools(monkeypatch, tmp_path, rows[2:3], reply, "--format", "normalised")
+
+
+def test_questions_that_may_be_asked_again_hold_the_pools_back(tmp_path):
+    found = normal_rows(1)
+    data, output = write(tmp_path / "rows.jsonl", found), tmp_path / "pools.jsonl"
+    entry = {"kind": "endpoint", "model": "m", "license": "unknown", "samples": 1, "tries": 1}
+    source = {"format": "normalised", "path": str(data), "options": {}}
+    with faulty_server(["500"]) as server:
+        with pytest.raises(InputError, match=r"1 x m: no answer.*the same command asks"):
+            write_pools(output, source, entry | {"url": server.url})
+        assert not output.exists()
+        write_pools(output, source, entry | {"url": server.url})
+    assert len(read_pools(output).cases) == 1
+
+
+def test_pools_of_chat_logs_have_the_licence_that_is_given(monkeypatch, tmp_path):
+    made = [{"type": "function", "function": call(port="Brest")[0]}]
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": made}]
+    found, _, _ = make_pools(
+        monkeypatch,
+        tmp_path,
+        [{"messages": messages, "tools": [TOOL]}],
+        lambda _: {"message": {"content": TIDE}},
+        *("--format", "openai", "--license", "CC-BY-4.0"),
+    )
+    assert [c.right for c in found.cases[0].candidates] == [True]
+    assert json.loads((tmp_path / "pools.jsonl").read_text())["license"] == "CC-BY-4.0"

@@ -30,7 +30,7 @@ from toolrm_jax.evaluate import (
     robustness,
 )
 from toolrm_jax.evaluate.cases import Case, Cases, Reject, read_pairs, read_pools
-from toolrm_jax.evaluate.pool_making import pool_rows
+from toolrm_jax.evaluate.pool_making import write_pools
 from toolrm_jax.evaluate.probe import fit_probe
 from toolrm_jax.evaluate.results import made_by, read_run, write_run
 from toolrm_jax.evaluate.scorers import CaseScorer, cards_of
@@ -96,11 +96,13 @@ def _add_data_commands(commands: Any) -> None:
     made = _command(commands, "pools", _make_pools, "let a model answer: pools for best-of-n")
     made.add_argument("--data", required=True, help="the tasks")
     made.add_argument("--format", required=True, choices=sorted(SOURCES), help="of --data")
+    made.add_argument("--license", default="unknown", help="of rows in the format 'openai'")
     made.add_argument("--url", required=True, help="of an OpenAI-compatible server, with its /v1")
     made.add_argument("--model", required=True, help="its name there")
     made.add_argument("--key", default="", help="the environment's variable that holds the key")
     made.add_argument("--samples", type=int, default=8, help="answers a task")
     made.add_argument("--temperature", type=float, default=0.8)
+    made.add_argument("--seed", type=int, default=0, help="of the questions")
     made.add_argument("--output", required=True, type=Path, help="such as pools.jsonl")
     probe = _command(commands, "probe", _probe, "fit a linear probe: a baseline that is a model")
     probe.add_argument("--model", required=True, help="the frozen model, such as embedded:smollm2")
@@ -290,7 +292,8 @@ def _filter(args: argparse.Namespace) -> None:
 
 
 def _make_pools(args: argparse.Namespace) -> None:
-    examples = [one for one in open_source(args.format, args.data) if isinstance(one, Example)]
+    given = {"license": args.license} if args.format == "openai" else {}
+    source = {"format": args.format, "path": args.data, "options": given}
     entry = {
         "kind": "endpoint",
         "model": args.model,
@@ -300,10 +303,8 @@ def _make_pools(args: argparse.Namespace) -> None:
         "temperature": args.temperature,
         "key_variable": args.key,
     }
-    cache = args.output.with_suffix(".sqlite")
-    bar = tqdm(pool_rows(examples, entry, cache), "pools", len(examples), unit="task", disable=None)
-    write_text(args.output, (json.dumps(row, ensure_ascii=False) + "\n" for row in bar))
-    print(args.output)
+    left_out = write_pools(args.output, source, entry, args.seed)["rejected"]
+    print(args.output, *(f"left out, {reason}: {n:,}" for reason, n in left_out.items()), sep="\n")
 
 
 def _probe(args: argparse.Namespace) -> None:
