@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import scipy.stats
-from evaluate_rows import call, case, pair_row, pool_row, write
+from evaluate_rows import TOOL, call, case, pair_row, pool_row, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +19,7 @@ from toolrm_jax.evaluate import (
     pair_metrics,
     paired,
 )
-from toolrm_jax.evaluate.cases import Case, read_pairs, read_pools, trained_on
+from toolrm_jax.evaluate.cases import Candidate, Case, read_pairs, read_pools, trained_on
 from toolrm_jax.evaluate.results import Run
 from toolrm_jax.metrics import paired_gain
 
@@ -191,6 +191,29 @@ def test_the_majority_is_that_of_all_draws_within_its_monte_carlo_error():
     found, error = best_of_n.majority(right, counts, n, np.random.default_rng(0))
     assert abs(found - np.mean(chances)) < 4 * error
     assert 0 < error < 0.02
+
+
+def test_answers_vote_for_what_they_call_however_worded():
+    refusals = ["I cannot.", "No tool does that.", ""]
+    broken = ['<tool_call>{"name":', '<tool_call>{"name": 1}</tool_call>']
+    two = [*call(port="Brest"), *call(port="Calais")]
+    answers = [two, two[::-1], *refusals, *broken]
+    candidates = [Candidate(answer, n < 2) for n, answer in enumerate(answers)]
+    made = Case("t", [TOOL], [{"role": "user", "content": "?"}], candidates)
+    votes = best_of_n.votes_of(made).tolist()
+    assert votes[0] == votes[1]
+    assert votes[2] == votes[3] == votes[4]
+    assert len(set(votes)) == 4
+    without_tools = best_of_n.votes_of(dataclasses.replace(made, tools=[])).tolist()
+    assert len(set(without_tools[2:5])) == 3
+    scores = {"s": [np.arange(7.0)]}
+    found = best_of_n.curves([made], scores, most=7, draws="sampled", seed=0)["curves"]
+    assert found["majority"][-1]["mean"] == 0.0  # three refusals against two that are right
+    # Where some of those who vote for the same are right, as many of them are.
+    some = best_of_n.majority(
+        np.array([1, 0, 0]), np.array([1, 3, 1]), 5, np.random.default_rng(0), np.array([0, 0, 1])
+    )
+    assert some == (0.25, 0.0)
 
 
 def test_all_wrong_all_right_and_single_pools_have_their_plain_values():
