@@ -10,16 +10,20 @@ from faulty_server import faulty_server
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate import (
+    llm_judge,
     probe,
 )
+from toolrm_jax.evaluate.__main__ import _all_scores as all_scores
 from toolrm_jax.evaluate.__main__ import main
 from toolrm_jax.evaluate.cases import read_pairs, read_pools
 from toolrm_jax.evaluate.likelihood import LikelihoodScorer
 from toolrm_jax.evaluate.llm_judge import JudgeScorer
+from toolrm_jax.evaluate.options import said_of
 from toolrm_jax.evaluate.pool_making import write_pools
-from toolrm_jax.evaluate.scorers import ModelScorer
+from toolrm_jax.evaluate.scorers import ModelScorer, RuleScorer
 from toolrm_jax.pretrained import open_pretrained
 from toolrm_jax.rendering import Renderer
+from toolrm_jax.synth.answer import Answer
 
 # Baselines that are models -----------------------------------------------------------------------
 
@@ -114,10 +118,79 @@ def test_a_judge_that_reads_is_right_in_both_orders(monkeypatch, tmp_path):
     assert (counts["chose A"], counts["chose B"]) == (2, 2)
 
 
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        ("B", "B"),
+        ("**B**.", "B"),
+        ("\\boxed{A}", "A"),
+        ("Answer: B", "B"),
+        ("Reply A", "A"),
+        ("The better reply is B.", "B"),
+        ("B misses the port.\n\nAnswer: **A**", "A"),
+        ("**Answer:** A\n\nReply B calls the wrong tool.", "A"),
+        ("A\n\nReply B calls the wrong tool.", "A"),
+        ("A misses the port, so my answer is B", "B"),
+        ("Reply B is right.", "B"),
+        ("A call is missing in the first; B is right.", "B"),
+        ("B is better than A", ""),
+        ("B is better than A.\nA calls the wrong tool.", ""),
+        ("A is wrong.", ""),
+        ("A is wrong, and so is B", ""),
+        ("### Reply A\nIt is fine.\n### Reply B\nIt is fine, too.", ""),
+        ("Both are fine.", ""),
+        ("", ""),
+    ],
+)
+def test_a_reply_names_a_letter_by_a_plain_rule(reply, letter):
+    assert llm_judge._letter(Answer("q", "j", "", True, reply)) == letter
+
+
 def test_a_judge_that_names_neither_chooses_neither(monkeypatch, tmp_path):
-    scores, counts = judged_by(monkeypatch, tmp_path, lambda _: "Both are fine.")
+    scores, counts = judged_by(monkeypatch, tmp_path, lambda _: "B is better than A")
     assert scores == [[0.5, 0.5], [0.5, 0.5]]
     assert counts["chose neither"] == 4
+
+
+def test_a_question_without_a_reply_is_counted_apart_and_its_pair_not_scored(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "faulty_server.completion",
+        lambda _: {"choices": [{"message": {"content": "A"}}], "usage": {}},
+    )
+    cases = read_pairs(write(tmp_path / "rows.jsonl", [pair_row(n) for n in range(3)])).cases
+    monkeypatch.setattr(llm_judge, "_QUESTION", "{messages}")  # the day chooses the fault
+    with faulty_server(["500", "", "400"]) as server:
+        judge = JudgeScorer(server.url, "j", tmp_path / "judge.sqlite", tries=1)
+        scores = [found.tolist() for found in judge.score(cases)]
+    assert np.isnan(scores[0]).all()
+    assert scores[1] == [0.5, 0.5]
+    assert np.isnan(scores[2]).all()
+    assert judge.counts == {
+        "no reply": 2,
+        "no reply, refused": 2,
+        "chose A": 2,
+        "changed with the order": 1,
+    }
+    (note,) = said_of([judge])
+    assert "no reply: 2, " in note
+    assert judge.card["model"] == "j"
+
+
+def test_a_judge_refuses_more_than_two_answers_before_anything_is_scored(tmp_path):
+    wrongs = [{"response": call(port=port), "error_type": "value"} for port in ("Best", "Bast")]
+    row = {k: v for k, v in pair_row(1).items() if k not in ("chosen_output", "rejected_output")}
+    data = write(
+        tmp_path / "rows.jsonl", [row | {"chosen": call(port="Brest"), "rejected": wrongs}]
+    )
+    scored = []
+    rule = RuleScorer("r", lambda _, response: scored.append(response) or 0.0)
+    judge = JudgeScorer("http://127.0.0.1:1/v1", "j", tmp_path / "judge.sqlite")
+    with pytest.raises(InputError, match="has 3 candidates; a judge compares two"):
+        all_scores([rule, judge], read_pairs(data).cases)
+    assert scored == []
+    command = ["best-of-n", "--judge", "http://127.0.0.1:1/v1", "--judge-model", "j"]
+    with pytest.raises(SystemExit, match="--judge: a judge compares two answers, and a pool"):
+        main([*command, "--data", str(data), "--output", str(tmp_path / "run")])
 
 
 TIDE = f"<tool_call>{json.dumps(call(port='Brest')[0])}</tool_call>"

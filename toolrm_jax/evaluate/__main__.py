@@ -157,12 +157,12 @@ def _scored(
 def _all_scores(
     scorers: Sequence[CaseScorer], cases: Sequence[Case]
 ) -> dict[str, list[np.ndarray]]:
-    scores = {}
-    for scorer in scorers:
-        found = scorer.score(cases)
-        bar = tqdm(found, scorer.name, len(cases), unit="case", disable=None)
-        scores[scorer.name] = list(bar)
-    return scores
+    # Begun together: what one of them cannot score is said before hours with the others.
+    begun = {scorer.name: scorer.score(cases) for scorer in scorers}
+    return {
+        name: list(tqdm(found, name, len(cases), unit="case", disable=None))
+        for name, found in begun.items()
+    }
 
 
 def _described(
@@ -199,6 +199,8 @@ def _pairs(args: argparse.Namespace) -> None:
 def _best_of_n(args: argparse.Namespace) -> None:
     if args.n < 1:
         raise InputError(f"--n {args.n}: expected a number from 1")
+    if args.judge:
+        raise InputError("--judge: a judge compares two answers, and a pool has more; leave it out")
     data = read_pools(args.data, split=args.split, subset=args.subset)
     data, scorers, scores, notes = _scored(args, data)
     found = {
