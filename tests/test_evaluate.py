@@ -180,7 +180,11 @@ def test_unscored_pairs_are_no_ties_of_the_histogram():
     scores = [np.array(s) for s in ([1.0, 1.0], [2.0, 1.0], [np.nan, np.nan])]
     ranges = [{"pairs": 1, "sure": 0.7, "right": 1.0}]
     run = made_run(cases, {"m": scores}, scorers={"m": {"calibration": {"ranges": ranges}}})
-    assert "m: right minus wrong reward; ties: 1" in [text for _, text in report._pictures(run)]
+    (caption,) = (text for _, text in report._pictures(run) if "ties" in text)
+    assert caption == (
+        "m: right minus wrong reward; ties: 1; pairs that are not there, for a side could not be "
+        "scored: 1"
+    )
 
 
 def test_how_much_planted_noise_was_found_is_a_curve():
@@ -286,7 +290,7 @@ def test_a_report_has_the_cards_of_models_and_data(runs, model, tmp_path):
     assert "<td>config.data.train</td><td>train.jsonl</td>" in report.html([run])
     del run.result["models"]  # as runs of earlier versions
     assert "### Models" not in report.markdown([run])
-    assert "checkpoint says" not in report.html([run])
+    assert "all that is known of it" not in report.html([run])
 
 
 def test_labels_beyond_the_first_ones_are_one_row():

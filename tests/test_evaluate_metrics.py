@@ -290,4 +290,6 @@ def test_curves_of_best_of_n_are_compared_pool_by_pool():
     last = made["points"][-1]
     assert (last["mean"], last["low"], last["high"]) == (wanted.mean, wanted.low, wanted.high)
     assert wanted.mean > 0
-    assert "best of n, sampled draws, 19 pools; left out" in paired.words(found)
+    words = paired.words(found)
+    assert "best of n, sampled draws, 19 pools; left out" in words
+    assert "  n = 1: 33.3% and 33.3%, a - b: +0.0 [+0.0, +0.0]" in words

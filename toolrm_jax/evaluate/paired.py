@@ -217,4 +217,6 @@ def _said(side: dict[str, Any]) -> str:
 
 
 def _points(gain: dict[str, Any]) -> str:
-    return f"{100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+    # Adding 0 makes 0.0 of -0.0.
+    mean, low, high = (round(100 * gain[name], 1) + 0.0 for name in ("mean", "low", "high"))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"

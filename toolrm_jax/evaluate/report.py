@@ -1,10 +1,10 @@
 """Runs as pages that people can look at: one HTML file with all in it, and the same as Markdown.
 
-    runs, comparisons --html--> tables, curves, bars, reliability, the worst mistakes
-                      --markdown--> tables
+    runs --html--> curves, bars, reliability, tables, the worst mistakes
+         --markdown--> tables
 
 The page needs nothing beside it: styles and SVG are inside, no script, no font, no network. It is
-laid out for a phone first. Text from the data is escaped.
+laid out for a phone first. Text from the data is escaped, in both.
 """
 
 import html as escaping
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from toolrm_jax.evaluate import drawing
-from toolrm_jax.evaluate.pair_metrics import known_margins, margins_of, pairs_of
+from toolrm_jax.evaluate.pair_metrics import Pairs, known_margins, margins_of, pairs_of
 from toolrm_jax.evaluate.results import Run
 from toolrm_jax.evaluate.tables import facts_of, full_cards, tables_of
 from toolrm_jax.synth.show import Style, difference, response_text
@@ -98,14 +98,21 @@ def _pictures(run: Run) -> Iterator[tuple[str, str]]:
         if found.get("calibration", {}).get("ranges"):
             picture = drawing.reliability(found["calibration"]["ranges"])
             yield picture, f"{name}: how sure its preference is, and how often right"
-            margins = known_margins(pairs, run.scores[name])
-            picture = drawing.histogram(margins[np.isfinite(margins)])
-            yield picture, f"{name}: right minus wrong reward; ties: {(margins == 0).sum():,}"
+            yield _margins(name, pairs, run.scores[name])
     noise = {name: cell.get("noise") or {} for name, cell in run.result.get("filter", {}).items()}
     if found := {name: cell["curve"] for name, cell in noise.items() if cell.get("curve")}:
         chance = next(noise[name]["share before"] for name in found)
         caption = "The rows with the lowest rewards called noise: how many are, of how many found"
         yield drawing.precision_recall(found, chance), caption
+
+
+def _margins(name: str, pairs: Pairs, scores: Sequence[np.ndarray]) -> tuple[str, str]:
+    margins = known_margins(pairs, scores)
+    margins = margins[np.isfinite(margins)]
+    caption = f"{name}: right minus wrong reward; ties: {(margins == 0).sum():,}"
+    if left_out := len(pairs.numbers) - len(margins):
+        caption += f"; pairs that are not there, for a side could not be scored: {left_out:,}"
+    return drawing.histogram(margins), caption
 
 
 def _figure(svg: str, caption: str) -> str:

@@ -89,10 +89,10 @@ def _field(card: Figures, names: Sequence[str]) -> str:
 
 
 def full_cards(run: Run) -> Iterator[Table]:
-    """Everything that the checkpoint of each model says, where that is more than its card shows."""
+    """All fields of the models' cards, most of them of what their checkpoints say."""
     for name, card in run.result.get("models", {}).items():
         rows = [[field, _field(card, [field])] for field in card]
-        yield f"{name}: all that its checkpoint says", ["field", "value"], rows
+        yield f"{name}: all that is known of it", ["field", "value"], rows
 
 
 def _accuracy_table(scorers: Figures) -> Table:
