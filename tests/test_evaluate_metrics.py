@@ -293,3 +293,5 @@ def test_curves_of_best_of_n_are_compared_pool_by_pool():
     words = paired.words(found)
     assert "best of n, sampled draws, 19 pools; left out" in words
     assert "  n = 1: 33.3% and 33.3%, a - b: +0.0 [+0.0, +0.0]" in words
+    found["difference"] = {"mean": -1e-17, "low": -1e-17, "high": 1e-17}
+    assert "a - b: +0.0 [+0.0, +0.0] points" in paired.words(found)
