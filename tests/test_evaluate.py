@@ -240,7 +240,9 @@ def test_a_candidate_that_is_too_long_does_not_cost_the_others_their_rewards(mod
     np.testing.assert_allclose(third, first, atol=1e-5)
 
 
-def test_tasks_that_a_model_was_trained_on_are_left_out_unless_asked_for(runs, model, tmp_path):
+def test_tasks_that_a_model_was_trained_on_are_left_out_unless_asked_for(
+    runs, model, tmp_path, capsys
+):
     data = str(runs / "pairs.jsonl")
     command = ["fc-reward-bench", "--model", f"m={model}", "--data", data, "--no-rules"]
     command += ["--dtype", "float32"]
@@ -261,6 +263,11 @@ def test_tasks_that_a_model_was_trained_on_are_left_out_unless_asked_for(runs, m
         assert marked in page([run])
         assert "OVERLAP" not in page([read_run(tmp_path / "clean")])
     assert report.html([run]).count("(OVERLAP with training)</figcaption>") == 3
+    capsys.readouterr()
+    main(["compare", str(tmp_path / "all"), str(tmp_path / "clean")])
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first.endswith("% (OVERLAP with training)")
+    assert second.endswith("%")
     seen = write(tmp_path / "seen.jsonl", [pair_row(n) for n in range(10)])
     with pytest.raises(SystemExit, match=r"every task of .* was trained on"):
         main([*command[:4], str(seen), "--output", str(tmp_path / "none")])

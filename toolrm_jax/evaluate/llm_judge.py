@@ -41,14 +41,14 @@ _QUESTION = (
     "Tools:\n{tools}\n\nConversation:\n{messages}\n\nReply A:\n{a}\n\nReply B:\n{b}\n\nA or B?"
 )
 _MARKS = re.compile(r"[*_`#$\"'()\[\]{}]|\\boxed")  # of Markdown and TeX
-_IS = r"\b(?i:answer|reply|response|choice|verdict|one)(?i:\s+is)?"
-_LAST = re.compile(rf"(?:|.*[:=]|.*{_IS})\s*(?:(?i:reply|response)\s+)?([AB])[.!]?")
-_ANSWER = re.compile(r".*\b(?i:answer|choice|verdict)(?i:\s+is)?\s*[:=]?\s*([AB])[.!]?")
+_LETTER_OF = r"\s*(?:(?i:reply|response|answer)\s+)?([AB])[.!]?"
+_LAST = re.compile(
+    rf"(?:|.*[:=]|.*\b(?i:answer|reply|response|choice|verdict|one)\s+is){_LETTER_OF}"
+)
+_ANSWER = re.compile(rf".*\b(?i:answer|choice|verdict)(?:\s+is\b\s*[:=]?|\s*[:=]){_LETTER_OF}")
 _FIRST = re.compile(r"([AB])[.!:]?")
 _PRAISE = re.compile(r"\b([AB]) is (?:the )?(?:right|correct|better|best|nearer)\b")
 _LETTER = re.compile(r"\b([AB])\b(?! (?!is\b)[a-z])")  # not the article: "A call is missing"
-
-
 _UNTOLD = ("license", "key_variable")
 
 
