@@ -27,6 +27,7 @@ from tqdm import tqdm
 from toolrm_jax.batch import RowShape, TokenizedPrompt, empty_batch, place
 from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate.cases import Case, Cases, Seen
+from toolrm_jax.evaluate.results import made_by
 from toolrm_jax.huggingface import (
     RewardTensors,
     Source,
@@ -79,10 +80,12 @@ def fit_probe(
         "base": name,
         "layers": source.config.num_layers,
         "fitted_on": data.name,
+        "fitted_on_sha256": data.digest,
         "pairs": len(tasks),
         "over_long": over_long,
         "penalty": penalty,
         "left_out_loss": loss,
+        **made_by(seed),
     }
     tensors = RewardTensors(source, head=head_D.astype(np.float32))
     seen = Seen.of(cases)

@@ -1,10 +1,11 @@
 """What gives candidates a score: reward models, rules that cost nothing, and baselines.
 
-    class Scores:  name, is_log_odds, about, score(cases) -> for each case, scores [candidates]
+    class Scores:  name, is_log_odds, card, score(cases) -> for each case, scores [candidates]
 
 The candidate with the higher score wins; NaN is a candidate that could not be scored (over-long, no
 text that can be rendered), which loses to every other. `is_log_odds`: whether the difference of two
-scores is meant as the log-odds that the first is right, so that calibration makes sense.
+scores is meant as the log-odds that the first is right, so that calibration makes sense. `card`:
+what there is to say of a model; rules have none.
 
     for scores in ModelScorer("runs/quickstart/model/export").score(cases): ...
 """
@@ -16,6 +17,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from toolrm_jax.errors import InputError
+from toolrm_jax.evaluate.cards import model_card
 from toolrm_jax.evaluate.cases import Case, Cases, Seen
 from toolrm_jax.examples import Response
 from toolrm_jax.rules import RULES, BestCombination
@@ -48,6 +50,7 @@ class ModelScorer:
 
     Attributes:
       about: what its checkpoint says (toolrm.json).
+      card: of that what a run keeps, and how the model is computed.
       rejected: how many candidates could not be scored, by reason.
     """
 
@@ -57,6 +60,14 @@ class ModelScorer:
         self.name = name or path
         self._scorer = Scorer.from_pretrained(path, **options)
         self.about = self._scorer.about
+        config = self._scorer.config
+        self.card = {
+            **model_card(self.about),
+            "path": path,
+            "layers": config.num_layers,
+            "parameters": config.num_parameters,
+            "dtype": options.get("dtype", "bfloat16"),
+        }
         self.rejected: dict[str, int] = {}
 
     @property
@@ -108,6 +119,12 @@ class RuleScorer:
         for case in cases:
             row = case.row()
             yield np.array([self.rule(row, c.response) for c in case.candidates], np.float64)
+
+
+def cards_of(scorers: Sequence[CaseScorer]) -> dict[str, dict[str, Any]]:
+    """The cards of those that have one, by name."""
+    cards = {scorer.name: getattr(scorer, "card", None) for scorer in scorers}
+    return {name: card for name, card in cards.items() if card}
 
 
 def rule_scorers() -> list[CaseScorer]:
