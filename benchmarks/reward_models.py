@@ -1,7 +1,7 @@
 """Reward models side by side: the figures of accuracy in docs/evaluate.md and docs/synth.md.
 
-    python -m benchmarks.reward_models table [--workdir runs/reward_models] [--steps 320]
-    python -m benchmarks.reward_models study [--workdir runs/reward_models] [--steps 320]
+    python -m benchmarks.reward_models table [--workdir runs/reward_models] [--steps 240]
+    python -m benchmarks.reward_models study [--workdir runs/reward_models] [--steps 240]
 
 `table` scores FC-RewardBench's pairs and pools of candidates with the quickstart's model (on tasks
 that it was not trained on), a model trained on synthesised pairs, a linear probe fitted on such
@@ -26,6 +26,8 @@ from pathlib import Path
 import datasets
 
 from toolrm_jax.bfcl_pairs import ensure_pairs
+from toolrm_jax.evaluate import drawing
+from toolrm_jax.evaluate.results import read_run
 
 LAYERS = 10  # of the probe, as configs/smollm2_synth.py has
 PAIRS = 16_000  # synthesised; more than is trained on
@@ -49,8 +51,8 @@ def synthesise(workdir: Path, data: Path, mix: str) -> Path:
         "synth",
         f"--config=configs/synth/local.py:{data},answers={mix},pairs={PAIRS}",
         f"--workdir={workdir / mix}",
-        "--config.longest_prompt=3500",
-        "--config.selection.wrong_per_prompt=4",
+        "--config.longest_prompt=2500",
+        "--config.selection.wrong_per_prompt=6",
         "--config.answers.permissive_only=False",
     )
     return workdir / mix / "dataset"
@@ -160,7 +162,7 @@ def main() -> None:
     )
     parser.add_argument("what", choices=("table", "study"))
     parser.add_argument("--workdir", type=Path, default=Path("runs/reward_models"))
-    parser.add_argument("--steps", type=int, default=320, help="of 4,096 tokens (default 320)")
+    parser.add_argument("--steps", type=int, default=240, help="of 4,096 tokens (default 240)")
     args = parser.parse_args()
     root = os.environ.get("TOOLRM_DATA")
     data = Path(root) / "data" if root else None
@@ -173,6 +175,10 @@ def main() -> None:
         runs = study(args.workdir, data, args.steps)
     page = args.workdir / f"{args.what}.html"
     run("evaluate", "report", *runs, f"--output={page}")
+    for folder in runs:
+        found = read_run(folder).result.get("best of n")
+        if found:  # what the README shows
+            (folder / "best_of_n.svg").write_text(drawing.curves(found["sampled"]["curves"]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The first layers of SmolLM2-135M on synthesised pairs, with nothing from BFCL among them.
 
     python -m toolrm_jax.synth --config configs/synth/local.py:DATA --workdir runs/pairs \\
-        --config.longest_prompt=3500 --config.selection.wrong_per_prompt=4
+        --config.longest_prompt=2500 --config.selection.wrong_per_prompt=6
     python -m toolrm_jax.train --config configs/smollm2_synth.py --workdir runs/synth \\
         --config.data.train=runs/pairs/dataset/array_record \\
         --config.data.heldout=FILE
@@ -16,11 +16,11 @@ from toolrm_jax.default_config import default_config
 
 
 def get_config() -> ConfigDict:
-    """Lower rate and longer warm-up than the quickstart: a run is longer."""
+    """The quickstart's rate with a longer warm-up: prompts are longer, and more kinds of them."""
     config = default_config()
     config.model.num_layers = 10
     config.data.row_shapes = ((2048, 64),)
     config.data.max_tokens = 1536
-    config.optimizer.learning_rate = 1e-4
+    config.optimizer.learning_rate = 2e-4
     config.optimizer.warmup_fraction = 0.1
     return config

@@ -1,6 +1,7 @@
 """Small rows for tests of evaluation: pairs, pools, tasks; and a model to score them."""
 
 import json
+import math
 
 import tiny
 
@@ -82,6 +83,11 @@ def normal_rows(count):
 def write_reward_model(folder):
     """A tiny reward model that says it was trained on simple_0 to simple_9."""
     tiny.write_reward_model(folder)
-    trained = {"train_tasks": [f"bfcl/simple_{n}" for n in range(10)]}
-    (folder / "toolrm.json").write_text(json.dumps(trained))
+    about = {
+        "config": {"model": {"source": "tiny|lm"}, "data": {"train": "train.jsonl", "shapes": [8]}},
+        "train_tasks": [f"bfcl/simple_{n}" for n in range(10)],
+        "step": 1100,
+        "heldout": {"accuracy": {"mean": 0.75, "low": math.nan}},
+    }
+    (folder / "toolrm.json").write_text(json.dumps(about))
     return folder

@@ -155,6 +155,34 @@ def rotbench_row(*actions):
     }
 
 
+# A query of NexusRaven's, and the functions of which it names some.
+RAVEN = {
+    "dataset": "sea",
+    "prompt": "The tide at Brest, hourly",
+    "python_function_name": "tide",
+    "python_args_dict": '{"port": "Brest", "step": 1}',
+    "context_functions": ["tide", "swell"],
+}
+
+
+def raven_function(name, *arguments, dataset="sea"):
+    keys = ("name", "type", "required", "default", "description")
+    declared = [dict(zip(keys, a, strict=True)) for a in arguments]
+    return {"dataset": dataset, "name": name, "description": f"The {name}", "args_dicts": declared}
+
+
+RAVEN_FUNCTIONS = [
+    raven_function("swell"),
+    raven_function("tide", dataset="elsewhere"),
+    raven_function(
+        "tide",
+        ("port", "str", True, "None", "where"),
+        ("step", "int", False, "6", ""),
+        ("kinds", "list", False, 'JSON:["high", "low"]', ""),
+        ("note", "None", False, "None", ""),
+    ),
+]
+
 TOOL = {
     "name": "tide",
     "description": "",

@@ -10,22 +10,34 @@ import sys
 import numpy as np
 import pytest
 import tiny
-from evaluate_rows import TOOL, call, pair_row, pool_row, write, write_reward_model
+from evaluate_rows import TOOL, call, case, pair_row, pool_row, write, write_reward_model
 
 from toolrm_jax.evaluate import (
     best_of_n,
+    drawing,
     options,
     report,
 )
 from toolrm_jax.evaluate.__main__ import main
+from toolrm_jax.evaluate.cards import data_counts
 from toolrm_jax.evaluate.cases import Candidate, Case, read_pools
-from toolrm_jax.evaluate.results import read_run
+from toolrm_jax.evaluate.results import Run, read_run
 from toolrm_jax.evaluate.scorers import ModelScorer
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return write_reward_model(tmp_path_factory.mktemp("model") / "rm")
+
+
+GREEDY = Candidate("x", True, greedy=True)
+
+
+def made_run(cases=(), scores=None, **figures):
+    """A run as it is read, with these figures."""
+    data = {"path": "d", "sha256": "0" * 64, "cases": 0, "tasks": 0, "rejected": {}}
+    about = {"what": "w", "command": "c", "versions": {}, "seed": 0, "data": data}
+    return Run("r", {**about, **figures}, list(cases), scores or {})
 
 
 # The commands ------------------------------------------------------------------------------------
@@ -65,6 +77,18 @@ def test_a_run_says_what_it_was_made_from(runs):
     assert reject["line"] == 31
 
 
+def test_rules_are_fitted_on_other_tasks_than_those_that_they_score(runs, tmp_path):
+    both = write(tmp_path / "both.jsonl", [pair_row(n) for n in range(28, 34)])
+    command = ["fc-reward-bench", "--data", str(runs / "pairs.jsonl"), "--output"]
+    main([*command, str(tmp_path / "run"), "--fit", str(both)])
+    (note,) = read_run(tmp_path / "run").result["notes"]
+    assert note.startswith(f"best combination of rules: fitted on 4 prompts of {both} (SHA-256 ")
+    assert note.endswith(", without 2 tasks that are scored here.")
+    with pytest.raises(SystemExit, match="30 of 30 tasks are evaluated on"):
+        main([*command, str(tmp_path / "none"), "--fit", str(runs / "pairs.jsonl")])
+    assert not (tmp_path / "none").exists()
+
+
 def test_pools_that_were_built_to_have_both_are_labelled_so(runs):
     run = read_run(runs / "b")
     assert any("they were chosen so" in note for note in run.result["notes"])
@@ -75,9 +99,26 @@ def test_pools_that_were_built_to_have_both_are_labelled_so(runs):
 
 def test_compare_matches_pairs_and_refuses_what_has_none_in_common(runs, capsys):
     a, b = str(runs / "a"), str(runs / "b")
-    main(["compare", a, a, "--a", "verbatim arguments win", "--b", "schema-valid wins", "--json"])
+    main(
+        [
+            "compare",
+            a,
+            a,
+            "--a",
+            "verbatim arguments win",
+            "--b",
+            "schema-valid wins",
+            "--json",
+            "--seed",
+            "7",
+        ]
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["pairs"] == 30
+    assert found["command"].startswith("python -m toolrm_jax.evaluate")
+    assert (found["seed"], found["best of n"]) == (7, {})
+    assert found["versions"]["toolrm_jax"]
+    assert found["a"]["data sha256"] == read_run(a).result["data"]["sha256"]
     assert found["difference"]["mean"] == pytest.approx(
         found["a"]["accuracy"] - found["b"]["accuracy"]
     )
@@ -102,6 +143,89 @@ def test_the_report_is_one_page_with_everything_in_it(runs):
     assert "### Accuracy by error type, %" in text
     assert "### Best of n, sampled draws, 12 pools" in text
     assert set(json.loads((runs / "report.json").read_text())) == {str(runs / n) for n in "ab"}
+
+
+def test_names_of_any_text_leave_tables_whole_and_are_no_formulas():
+    markdown_it = pytest.importorskip("markdown_it")
+    name = "a|b \\| <i>\n$x_1$"
+    cell = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 3}
+    found = {"dropped": 0.5, "share before": 0.3, "share after": 0.1, "average precision": 0.6}
+    filtered = {name: {"kept": 1, "rows": 2, "noise": found}, "other": {"kept": 1, "rows": 2}}
+    run = made_run(filter=filtered, notes=["one\n\n| two"])
+    page = markdown_it.MarkdownIt("commonmark").enable("table").render(report.markdown([run]))
+    assert page[: page.index("</table>")].count("<td") == 2 * 6
+    assert "<td>a|b \\| &lt;i&gt; $x_1$</td>" in page
+    assert "one  | two" in page
+    assert "$x_1$" in drawing.bars({"m": {"$x_1$": cell}})
+
+
+def drawn_bars(monkeypatch, draw, *arguments):
+    """(length, where it begins) of the bars that are drawn under each name."""
+    axes = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    monkeypatch.setattr(drawing, "_drawn", lambda drawn, *_: drawn(axes))
+    draw(*arguments)
+    made = [bars for bars in axes.containers if type(bars).__name__ == "BarContainer"]
+    names = [bars.get_label() for bars in made]
+    names = [b[0].get_label() if n.startswith("_") else n for n, b in zip(names, made, strict=True)]
+    found = [[(p.get_height(), p.get_x()) for p in bars if p.get_height()] for bars in made]
+    return dict(zip(names, found, strict=True))
+
+
+def test_ties_are_neither_sides_in_the_histogram(monkeypatch):
+    found = drawn_bars(monkeypatch, drawing.histogram, np.array([0, 0, 0, 2.0, 0.01, -0.01]))
+    assert {name: sum(n for n, _ in bars) for name, bars in found.items()} == {
+        "right side preferred": 2,
+        "wrong side preferred": 1,
+        "tie": 3,
+    }
+    assert min(x for _, x in found["right side preferred"]) == pytest.approx(0)
+    assert max(x for _, x in found["wrong side preferred"]) < 0
+
+
+def test_a_kind_of_which_none_is_right_keeps_its_interval(monkeypatch):
+    none = {"mean": 0.0, "low": 0.0, "high": 0.2}
+    found = drawn_bars(monkeypatch, drawing.bars, {"m": {"a": none, "b": {**none, "mean": None}}})
+    assert len(found["m"]) == 1
+
+
+def test_unscored_pairs_are_no_ties_of_the_histogram():
+    cases = [case(True, False, task=str(n)) for n in range(3)]
+    scores = [np.array(s) for s in ([1.0, 1.0], [2.0, 1.0], [np.nan, np.nan])]
+    ranges = [{"pairs": 1, "sure": 0.7, "right": 1.0}]
+    run = made_run(cases, {"m": scores}, scorers={"m": {"calibration": {"ranges": ranges}}})
+    (caption,) = (text for _, text in report._pictures(run) if "ties" in text)
+    assert caption == (
+        "m: right minus wrong reward; ties: 1; pairs that are not there, for a side could not be "
+        "scored: 1"
+    )
+
+
+def test_how_much_planted_noise_was_found_is_a_curve():
+    noise = {"share before": 0.25, "curve": [{"recall": 0.5, "precision": 1.0}]}
+    cells = {"m": {"kept": 1, "rows": 2, "noise": noise}, "old": {"kept": 1, "rows": 2}}
+    ((picture, _),) = report._pictures(made_run(filter=cells))
+    assert "recall, %" in picture
+    assert picture.count(">m</text>") == 1
+    assert ">old</text>" not in picture
+
+
+def test_pools_are_told_with_what_is_greedy_and_too_small(runs):
+    text = report.markdown([read_run(runs / "b")])
+    for row in (
+        "| pools | 12 |",
+        "| all right | 0 |",
+        "| all wrong | 0 |",
+        "| candidates of a pool | 3 to 3 |",
+        "| built to have right and wrong | yes |",
+        "| greedy answers that are right, % | - |",
+        "| too small for the curves of distinct draws | 0 |",
+    ):
+        assert row in text
+    about = best_of_n.about([dataclasses.replace(case(True), candidates=[GREEDY]), case(False)])
+    found = {"distinct": {"curves": {}, "pools": 0, "too small": 2}}
+    text = report.markdown([made_run(**{"pools": about, "best of n": found})])
+    assert "| greedy answers that are right, % | 100.0 |" in text
+    assert "| too small for the curves of distinct draws | 2 |" in text
 
 
 def test_the_most_confident_mistakes_are_shown_with_what_differs():
@@ -129,7 +253,9 @@ def test_a_candidate_that_is_too_long_does_not_cost_the_others_their_rewards(mod
     np.testing.assert_allclose(third, first, atol=1e-5)
 
 
-def test_tasks_that_a_model_was_trained_on_are_left_out_unless_asked_for(runs, model, tmp_path):
+def test_tasks_that_a_model_was_trained_on_are_left_out_unless_asked_for(
+    runs, model, tmp_path, capsys
+):
     data = str(runs / "pairs.jsonl")
     command = ["fc-reward-bench", "--model", f"m={model}", "--data", data, "--no-rules"]
     command += ["--dtype", "float32"]
@@ -142,12 +268,55 @@ def test_tasks_that_a_model_was_trained_on_are_left_out_unless_asked_for(runs, m
     ]
     assert found["scorers"]["m"]["calibration"]["ranges"]
     main([*command, "--output", str(tmp_path / "all"), "--allow-overlap"])
-    found = read_run(tmp_path / "all").result
-    assert found["data"]["cases"] == 30
-    assert "OVERLAP" in found["notes"][1]
+    run = read_run(tmp_path / "all")
+    assert run.result["data"]["cases"] == 30
+    assert "OVERLAP" in run.result["notes"][1]
+    marked = "Accuracy on pairs (OVERLAP with training)"
+    for page in (report.markdown, report.html):
+        assert marked in page([run])
+        assert "OVERLAP" not in page([read_run(tmp_path / "clean")])
+    assert report.html([run]).count("(OVERLAP with training)</figcaption>") == 3
+    capsys.readouterr()
+    main(["compare", str(tmp_path / "all"), str(tmp_path / "clean")])
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first.endswith("% (OVERLAP with training)")
+    assert second.endswith("%")
     seen = write(tmp_path / "seen.jsonl", [pair_row(n) for n in range(10)])
     with pytest.raises(SystemExit, match=r"every task of .* was trained on"):
         main([*command[:4], str(seen), "--output", str(tmp_path / "none")])
+
+
+def test_a_report_has_the_cards_of_models_and_data(runs, model, tmp_path):
+    command = ["pairs", "--model", f"m={model}", "--data", str(runs / "pairs.jsonl"), "--no-rules"]
+    main([*command, "--dtype", "float32", "--output", str(tmp_path / "run")])
+    run = read_run(tmp_path / "run")
+    card = run.result["models"]["m"]
+    assert (card["path"], card["dtype"], card["train_tasks"]) == (str(model), "float32", 10)
+    assert card["heldout.accuracy.mean"] == 0.75
+    assert not {"heldout.accuracy.low", "config.data.shapes"} & set(card)
+    text = report.markdown([run])
+    for row in (
+        "| base | tiny\\|lm |",
+        f"| layers | {card['layers']} |",
+        "| steps of training | 1,100 |",
+        "| trained on | train.jsonl |",
+        "| tasks trained on | 10 |",
+        "| cases | 20 |",
+        "| category: simple | 20 |",
+        "| error type: Incorrect function name | 10 |",
+    ):
+        assert row in text
+    assert re.search(r"\| rejected: [^|]+ \| 1 \|", text)
+    assert "<td>config.data.train</td><td>train.jsonl</td>" in report.html([run])
+    del run.result["models"]  # as runs of earlier versions
+    assert "### Models" not in report.markdown([run])
+    assert "all that is known of it" not in report.html([run])
+
+
+def test_labels_beyond_the_first_ones_are_one_row():
+    found = data_counts([case(False, category=f"c{n % 25}") for n in range(100)], {})
+    assert found["category: 5 others"] == 20
+    assert sum(name.startswith("category") for name in found) == 21
 
 
 def test_the_rules_on_the_replica_are_as_weak_as_its_makers_say(toolrm_data, tmp_path):

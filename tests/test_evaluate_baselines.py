@@ -6,21 +6,26 @@ import json
 import numpy as np
 import pytest
 import tiny
-from evaluate_rows import TOOL, call, pair_row, write
+from evaluate_rows import TOOL, call, normal_rows, pair_row, write
 from faulty_server import faulty_server
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate import (
+    llm_judge,
     probe,
 )
+from toolrm_jax.evaluate.__main__ import _all_scores as all_scores
 from toolrm_jax.evaluate.__main__ import main
 from toolrm_jax.evaluate.cases import read_pairs, read_pools
 from toolrm_jax.evaluate.likelihood import LikelihoodScorer
 from toolrm_jax.evaluate.llm_judge import JudgeScorer
+from toolrm_jax.evaluate.options import said_of
+from toolrm_jax.evaluate.pool_making import write_pools
 from toolrm_jax.evaluate.results import read_run
-from toolrm_jax.evaluate.scorers import ModelScorer
+from toolrm_jax.evaluate.scorers import ModelScorer, RuleScorer
 from toolrm_jax.pretrained import open_pretrained
 from toolrm_jax.rendering import Renderer
+from toolrm_jax.synth.answer import Answer
 
 # Baselines that are models -----------------------------------------------------------------------
 
@@ -37,12 +42,17 @@ def test_a_probe_becomes_a_reward_model_with_the_regressions_head(tmp_path):
         tmp_path / "probe",
         dtype="float32",
         max_tokens=500,
+        seed=3,
     )
     assert (about["pairs"], about["over_long"]) == (12, 1)
+    written = json.loads((tmp_path / "probe/toolrm.json").read_text())
+    assert about.items() <= written.items()
+    assert (about["seed"], about["fitted_on_sha256"]) == (3, read_pairs(fit_on).digest)
+    assert {"command", "versions"} <= set(about)
     with ModelScorer(str(tmp_path / "probe"), "p", dtype="float32") as scorer:
         cases = read_pairs(fit_on).cases[:12]
         margins = [s[0] - s[1] for s in scorer.score(cases)]
-        assert len(scorer.trained) == 12
+        assert len(scorer.trained.ids) == 12
     assert min(margins) > 0
     # The regression itself, against scikit-learn's.
     rng = np.random.default_rng(0)
@@ -145,40 +155,184 @@ def test_a_judge_that_reads_is_right_in_both_orders(monkeypatch, tmp_path):
     assert (counts["chose A"], counts["chose B"]) == (2, 2)
 
 
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        ("B", "B"),
+        ("**B**.", "B"),
+        ("\\boxed{A}", "A"),
+        ("Answer: B", "B"),
+        ("Reply A", "A"),
+        ("The better reply is B.", "B"),
+        ("B misses the port.\n\nAnswer: **A**", "A"),
+        ("**Answer:** A\n\nReply B calls the wrong tool.", "A"),
+        ("A\n\nReply B calls the wrong tool.", "A"),
+        ("A misses the port, so my answer is B", "B"),
+        ("Reply B is right.", "B"),
+        ("A call is missing in the first; B is right.", "B"),
+        ("The answer is: B\nReply A calls the wrong tool.", "B"),
+        ("B is better than A", ""),
+        ("Reply B is better than reply A.", ""),
+        ("Answer B is better than answer A", ""),
+        ("B is better than A.\nA calls the wrong tool.", ""),
+        ("A is wrong.", ""),
+        ("A is wrong, and so is B", ""),
+        ("### Reply A\nIt is fine.\n### Reply B\nIt is fine, too.", ""),
+        ("Both are fine.", ""),
+        ("", ""),
+    ],
+)
+def test_a_reply_names_a_letter_by_a_plain_rule(reply, letter):
+    assert llm_judge._letter(Answer("q", "j", "", True, reply)) == letter
+
+
 def test_a_judge_that_names_neither_chooses_neither(monkeypatch, tmp_path):
-    scores, counts = judged_by(monkeypatch, tmp_path, lambda _: "Both are fine.")
+    scores, counts = judged_by(monkeypatch, tmp_path, lambda _: "B is better than A")
     assert scores == [[0.5, 0.5], [0.5, 0.5]]
     assert counts["chose neither"] == 4
 
 
-def test_pools_are_made_of_what_a_server_answers_and_judged(monkeypatch, tmp_path):
-    calls = json.dumps({"name": "tide", "arguments": {"port": "Brest"}})
+def test_a_question_without_a_reply_is_counted_apart_and_its_pair_not_scored(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "faulty_server.completion",
-        lambda question: {
-            "choices": [{"message": {"content": f"<tool_call>{calls}</tool_call>"}}],
-            "usage": {},
-        },
+        lambda _: {"choices": [{"message": {"content": "A"}}], "usage": {}},
     )
-    rows = [
-        {
-            "id": f"q{n}",
-            "source": "s",
-            "license": "MIT",
-            "tools": [TOOL],
-            "meta": {},
-            "conversation": [{"role": "user", "content": f"High water at {port}?"}],
-            "gold_calls": call(port=port),
-        }
-        for n, port in enumerate(("Brest", "Calais"))
+    cases = read_pairs(write(tmp_path / "rows.jsonl", [pair_row(n) for n in range(3)])).cases
+    monkeypatch.setattr(llm_judge, "_QUESTION", "{messages}")  # the day chooses the fault
+    with faulty_server(["500", "", "400"]) as server:
+        judge = JudgeScorer(server.url, "j", tmp_path / "judge.sqlite", tries=1)
+        scores = [found.tolist() for found in judge.score(cases)]
+    assert np.isnan(scores[0]).all()
+    assert scores[1] == [0.5, 0.5]
+    assert np.isnan(scores[2]).all()
+    assert judge.counts == {
+        "no reply": 2,
+        "no reply, refused": 2,
+        "chose A": 2,
+        "changed with the order": 1,
+    }
+    (note,) = said_of([judge])
+    assert "no reply: 2, " in note
+    assert judge.card["model"] == "j"
+
+
+def test_a_judge_refuses_more_than_two_answers_before_anything_is_scored(tmp_path):
+    wrongs = [{"response": call(port=port), "error_type": "value"} for port in ("Best", "Bast")]
+    row = {k: v for k, v in pair_row(1).items() if k not in ("chosen_output", "rejected_output")}
+    data = write(
+        tmp_path / "rows.jsonl", [row | {"chosen": call(port="Brest"), "rejected": wrongs}]
+    )
+    scored = []
+    rule = RuleScorer("r", lambda _, response: scored.append(response) or 0.0)
+    judge = JudgeScorer("http://127.0.0.1:1/v1", "j", tmp_path / "judge.sqlite")
+    with pytest.raises(InputError, match="has 3 candidates; a judge compares two"):
+        all_scores([rule, judge], read_pairs(data).cases)
+    assert scored == []
+    command = ["best-of-n", "--judge", "http://127.0.0.1:1/v1", "--judge-model", "j"]
+    with pytest.raises(SystemExit, match="--judge: a judge compares two answers, and a pool"):
+        main([*command, "--data", str(data), "--output", str(tmp_path / "run")])
+
+
+TIDE = f"<tool_call>{json.dumps(call(port='Brest')[0])}</tool_call>"
+
+
+def make_pools(monkeypatch, tmp_path, rows, reply, *options, faults=()):
+    """The candidates, rejects and sidecar of `pools` where the server answers `reply(question)`."""
+    monkeypatch.setattr(
+        "faulty_server.completion", lambda question: {"choices": [reply(question[0])], "usage": {}}
+    )
+    data, output = write(tmp_path / "rows.jsonl", rows), tmp_path / "pools.jsonl"
+    with faulty_server(list(faults)) as server:
+        command = ["pools", "--data", str(data), "--url", server.url, "--model", "m of x"]
+        main([*command, "--samples", "3", "--output", str(output), *options])
+    lines = (tmp_path / "pools.rejects.jsonl").read_text().splitlines()
+    about = json.loads((tmp_path / "pools.about.json").read_text())
+    return read_pools(output), list(map(json.loads, lines)), about
+
+
+def test_pools_are_made_of_what_a_server_answers_and_judged(monkeypatch, tmp_path):
+    first, second = normal_rows(2)
+    second["gold_calls"] = call(port="Calais")
+    found, rejects, about = make_pools(
+        monkeypatch,
+        tmp_path,
+        [first | {"gold_calls": call(port="Brest")}, second],
+        lambda _: {"message": {"content": TIDE}},
+        *("--format", "normalised", "--seed", "5"),
+    )
+    right, wrong = found.cases
+    assert [(c.right, c.count) for c in right.candidates] == [(True, 3)]
+    assert [(c.right, c.error_type) for c in wrong.candidates] == [(False, "Parameter value error")]
+    assert rejects == []
+    assert (about["seed"], about["model"]["model"], about["rejected"]) == (5, "m of x", {})
+    assert about["sha256"] == found.digest
+    assert (about["data"]["tasks"], len(about["data"]["sha256"])) == (2, 16)
+    assert about["versions"]["toolrm_jax"]
+    assert about["command"].startswith("python -m toolrm_jax.evaluate")
+
+
+def test_what_a_server_refuses_and_rows_that_are_no_tasks_are_left_out_and_told(
+    monkeypatch, tmp_path
+):
+    rows = normal_rows(4)  # the server refuses the question of day 1, and cuts that of day 2 off
+    rows[3]["meta"] = {"verdict": "state_outcome"}
+
+    def reply(question):
+        end = "length" if "day 2" in question else "stop"
+        return {"message": {"content": TIDE}, "finish_reason": end}
+
+    found, rejects, about = make_pools(
+        monkeypatch,
+        tmp_path,
+        [*rows, "no JSON", rows[0]],
+        reply,
+        *("--format", "normalised"),
+        faults=["", "400", "", ""],
+    )
+    assert [c.task for c in found.cases] == ["q0"]
+    told = [(row["id"], row["reason"]) for row in rejects]
+    assert told == [
+        ("q3", "right by what the calls bring about"),
+        (None, "not JSON"),
+        ("q0", "an id that another task has"),
+        *[("q1", "refused")] * 3,
+        *[("q2", "cut off")] * 3,
     ]
-    data = write(tmp_path / "rows.jsonl", rows)
-    with faulty_server() as server:
-        command = ["pools", "--data", str(data), "--format", "normalised", "--url", server.url]
-        command += ["--model", "m", "--samples", "3", "--output", str(tmp_path / "pools.jsonl")]
-        main(command)
-    first, second = read_pools(tmp_path / "pools.jsonl").cases
-    assert [(c.right, c.count) for c in first.candidates] == [(True, 3)]
-    assert [(c.right, c.error_type) for c in second.candidates] == [
-        (False, "Parameter value error")
-    ]
+    assert rejects[1]["at"].endswith("rows.jsonl, line 5")
+    assert "status 400" in rejects[3]["detail"]
+    assert about["rejected"] == {
+        "refused": 3,
+        "cut off": 3,
+        "right by what the calls bring about": 1,
+        "not JSON": 1,
+        "an id that another task has": 1,
+    }
+    with pytest.raises(SystemExit, match="No task got an answer: 3 were left out; the last, cut"):
+        make_pools(monkeypatch, tmp_path, rows[2:3], reply, "--format", "normalised")
+
+
+def test_questions_that_may_be_asked_again_hold_the_pools_back(tmp_path):
+    found = normal_rows(1)
+    data, output = write(tmp_path / "rows.jsonl", found), tmp_path / "pools.jsonl"
+    entry = {"kind": "endpoint", "model": "m", "license": "unknown", "samples": 1, "tries": 1}
+    source = {"format": "normalised", "path": str(data), "options": {}}
+    with faulty_server(["500"]) as server:
+        with pytest.raises(InputError, match=r"1 x m: no answer.*the same command asks"):
+            write_pools(output, source, entry | {"url": server.url})
+        assert not output.exists()
+        write_pools(output, source, entry | {"url": server.url})
+    assert len(read_pools(output).cases) == 1
+
+
+def test_pools_of_chat_logs_have_the_licence_that_is_given(monkeypatch, tmp_path):
+    made = [{"type": "function", "function": call(port="Brest")[0]}]
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": made}]
+    found, _, _ = make_pools(
+        monkeypatch,
+        tmp_path,
+        [{"messages": messages, "tools": [TOOL]}],
+        lambda _: {"message": {"content": TIDE}},
+        *("--format", "openai", "--license", "CC-BY-4.0"),
+    )
+    assert [c.right for c in found.cases[0].candidates] == [True]
+    assert json.loads((tmp_path / "pools.jsonl").read_text())["license"] == "CC-BY-4.0"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import scipy.stats
-from evaluate_rows import call, case, pair_row, pool_row, write
+from evaluate_rows import TOOL, call, case, pair_row, pool_row, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +19,9 @@ from toolrm_jax.evaluate import (
     pair_metrics,
     paired,
 )
-from toolrm_jax.evaluate.cases import Case, read_pairs, read_pools, trained_on
+from toolrm_jax.evaluate.cases import Candidate, Case, Seen, read_pairs, read_pools
+from toolrm_jax.evaluate.results import Run
+from toolrm_jax.metrics import paired_gain
 
 # Reading -----------------------------------------------------------------------------------------
 
@@ -124,7 +126,27 @@ def test_two_pools_of_one_id_are_two_cases_of_one_task(tmp_path):
 
 def test_tasks_are_known_by_their_ids_without_source_and_pair():
     cases = [case(True, task=name) for name in ("simple_1", "bfcl/simple_2", "simple_3")]
-    assert trained_on(cases, ["bfcl/simple_1", "x/simple_2#4"]) == {"simple_1", "bfcl/simple_2"}
+    assert Seen(["bfcl/simple_1", "x/simple_2#4"]).tasks(cases) == {"simple_1", "bfcl/simple_2"}
+    numbered = [case(True, task=name) for name in ("a/3", "3", "b/a/4")]
+    assert Seen(["b/3", "a/3"]).tasks(numbered) == {"a/3"}
+
+
+def test_tasks_are_known_by_their_requests_unless_those_are_too_short():
+    def asking(task, words):
+        said = [{"role": "user", "content": words}]
+        return dataclasses.replace(case(True, task=task), messages=said)
+
+    seen = Seen.of([asking("a", "High water at Brest, day 3?"), asking("b", "Yes, please.")])
+    assert (seen.ids, len(seen.requests)) == (["a", "b"], 1)
+    again = [asking("x", "high water at Brest day 3"), asking("y", "Yes, please.")]
+    assert seen.tasks(again) == {"x"}
+
+
+def test_rows_without_ids_are_tasks_of_their_files(tmp_path):
+    row = pair_row(0)
+    row.pop("id", None), row.pop("test_id", None)
+    one, other = (read_pairs(write(tmp_path / f"{n}.jsonl", [row])).cases for n in "ab")
+    assert [c.task for c in (*one, *other)] == ["line 1 of a.jsonl", "line 1 of b.jsonl"]
 
 
 # Pairs -------------------------------------------------------------------------------------------
@@ -221,6 +243,29 @@ def test_the_majority_is_that_of_all_draws_within_its_monte_carlo_error():
     assert 0 < error < 0.02
 
 
+def test_answers_vote_for_what_they_call_however_worded():
+    refusals = ["I cannot.", "No tool does that.", ""]
+    broken = ['<tool_call>{"name":', '<tool_call>{"name": 1}</tool_call>']
+    two = [*call(port="Brest"), *call(port="Calais")]
+    answers = [two, two[::-1], *refusals, *broken]
+    candidates = [Candidate(answer, n < 2) for n, answer in enumerate(answers)]
+    made = Case("t", [TOOL], [{"role": "user", "content": "?"}], candidates)
+    votes = best_of_n.votes_of(made).tolist()
+    assert votes[0] == votes[1]
+    assert votes[2] == votes[3] == votes[4]
+    assert len(set(votes)) == 4
+    without_tools = best_of_n.votes_of(dataclasses.replace(made, tools=[])).tolist()
+    assert len(set(without_tools[2:5])) == 3
+    scores = {"s": [np.arange(7.0)]}
+    found = best_of_n.curves([made], scores, most=7, draws="sampled", seed=0)["curves"]
+    assert found["majority"][-1]["mean"] == 0.0  # three refusals against two that are right
+    # Where some of those who vote for the same are right, as many of them are.
+    some = best_of_n.majority(
+        np.array([1, 0, 0]), np.array([1, 3, 1]), 5, np.random.default_rng(0), np.array([0, 0, 1])
+    )
+    assert some == (0.25, 0.0)
+
+
 def test_all_wrong_all_right_and_single_pools_have_their_plain_values():
     cases = [case(True, True, task="a"), case(False, False, task="b"), case(True, task="c")]
     scores = {"s": [np.array([0.0, 1.0]), np.array([0.0, 1.0]), np.array([0.0])]}
@@ -259,3 +304,44 @@ def test_the_permutation_test_flips_whole_tasks():
     p = paired.permutation(np.ones(10), list("abcdefghij"))
     assert p == pytest.approx(2 / 1024, abs=0.002)
     assert paired.permutation(np.zeros(4), list("abcd")) == 1.0
+
+
+def run_of_pools(name, cases, scores):
+    """A run of best-of-n up to 3."""
+    scores = {"s": scores}
+    found = {
+        draws: best_of_n.curves(cases, scores, most=3, draws=draws, seed=0)
+        for draws in best_of_n.DRAWS
+    }
+    return Run(name, {"best of n": found, "data": {"sha256": name * 64}}, cases, scores)
+
+
+def test_curves_of_best_of_n_are_compared_pool_by_pool():
+    rng = np.random.default_rng(0)
+    cases = [
+        dataclasses.replace(case(True, False, False, task=str(k // 2)), messages=[{"k": k}])
+        for k in range(20)
+    ]
+    worse = [rng.normal(size=3) for _ in cases]
+    better = [np.add(scores, [k % 2, 0, 0]) for k, scores in enumerate(worse)]
+    cases.append(case(True, False))  # too small
+    a = run_of_pools("a", cases, [*better, np.zeros(2)])
+    b = run_of_pools("b", cases[1:], [*worse[1:], np.zeros(2)])
+    found = paired.compare(a, "s", b, "s")
+    assert (found["a"]["data sha256"], found["b"]["data sha256"]) == ("a" * 64, "b" * 64)
+    made = found["best of n"]["sampled"]
+    assert (made["pools"], made["left out"]) == (19, 2)
+    assert [point["n"] for point in made["points"]] == [1, 2, 3]
+    curve = b.result["best of n"]["sampled"]["curves"]["s"]
+    assert [p["b"] for p in made["points"]] == pytest.approx([p["mean"] for p in curve])
+    # The best of all three is the one with the highest score.
+    won = [np.array([s.argmax() == 0 for s in scores[1:]], float) for scores in (better, worse)]
+    wanted = paired_gain(*won, [c.task for c in cases[1:-1]])
+    last = made["points"][-1]
+    assert (last["mean"], last["low"], last["high"]) == (wanted.mean, wanted.low, wanted.high)
+    assert wanted.mean > 0
+    words = paired.words(found)
+    assert "best of n, sampled draws, 19 pools; left out" in words
+    assert "  n = 1: 33.3% and 33.3%, a - b: +0.0 [+0.0, +0.0]" in words
+    found["difference"] = {"mean": -1e-17, "low": -1e-17, "high": 1e-17}
+    assert "a - b: +0.0 [+0.0, +0.0] points" in paired.words(found)

@@ -90,7 +90,7 @@ def test_what_is_read_can_be_scored_changed_written_and_shown(model, tmp_path):
     renamed = {number for number, way in origins if way == "tools renamed"}
     assert renamed == set(range(len(READ)))
     scores = {}
-    for scorer in [model, *rule_scorers(data.cases)]:
+    for scorer in [model, *rule_scorers()]:
         found = list(scorer.score([*data.cases, *changed]))
         scores[scorer.name] = found[: len(data.cases)]
     assert model.rejected == {}

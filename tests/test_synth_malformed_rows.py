@@ -9,6 +9,8 @@ from source_rows import (
     CALL,
     DIALOGUE,
     FERRIES,
+    RAVEN,
+    RAVEN_FUNCTIONS,
     TOOL,
     USER,
     XLAM,
@@ -180,6 +182,7 @@ ROWS = {
     "normalised": normal(),
     "openai": {"messages": [USER, {"role": "assistant", "tool_calls": [CALL]}], "tools": [TOOL]},
     "api_bank": hammer_row("User: Moor\nAI: Aye\n"),
+    "nexusraven": {"query": RAVEN, "function": RAVEN_FUNCTIONS[-1]},  # a file each
     "rotbench": rotbench_row('tr_a\nAction Input: {"word": "cat"}'),
     "sgd": DIALOGUE,
     "fc_reward_bench": {
@@ -226,8 +229,12 @@ def test_whatever_stands_in_a_row_makes_an_example_or_a_reject(tmp_path, data):
     row = ROWS[source]
     row = replaced(row, data.draw(st.sampled_from(list(places(row)))), data.draw(JSON))
     path = tmp_path / "dialogues_1.json"
+    options = {"license": "MIT"} if source == "openai" else {}
+    if source == "nexusraven":
+        both = row if isinstance(row, dict) else {}
+        (tmp_path / "functions.json").write_text(json.dumps([both.get("function")]))
+        options, row = {"functions": tmp_path / "functions.json"}, both.get("query")
     path.write_text(json.dumps([row]))
     (tmp_path / "schema.json").write_text(json.dumps([FERRIES]))
-    options = {"license": "MIT"} if source == "openai" else {}
     for found in open_source(source, tmp_path if source == "sgd" else path, **options):
         assert isinstance(found, Example | Reject)

@@ -8,6 +8,8 @@ from source_rows import (
     CALL,
     DIALOGUE,
     FERRIES,
+    RAVEN,
+    RAVEN_FUNCTIONS,
     TOOL,
     USER,
     XLAM,
@@ -51,6 +53,30 @@ def test_xlam_irrelevance_has_the_same_columns_and_calls_nothing(tmp_path):
     row = {**XLAM, "answers": "[]"}
     example = only(open_source("xlam_irrelevance", write_lines(tmp_path / "r.jsonl", [row])))
     assert (example.gold, turn_type(example)) == ([], "irrelevance")
+
+
+def test_nexusraven_functions_are_looked_up_by_data_set_and_name(tmp_path):
+    functions = write_lines(tmp_path / "functions.jsonl", RAVEN_FUNCTIONS)
+    rows = [RAVEN, {**RAVEN, "context_functions": ["tide", "ebb"]}]
+    queries = write_lines(tmp_path / "queries.jsonl", rows)
+    (example,), (reject,) = split_up(open_source("nexusraven", queries, functions=functions))
+    assert (example.id, example.license) == ("nexusraven/sea/0", "CC-BY-NC-4.0")
+    tide, swell = example.tools
+    assert (tide["parameters"]["required"], swell["parameters"]["properties"]) == (["port"], {})
+    assert tide["parameters"]["properties"] == {
+        "port": {"type": "string", "description": "where"},
+        "step": {"type": "integer", "default": 6},
+        "kinds": {"type": "array", "default": ["high", "low"]},
+        "note": {},
+    }
+    assert "no function 'ebb' of 'sea'" in reject.detail
+    # As upstream, what is left out is its default.
+    spelled = {"port": "Brest", "step": 1, "kinds": ["high", "low"]}
+    for arguments, right in (({"port": "Brest"}, False), (spelled, True)):
+        call = [{"name": "tide", "arguments": arguments}]
+        assert judge(call, example.reference, example.tools).right == right
+    with pytest.raises(InputError, match="option 'functions'"):
+        list(open_source("nexusraven", queries))
 
 
 @pytest.fixture

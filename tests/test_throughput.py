@@ -32,6 +32,7 @@ def index():
         usable=np.ones(3, bool),
         rejects=[],
         digests=["", "", ""],
+        requests=["", "", ""],
     )
 
 

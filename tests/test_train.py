@@ -25,6 +25,7 @@ from toolrm_jax.optimizer import OptimizerConfig, make_optimizer
 from toolrm_jax.pretrained import open_pretrained
 from toolrm_jax.rendering import Renderer
 from toolrm_jax.sharding import make_mesh
+from toolrm_jax.splits import request_key
 from toolrm_jax.train import train
 from toolrm_jax.train_config import TrainingError, refuse_other_run
 from toolrm_jax.train_step import TrainState, new_state
@@ -177,13 +178,16 @@ def test_the_summary_is_what_was_found(finished):
     assert len(scores.tasks) == 36
 
 
-def test_the_export_remembers_its_run_and_its_split(finished):
+def test_the_export_remembers_its_run_and_its_split(finished, toy):
     workdir, _, _ = finished
     about = json.loads((workdir / "export" / "toolrm.json").read_text())
     train_ids, heldout_ids = set(about["train_tasks"]), set(about["heldout_tasks"])
     assert train_ids == {f"train/{n}" for n in range(40)}
     assert heldout_ids == {f"heldout/{n}" for n in range(12)}
     assert not train_ids & heldout_ids
+    rows = map(json.loads, (toy / "train.jsonl").read_text().splitlines())
+    asked = [request_key(row["messages"]) for row in rows]
+    assert about["train_requests"] == sorted(set(asked) - {""})
     assert about["config"]["optimizer"]["learning_rate"] == 3e-3
     assert about["step"] == STEPS
 

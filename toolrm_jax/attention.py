@@ -16,6 +16,8 @@ This is attention in plain JAX, for CPUs; `flash_attention.py` has the same func
 GPUs.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -24,9 +26,9 @@ from toolrm_jax.matmul import multiply, row_major
 
 Array = jax.Array
 
-# Queries are taken in blocks of one row, and a block looks only at the keys from its first query's
-# prompt on: in rows that hold several prompts most of the square is never computed. Smaller blocks
-# skip more and multiply less efficiently.
+# Queries are taken in blocks of one row, and a block looks only at its first query's prompt and at
+# the keys from that query's branch on: in rows that hold several prompts, or many responses, most
+# of the square is never computed. Smaller blocks skip more and multiply less efficiently.
 QUERY_BLOCK = 128
 
 _MASKED = -1e30  # not -inf: a query that may see no key at all (padding) must not turn into NaN
@@ -80,14 +82,67 @@ def padded(x_BSX: Array, end: int) -> Array:
     return jnp.pad(x_BSX, [(0, 0), (0, end)] + [(0, 0)] * (x_BSX.ndim - 2))
 
 
-def visible(segments_S, branches_S, start: Array, Q: int, first: Array | int, W: int) -> Array:
-    """Which of W keys from `first` on Q queries from `start` on see, bool [Q, W]."""
-    causal = (start + jnp.arange(Q))[:, None] >= (first + jnp.arange(W))[None, :]
-    queries, keys = _cut(segments_S, start, Q, 0), _cut(segments_S, first, W, 0)
-    same_prompt = queries[:, None] == keys[None, :]
-    queries, keys = _cut(branches_S, start, Q, 0), _cut(branches_S, first, W, 0)
-    own_branch = (keys == 0)[None, :] | (keys[None, :] == queries[:, None])
+class Tokens(NamedTuple):
+    """What decides which tokens see which: int32 [X] each."""
+
+    place: Array  # in the row
+    segment: Array
+    branch: Array
+
+
+def tokens_of(segments_S: Array, branches_S: Array) -> Tokens:
+    """All tokens of a row."""
+    return Tokens(jnp.arange(len(segments_S)), segments_S, branches_S)
+
+
+def visible(queries: Tokens, keys: Tokens) -> Array:
+    """Which of W keys Q queries see, bool [Q, W]."""
+    causal = queries.place[:, None] >= keys.place[None, :]
+    same_prompt = queries.segment[:, None] == keys.segment[None, :]
+    own_branch = (keys.branch == 0)[None, :] | (keys.branch[None, :] == queries.branch[:, None])
     return causal & same_prompt & own_branch
+
+
+class _Window(NamedTuple):
+    """The W keys that a block of queries looks at: the prompt of its first query, and those from
+    that query's branch on.
+
+    Two pieces of W keys are cut out of the row, one that holds the prompt and one that ends with
+    the block; the window is the second, with the prompt in the place of keys that no query sees.
+    What is neither of the two has no segment.
+    """
+
+    prompt_first: Array
+    last_first: Array
+    is_prompt_W: Array
+    tokens: Tokens  # W keys
+
+    @classmethod
+    def of(cls, row: Tokens, begin: Array, prompt: Array, own: Array, end: Array, W: int):
+        """With the prompt's tokens begin .. begin + prompt - 1, and own .. end - 1."""
+        prompt_first = jnp.minimum(begin, len(row.place) - W)
+        last_first = jnp.maximum(end - W, 0)
+        column = jnp.arange(W) - (begin - prompt_first)
+        is_prompt_W = (column >= 0) & (column < prompt)
+        window = cls(prompt_first, last_first, is_prompt_W, row)
+        place, segment, branch = (window.cut(x_S, 0) for x_S in row)
+        segment = jnp.where(is_prompt_W | (place >= own), segment, -1)
+        return window._replace(tokens=Tokens(place, segment, branch))
+
+    def cut(self, x: Array, axis: int) -> Array:
+        """The window's part of an array over the row's tokens."""
+        W, others = len(self.is_prompt_W), [a for a in range(x.ndim) if a != axis]
+        prompt, last = (
+            jax.lax.dynamic_slice_in_dim(as_bits(x), first, W, axis)
+            for first in (self.prompt_first, self.last_first)
+        )
+        return from_bits(jnp.where(jnp.expand_dims(self.is_prompt_W, others), prompt, last))
+
+    def added(self, sum_KHS: Array, part_KHW: Array) -> Array:
+        """The sum over the row's tokens with the window's part added in its places."""
+        prompt = jnp.where(self.is_prompt_W, part_KHW, 0)
+        sum_KHS = _added(sum_KHS, prompt, self.prompt_first)
+        return _added(sum_KHS, part_KHW - prompt, self.last_first)
 
 
 @jax.custom_vjp
@@ -118,16 +173,16 @@ def _row_forward(q_KGQH, k_KSH, v_KSH, segments_S, branches_S, offset) -> tuple[
     def block(begin):
         q_KGbH, start = _cut(q_KGQH, begin, block_size, 2), offset + begin
 
-        def attend(first, W):
-            logits = _logits(q_KGbH, _cut(k_KHS, first, W, 2), segments_S, branches_S, start, first)
+        def attend(queries, window):
+            logits = _logits(q_KGbH, window.cut(k_KHS, 2), queries, window.tokens)
             largest = jnp.max(logits, axis=-1, keepdims=True)
             weights = jnp.exp(logits - largest)
             total = jnp.sum(weights, axis=-1, keepdims=True)
             # Divided last, where it is H numbers a query and not W.
-            out = _product(weights.astype(dtype), _cut(v_KSH, first, W, 1)) / total
+            out = _product(weights.astype(dtype), window.cut(v_KSH, 1)) / total
             return out.astype(dtype), largest + jnp.log(total)
 
-        return _in_window(attend, start, block_size, segments_S)
+        return _in_window(attend, start, block_size, tokens_of(segments_S, branches_S))
 
     outs, normalisers = _map(block, jnp.arange(0, q_KGQH.shape[2], block_size))
     return _joined(outs), _joined(normalisers)
@@ -155,16 +210,16 @@ def _row_backward(
         )
         start = offset + begin
 
-        def attend(first, W):
-            k_KHW, v_KHW = _cut(k_KHS, first, W, 2), _cut(v_KHS, first, W, 2)
-            logits = _logits(q, k_KHW, segments_S, branches_S, start, first)
-            probs = jnp.exp(logits - normaliser)
+        def attend(queries, window):
+            k_KHW, v_KHW = window.cut(k_KHS, 2), window.cut(v_KHS, 2)
+            probs = jnp.exp(_logits(q, k_KHW, queries, window.tokens) - normaliser)
             dlogits = (probs * (_product(dout, v_KHW) - share) * H**-0.5).astype(dtype)
-            dq = _product(dlogits, _cut(k_KSH, first, W, 1)).astype(dtype)
+            dq = _product(dlogits, window.cut(k_KSH, 1)).astype(dtype)
             dk, dv = _transposed_product(q, dlogits), _transposed_product(dout, probs.astype(dtype))
-            return dq, _added(sums[0], dk, first), _added(sums[1], dv, first)
+            return dq, window.added(sums[0], dk), window.added(sums[1], dv)
 
-        dq, dk_KHS, dv_KHS = _in_window(attend, start, block_size, segments_S)
+        row = tokens_of(segments_S, branches_S)
+        dq, dk_KHS, dv_KHS = _in_window(attend, start, block_size, row)
         return (dk_KHS, dv_KHS), as_bits(dq)
 
     # Sums over query blocks, in float32. Transposed, since then only the small q and dout are.
@@ -198,24 +253,28 @@ def _added(sum_KHS: Array, part_KHW: Array, first: Array) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(sum_KHS, whole, first, 2)
 
 
-def _in_window(attend, start: Array, Q: int, segments_S: Array):
-    """attend(first key, number of keys), for the smallest window that the block needs."""
-    S = segments_S.shape[0]
-    sizes = windows(S)
-    mine = segments_S[start]
-    # Prompts lie in one piece: what is before the first query's own is not seen by any later one.
-    needed = start + Q - jnp.argmax(segments_S == mine)
-    needed = jnp.where(mine == 0, 0, needed)  # a block of padding: whatever it sees
+def _in_window(attend, start: Array, Q: int, row: Tokens):
+    """attend(queries, window), in the smallest window that the block needs."""
+    queries = Tokens(*(_cut(x_S, start, Q, 0) for x_S in row))
+    first, end = Tokens(*(x_Q[0] for x_Q in queries)), start + Q
+    # A prompt with its branches lies in one piece, and so does each branch: what is between the
+    # first query's prompt and its branch is not seen by any later query either.
+    mine = row.segment == first.segment
+    begin, own = jnp.argmax(mine), jnp.argmax(mine & (row.branch == first.branch))
+    prompt = jnp.where(first.branch == 0, 0, jnp.sum(mine & (row.branch == 0)))
+    needed = jnp.where(first.segment == 0, 0, prompt + end - own)  # padding: whatever it sees
+    sizes = windows(len(row.place))
     number = jnp.sum(needed > jnp.array(sizes))
-    branches = [lambda W=W: attend(jnp.maximum(start + Q - W, 0), W) for W in sizes]
+    branches = [
+        lambda W=W: attend(queries, _Window.of(row, begin, prompt, own, end, W)) for W in sizes
+    ]
     return jax.lax.switch(number, branches)
 
 
-def _logits(q_KGQH, k_KHW, segments_S, branches_S, start: Array, first: Array) -> Array:
+def _logits(q_KGQH, k_KHW, queries: Tokens, keys: Tokens) -> Array:
     """Scaled and masked float32 logits of a block of queries, [K, G, Q, W]."""
     logits = _product(q_KGQH, k_KHW) * q_KGQH.shape[-1] ** -0.5
-    mask_QW = visible(segments_S, branches_S, start, q_KGQH.shape[2], first, k_KHW.shape[2])
-    return jnp.where(mask_QW[None, None], logits, _MASKED)
+    return jnp.where(visible(queries, keys)[None, None], logits, _MASKED)
 
 
 def _product(a_KGQX: Array, b_KXY: Array) -> Array:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-from toolrm_jax.attention import padded, row_attention, visible
+from toolrm_jax.attention import Tokens, padded, row_attention, tokens_of, visible
 from toolrm_jax.sharding import platform
 
 Array = jax.Array
@@ -54,9 +54,7 @@ def splash_attention(
 
     def row(arrays):
         q_QNH, k_SKH, v_SKH, segments_S, branches_S = arrays
-        mask_QS = visible(
-            segments_S, branches_S, jnp.asarray(offset), len(q_QNH), 0, len(segments_S)
-        )
+        mask_QS = _mask(segments_S, branches_S, offset, len(q_QNH))
         attend = _splash_kernel(mask_QS)
         out_NQH = attend(*(x.swapaxes(0, 1) for x in (q_QNH, k_SKH, v_SKH)))
         return out_NQH.swapaxes(0, 1)
@@ -72,6 +70,13 @@ def _in_multiples(of: int, q_BQNH: Array, *rest_BSX: Array) -> tuple[Array, ...]
     end = -q_BQNH.shape[1] % of
     rest_BSX = tuple(padded(x, end + -(x.shape[1] + end) % of) for x in rest_BSX)
     return padded(q_BQNH, end), *rest_BSX
+
+
+def _mask(segments_S: Array, branches_S: Array, offset: Array | int, Q: int) -> Array:
+    """Which of a row's tokens Q of them from `offset` on see, bool [Q, S]."""
+    row = tokens_of(segments_S, branches_S)
+    queries = (jax.lax.dynamic_slice_in_dim(x_S, jnp.asarray(offset), Q) for x_S in row)
+    return visible(Tokens(*queries), row)
 
 
 def _splash_kernel(mask_QS: Array) -> Callable[..., Array]:
@@ -120,11 +125,9 @@ def cudnn_attention(
         2, q_BQNH, k_BSKH, v_BSKH, segments_BS, branches_BS
     )
 
-    def mask(segments_S, branches_S):
-        shape = q_BQNH.shape[1], 0, len(segments_S)
-        return visible(segments_S, branches_S, jnp.asarray(offset), *shape)
-
-    mask_BQS = jax.vmap(mask)(segments_BS, branches_BS)
+    mask_BQS = jax.vmap(lambda s_S, b_S: _mask(s_S, b_S, offset, q_BQNH.shape[1]))(
+        segments_BS, branches_BS
+    )
     attended_BQNH = jax.nn.dot_product_attention(
         q_BQNH, k_BSKH, v_BSKH, mask=mask_BQS[:, None], implementation="cudnn"
     )

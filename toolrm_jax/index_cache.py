@@ -115,8 +115,8 @@ class _Files:
         if head != self._head(number, text):
             return None
         return [
-            Measured(name, tuple(sizes), tuple(kept), problems, digest)
-            for name, sizes, kept, problems, digest in json.loads(text)
+            Measured(name, tuple(sizes), tuple(kept), problems, digest, request)
+            for name, sizes, kept, problems, digest, request in json.loads(text)
         ]
 
     def write(self, number: int, chunk: Chunk) -> None:

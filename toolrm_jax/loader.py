@@ -39,6 +39,7 @@ from toolrm_jax.pairs import parse_row
 from toolrm_jax.paths import as_path, local_file, local_folder
 from toolrm_jax.rendering import Rendered, Renderer, RenderError
 from toolrm_jax.sharding import logical_to_spec, row_shards
+from toolrm_jax.splits import request_key
 
 Row = dict[str, Any]
 
@@ -181,10 +182,16 @@ class Index:
     usable: np.ndarray  # [n] rows that can be trained on
     rejects: list[dict[str, str]]  # {"id", "reason", "detail"}
     digests: list[str]  # of each row's tokens and margins
+    requests: list[str]  # `request_key` of each row
 
     def used_ids(self) -> list[str]:
         """Ids of the usable rows."""
         return [row_id for row_id, used in zip(self.ids, self.usable, strict=True) if used]
+
+    def used_requests(self) -> list[str]:
+        """The distinct requests of the usable rows; of those that are too short to tell, none."""
+        used = zip(self.requests, self.usable, strict=True)
+        return sorted({request for request, usable in used if usable and request})
 
     def fingerprint(self) -> str:
         """A digest of what batches depend on: ids, tokens, margins, the rows used."""
@@ -204,6 +211,7 @@ class Measured(NamedTuple):
     kept: tuple[int, ...]
     problems: list[dict[str, str]]
     digest: str
+    request: str
 
 
 def measure_rows(
@@ -269,7 +277,8 @@ def build_index(
     if not usable.any():
         raise LoaderError(f"No row of {rows.path} can be used: {_by_reason(rejects)}.")
     digests = [row.digest for row in measured]
-    return Index(ids, lengths, keys, kept, usable, rejects, digests)
+    requests = [row.request for row in measured]
+    return Index(ids, lengths, keys, kept, usable, rejects, digests, requests)
 
 
 def write_rejects(path: str | os.PathLike[str], index: Index) -> None:
@@ -396,10 +405,11 @@ class _Measure(grain.transforms.Map):
                 whole, _ = dataclasses.replace(self.tokenize, blind=False)(row)
         except RenderError as error:
             problem = _reject(row, "cannot be rendered", str(error))
-            return Measured(row["id"], (0, 0, 0, 0), (), [problem], "")
+            return Measured(row["id"], (0, 0, 0, 0), (), [problem], "", "")
         problems = [] if len(kept) == len(row["rejected"]) else self._left_out(row)
         sizes = (item.tokens, len(item.responses), whole.tokens, _attended(item))
-        return Measured(row["id"], sizes, kept, problems, _digest(item))
+        request = request_key(row["messages"])
+        return Measured(row["id"], sizes, kept, problems, _digest(item), request)
 
     def _left_out(self, row: Row) -> list[dict[str, str]]:
         problems = []

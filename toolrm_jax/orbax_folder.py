@@ -87,7 +87,8 @@ class OrbaxFolder:
 
 def about_run(meta: dict[str, Any], step: int, heldout: dict[str, Any] | None) -> dict[str, Any]:
     """toolrm.json of a training run: what a later evaluation needs to know about its origin."""
-    about = {key: meta[key] for key in ("config", "train_tasks", "heldout_tasks") if key in meta}
+    listed = ("config", "train_tasks", "train_requests", "heldout_tasks")
+    about = {key: meta[key] for key in listed if key in meta}
     return about | {"step": step, "heldout": heldout}
 
 

@@ -204,6 +204,7 @@ def _meta(config: ConfigDict, model: ModelConfig, loader: Loader, heldout: Index
         "rows": {str(shape.tokens): plan.rows(shape) for shape in plan.shapes},
         "data": {"train": train.fingerprint(), "heldout": heldout.fingerprint()},
         "train_tasks": train.used_ids(),
+        "train_requests": train.used_requests(),
         "heldout_tasks": heldout.used_ids(),
     }
     return json.loads(json.dumps(meta))

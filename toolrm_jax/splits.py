@@ -18,12 +18,25 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from toolrm_jax.examples import Example
+from toolrm_jax.examples import Example, Message
+
+_TELLING_WORDS = 4  # a shorter request ("Yes, please.") is that of many tasks
 
 
 def digest(*parts: object) -> str:
     """A hash that is the same in every process and on every machine."""
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+
+
+def request_key(messages: Sequence[Message]) -> str:
+    """What a conversation's user turns say, in twelve digits; "" where that is too short to tell.
+
+    >>> asked = [{"role": "user", "content": "What is 5% of 300?"}]
+    >>> request_key(asked) == request_key([{**asked[0], "content": "what is 5 % of 300"}])
+    True
+    """
+    request = _plain(" ".join(_user_texts(messages)), " ")
+    return digest(request)[:12] if request.count(" ") >= _TELLING_WORDS - 1 else ""
 
 
 def components(examples: Sequence[Example]) -> list[list[Example]]:
@@ -51,12 +64,12 @@ def keys(example: Example) -> set[str]:
     names = [tool["name"] for tool in example.tools]
     found = {f"tool/{name}" for name in names}
     found |= {f"segment/{_plain(name.rpartition('.')[2], '')}" for name in names}
-    request = _plain(" ".join(_user_texts(example)), " ")
+    request = _plain(" ".join(_user_texts(example.messages)), " ")
     return found | ({f"request/{request}"} if request else set())
 
 
-def _user_texts(example: Example) -> list[str]:
-    return [str(m.get("content", "")) for m in example.messages if m.get("role") == "user"]
+def _user_texts(messages: Sequence[Message]) -> list[str]:
+    return [str(m.get("content", "")) for m in messages if m.get("role") == "user"]
 
 
 def _plain(text: str, between: str) -> str:

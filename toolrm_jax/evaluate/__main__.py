@@ -30,10 +30,10 @@ from toolrm_jax.evaluate import (
     robustness,
 )
 from toolrm_jax.evaluate.cases import Case, Cases, Reject, read_pairs, read_pools
-from toolrm_jax.evaluate.pool_making import pool_rows
+from toolrm_jax.evaluate.pool_making import write_pools
 from toolrm_jax.evaluate.probe import fit_probe
-from toolrm_jax.evaluate.results import read_run, write_run
-from toolrm_jax.evaluate.scorers import CaseScorer
+from toolrm_jax.evaluate.results import made_by, read_run, write_run
+from toolrm_jax.evaluate.scorers import CaseScorer, cards_of
 from toolrm_jax.examples import Example
 from toolrm_jax.files import write_text
 from toolrm_jax.synth.reading import source_digest
@@ -98,11 +98,13 @@ def _add_data_commands(commands: Any) -> None:
     made = _command(commands, "pools", _make_pools, "let a model answer: pools for best-of-n")
     made.add_argument("--data", required=True, help="the tasks")
     made.add_argument("--format", required=True, choices=sorted(SOURCES), help="of --data")
+    made.add_argument("--license", default="unknown", help="of rows in the format 'openai'")
     made.add_argument("--url", required=True, help="of an OpenAI-compatible server, with its /v1")
     made.add_argument("--model", required=True, help="its name there")
     made.add_argument("--key", default="", help="the environment's variable that holds the key")
     made.add_argument("--samples", type=int, default=8, help="answers a task")
     made.add_argument("--temperature", type=float, default=0.8)
+    made.add_argument("--seed", type=int, default=0, help="of the questions")
     made.add_argument("--output", required=True, type=Path, help="such as pools.jsonl")
     probe = _command(commands, "probe", _probe, "fit a linear probe: a baseline that is a model")
     probe.add_argument("--model", required=True, help="the frozen model, such as embedded:smollm2")
@@ -115,12 +117,13 @@ def _add_data_commands(commands: Any) -> None:
 
 
 def _add_reading_commands(commands: Any) -> None:
-    both = _command(commands, "compare", _compare, "two scorers on the same pairs")
+    both = _command(commands, "compare", _compare, "two scorers on the same pairs or pools")
     both.add_argument("runs", nargs=2, metavar="RUN", help="folders that evaluations wrote")
     both.add_argument("--a", help="scorer of the first run (default: its first)")
     both.add_argument(
         "--b", help="scorer of the second (default: its first, or its second if same)"
     )
+    both.add_argument("--seed", type=int, default=0, help="of bootstrap and permutations")
     both.add_argument("--json", action="store_true", help="print all figures as JSON")
     page = _command(commands, "report", _report, "one HTML page of runs; .md and .json beside it")
     page.add_argument("runs", nargs="+", metavar="RUN")
@@ -156,12 +159,12 @@ def _scored(
 def _all_scores(
     scorers: Sequence[CaseScorer], cases: Sequence[Case]
 ) -> dict[str, list[np.ndarray]]:
-    scores = {}
-    for scorer in scorers:
-        found = scorer.score(cases)
-        bar = tqdm(found, scorer.name, len(cases), unit="case", disable=None)
-        scores[scorer.name] = list(bar)
-    return scores
+    # Begun together: what one of them cannot score is said before hours with the others.
+    begun = {scorer.name: scorer.score(cases) for scorer in scorers}
+    return {
+        name: list(tqdm(found, name, len(cases), unit="case", disable=None))
+        for name, found in begun.items()
+    }
 
 
 def _described(
@@ -190,15 +193,18 @@ def _pairs(args: argparse.Namespace) -> None:
     data = read_pairs(args.data, **options.part(args))
     data, scorers, scores, notes = _scored(args, data)
     figures = {"notes": notes, "scorers": _described(data, scorers, scores, args)}
-    write_run(args.output, args.what, data, scores, figures, args.seed)
+    models = cards_of(scorers)
+    write_run(args.output, args.what, data, scores, figures, args.seed, models=models)
     _say(args.output)
 
 
 def _best_of_n(args: argparse.Namespace) -> None:
     if args.n < 1:
         raise InputError(f"--n {args.n}: expected a number from 1")
+    if args.judge:
+        raise InputError("--judge: a judge compares two answers, and a pool has more; leave it out")
     data = read_pools(args.data, **options.part(args))
-    data, _, scores, notes = _scored(args, data)
+    data, scorers, scores, notes = _scored(args, data)
     found = {
         draws: best_of_n.curves(data.cases, scores, most=args.n, draws=draws, seed=args.seed)
         for draws in best_of_n.DRAWS
@@ -212,7 +218,8 @@ def _best_of_n(args: argparse.Namespace) -> None:
             "and oracle reach says nothing about a model's own answers."
         )
     figures = {"notes": notes, "pools": pools, "best of n": found}
-    write_run(args.output, "best of n", data, scores, figures, args.seed)
+    models = cards_of(scorers)
+    write_run(args.output, "best of n", data, scores, figures, args.seed, models=models)
     _say(args.output)
 
 
@@ -251,7 +258,8 @@ def _robustness(args: argparse.Namespace) -> None:
         notes.append(f"Levels of noise: {levels.name} (SHA-256 {levels.digest[:16]}).")
     data = dataclasses.replace(data, cases=labelled)
     figures = {"notes": notes, "drift": drift, "scorers": described}
-    write_run(args.output, "robustness", data, scores, figures, args.seed)
+    models = cards_of(scorers)
+    write_run(args.output, "robustness", data, scores, figures, args.seed, models=models)
     _say(args.output)
 
 
@@ -290,12 +298,14 @@ def _filter(args: argparse.Namespace) -> None:
         if not place:
             for name, wanted in (("kept.jsonl", kept), ("dropped.jsonl", ~kept)):
                 rows[name] = filtering.sft_rows(data.cases, rewards, wanted)
-    write_run(args.output, "filter", data, scores, figures, args.seed, rows)
+    models = cards_of(scorers)
+    write_run(args.output, "filter", data, scores, figures, args.seed, rows, models=models)
     _say(args.output)
 
 
 def _make_pools(args: argparse.Namespace) -> None:
-    examples = [one for one in open_source(args.format, args.data) if isinstance(one, Example)]
+    given = {"license": args.license} if args.format == "openai" else {}
+    source = {"format": args.format, "path": args.data, "options": given}
     entry = {
         "kind": "endpoint",
         "model": args.model,
@@ -305,10 +315,8 @@ def _make_pools(args: argparse.Namespace) -> None:
         "temperature": args.temperature,
         "key_variable": args.key,
     }
-    cache = args.output.with_suffix(".sqlite")
-    bar = tqdm(pool_rows(examples, entry, cache), "pools", len(examples), unit="task", disable=None)
-    write_text(args.output, (json.dumps(row, ensure_ascii=False) + "\n" for row in bar))
-    print(args.output)
+    left_out = write_pools(args.output, source, entry, args.seed)["rejected"]
+    print(args.output, *(f"left out, {reason}: {n:,}" for reason, n in left_out.items()), sep="\n")
 
 
 def _probe(args: argparse.Namespace) -> None:
@@ -337,7 +345,7 @@ def _compare(args: argparse.Namespace) -> None:
     first = args.a or next(iter(a.scores))
     others = [name for name in b.scores if a.path != b.path or name != first]
     second = args.b or next(iter(others), first)
-    found = paired.compare(a, first, b, second)
+    found = {**made_by(args.seed), **paired.compare(a, first, b, second, args.seed)}
     print(json.dumps(found, indent=1) if args.json else paired.words(found))
 
 

@@ -14,10 +14,13 @@ pools that have enough to draw from at every n, so that its points can be compar
 counted.
 
 The most frequent answer (majority) needs sampled draws; it is found from `SUBSETS` seeded ones, and
-its Monte-Carlo error is told. "oracle" takes a right one if there is any, "random" any, "greedy"
-what the data marks as the model's answer without sampling.
+its Monte-Carlo error is told. A vote is for what is called: words that call nothing are candidates
+of their own, for a scorer reads them, but however worded they vote for the same, unless there was
+no tool to call. "oracle" takes a right one if there is any, "random" any. "greedy", what the data
+marks as the model's answer without sampling, is no draw: `about` tells how often it is right.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +28,10 @@ from typing import Any
 import numpy as np
 
 from toolrm_jax.evaluate.cases import Case
+from toolrm_jax.examples import Response, Tool
 from toolrm_jax.metrics import estimate
+from toolrm_jax.synth.judging import same_key
+from toolrm_jax.tool_calls import attempts_call, parse_calls, words_of
 
 SUBSETS = 2000
 DRAWS = ("distinct", "sampled")
@@ -53,13 +59,37 @@ def expected_best(scores: np.ndarray, right: np.ndarray, counts: np.ndarray, n: 
 
 
 def majority(
-    right: np.ndarray, counts: np.ndarray, n: int, rng: np.random.Generator
+    right: np.ndarray,
+    counts: np.ndarray,
+    n: int,
+    rng: np.random.Generator,
+    votes: np.ndarray | None = None,
 ) -> tuple[float, float]:
-    """(P(the most frequent of n sampled answers is right), its Monte-Carlo standard error)."""
-    drawn = rng.multivariate_hypergeometric(counts, n, size=SUBSETS)
-    most = drawn == drawn.max(axis=1, keepdims=True)
-    chances = (most * right).sum(1) / most.sum(1)  # of equally frequent ones any
+    """(P(the most frequent of n sampled answers is right), its Monte-Carlo standard error).
+
+    votes: the number of what each candidate votes for. [candidates]; default: each for itself
+    """
+    votes = np.arange(len(right)) if votes is None else votes
+    drawn_SC = rng.multivariate_hypergeometric(counts, n, size=SUBSETS)
+    for_CV = np.eye(votes.max() + 1, dtype=int)[votes]
+    got_SV = drawn_SC @ for_CV
+    share_SV = (drawn_SC * right) @ for_CV / np.maximum(got_SV, 1)  # of its draws that are right
+    most_SV = got_SV == got_SV.max(axis=1, keepdims=True)
+    chances = (most_SV * share_SV).sum(1) / most_SV.sum(1)  # of equally frequent ones any
     return float(chances.mean()), float(chances.std() / math.sqrt(SUBSETS))
+
+
+def votes_of(case: Case) -> np.ndarray:
+    """What each candidate votes for, as a number: its calls; of what calls nothing, that. [C]"""
+    keys = [_vote(candidate.response, case.tools) for candidate in case.candidates]
+    return np.unique(np.array(keys, object), return_inverse=True)[1]
+
+
+def _vote(response: Response, tools: list[Tool]) -> str:
+    calls, words = parse_calls(response), words_of(response)
+    if calls is None and words and tools and not attempts_call(words, tools):
+        calls = []  # as the judge has it
+    return same_key(calls, words or json.dumps(response))
 
 
 def curves(
@@ -70,8 +100,8 @@ def curves(
     draws: str,
     seed: int,
 ) -> dict[str, Any]:
-    """Curves over n = 1..most of every scorer, of random, oracle, majority and greedy; as JSON."""
-    counts = [_counts(case, draws) for case in cases]
+    """Curves over n = 1..most of every scorer, of random, oracle and majority; as JSON."""
+    counts = [counts_of(case, draws) for case in cases]
     right = [np.array([c.right for c in case.candidates], int) for case in cases]
     used = [i for i, count in enumerate(counts) if count.sum() >= most]
     tasks = [cases[i].task for i in used]
@@ -96,7 +126,8 @@ def curves(
     lines["random"] = curve(lambda i, n: float((right[i] * counts[i]).sum() / counts[i].sum()))
     lines["oracle"] = curve(lambda i, n: expected_best(right[i] * 1.0, right[i], counts[i], n))
     if draws == "sampled":
-        lines["majority"] = _majority_curve(right, counts, used, tasks, most, seed)
+        votes = [votes_of(case) for case in cases]
+        lines["majority"] = _majority_curve(right, counts, votes, used, tasks, most, seed)
     return {
         **found,
         "curves": lines,
@@ -104,10 +135,26 @@ def curves(
     }
 
 
-def _counts(case: Case, draws: str) -> np.ndarray:
+def best_of_pool(case: Case, scores: np.ndarray, draws: str, n: int) -> float:
+    """`expected_best` of one pool."""
+    right = np.array([c.right for c in case.candidates], int)
+    return expected_best(scores, right, counts_of(case, draws), n)
+
+
+def counts_of(case: Case, draws: str) -> np.ndarray:
+    """How often each candidate is there to be drawn. [candidates]"""
     if draws not in DRAWS:
         raise ValueError(f"draws={draws!r}: expected one of {', '.join(DRAWS)}")
     return np.array([c.count if draws == "sampled" else 1 for c in case.candidates], int)
+
+
+def milestones(last: int) -> list[int]:
+    """The n that are told of a curve up to the last one.
+
+    >>> milestones(10)
+    [1, 2, 4, 8, 10]
+    """
+    return [2**k for k in range(last.bit_length()) if 2**k < last] + [last]
 
 
 def _estimate(values: Sequence[float], tasks: Sequence[str], seed: int) -> dict[str, Any]:
@@ -118,6 +165,7 @@ def _estimate(values: Sequence[float], tasks: Sequence[str], seed: int) -> dict[
 def _majority_curve(
     right: Sequence[np.ndarray],
     counts: Sequence[np.ndarray],
+    votes: Sequence[np.ndarray],
     used: Sequence[int],
     tasks: Sequence[str],
     most: int,
@@ -125,7 +173,10 @@ def _majority_curve(
 ) -> list[dict[str, Any]]:
     points = []
     for n in range(1, most + 1):
-        made = [majority(right[i], counts[i], n, np.random.default_rng([seed, n, i])) for i in used]
+        made = [
+            majority(right[i], counts[i], n, np.random.default_rng([seed, n, i]), votes[i])
+            for i in used
+        ]
         error = math.sqrt(sum(e * e for _, e in made)) / len(made)
         points.append({"n": n, **_estimate([m for m, _ in made], tasks, seed), "error": error})
     return points

@@ -21,7 +21,7 @@ import collections
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from toolrm_jax.errors import InputError
@@ -31,6 +31,7 @@ from toolrm_jax.literals import read_json
 from toolrm_jax.row_source import open_rows
 from toolrm_jax.schema import ToolSchemaError, normalize_tools
 from toolrm_jax.score_request import Request, RequestError, request_of
+from toolrm_jax.splits import request_key
 from toolrm_jax.tool_calls import check_json, parse_calls
 
 Row = dict[str, Any]
@@ -105,16 +106,17 @@ def read_pools(path: str | os.PathLike[str], *, split: str = "train", subset: st
 
 
 def _read(
-    path: str | os.PathLike[str], case_of: Callable[[Row, int], Case], split: str, subset: str
+    path: str | os.PathLike[str], case_of: Callable[[Row, str], Case], split: str, subset: str
 ) -> Cases:
     rows = open_rows(os.fspath(path), split=split, subset=subset or None)
-    digest, cases, rejects = rows.digest(), [], []
+    name, digest = rows.name.rpartition("/")[2], rows.digest()
+    cases, rejects = [], []
     for line, content in rows:
         try:
             row = content if isinstance(content, dict) else read_json(content.decode("utf-8-sig"))
             if not isinstance(row, dict):
                 raise ValueError(f"expected an object, found {type(row).__name__}")
-            cases.append(case_of(row, line))
+            cases.append(case_of(row, f"line {line} of {name}"))
         except (ValueError, ToolSchemaError, RequestError) as error:
             rejects.append(Reject(line, str(error)[:300]))
         except RecursionError:
@@ -129,7 +131,7 @@ def _read(
     return Cases(os.fspath(path), digest, cases, rejects)
 
 
-def _pair(row: Row, line: int) -> Case:
+def _pair(row: Row, unnamed: str) -> Case:
     request, right, wrong = _sides_of(row)
     about = row.get("rejected")
     kinds = [_error_of(about, n) or str(row.get("error_type") or "") for n in range(len(wrong))]
@@ -139,7 +141,7 @@ def _pair(row: Row, line: int) -> Case:
         Candidate(plain_answer(answer), False, kind, model)
         for answer, kind in zip(wrong, kinds, strict=True)
     ]
-    return _case(row, line, request, candidates)
+    return _case(row, unnamed, request, candidates)
 
 
 def _sides_of(row: Row) -> tuple[Request, list[Response], list[Response]]:
@@ -181,7 +183,7 @@ def _error_of(rejected: Any, number: int) -> str:
     return str(one.get("error_type") or "") if isinstance(one, dict) else ""
 
 
-def _pool(row: Row, line: int) -> Case:
+def _pool(row: Row, unnamed: str) -> Case:
     given = row.get("candidates")
     if not isinstance(given, list) or not given:
         raise ValueError(
@@ -189,7 +191,7 @@ def _pool(row: Row, line: int) -> Case:
         )
     candidates = _merged(_candidate(one, number) for number, one in enumerate(given))
     request = request_of({**row, "responses": [c.response for c in candidates]})
-    return _case(row, line, request, candidates)
+    return _case(row, unnamed, request, candidates)
 
 
 def _merged(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -221,9 +223,9 @@ def _candidate(one: Any, number: int) -> Candidate:
     return Candidate(plain_answer(response), right, error, model, count, bool(one.get("greedy")))
 
 
-def _case(row: Row, line: int, request: Request, candidates: list[Candidate]) -> Case:
+def _case(row: Row, unnamed: str, request: Request, candidates: list[Candidate]) -> Case:
     made = Case(
-        str(request.id) if request.id is not None else f"line {line}",
+        str(request.id) if request.id is not None else unnamed,
         [_described(tool) for tool in normalize_tools(request.tools)],
         [plain_message(message, index) for index, message in enumerate(request.messages)],
         candidates,
@@ -244,16 +246,44 @@ def _described(tool: Tool) -> Tool:
     return tool
 
 
-def trained_on(cases: Iterable[Case], trained: Iterable[str]) -> set[str]:
-    """The tasks that a model was trained on, by their ids without source and number of the pair.
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a model was trained on, or a rule fitted on.
 
-    >>> case = Case("simple_python_3", [], [], [])
-    >>> trained_on([case], ["bfcl/simple_python_3"])
-    {'simple_python_3'}
+    Attributes:
+      ids: of the rows.
+      requests: the keys of what their users say (`splits.request_key`), where they are known.
     """
-    plain = {_plain(name) for name in trained}
-    return {case.task for case in cases if _plain(case.task) in plain}
+
+    ids: Sequence[str] = ()
+    requests: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, cases: Sequence[Case]) -> "Seen":
+        """These cases."""
+        keys = {request_key(case.messages) for case in cases} - {""}
+        return cls(sorted({case.task for case in cases}), sorted(keys))
+
+    def __bool__(self) -> bool:
+        return bool(self.ids or self.requests)
+
+    def tasks(self, cases: Iterable[Case]) -> set[str]:
+        """The tasks among these cases that were seen: under the same id, source and number of the
+        pair apart, or with the same request.
+
+        >>> case = Case("simple_python_3", [], [], [])
+        >>> Seen(["bfcl/simple_python_3"]).tasks([case])
+        {'simple_python_3'}
+        """
+        ids, requests = set(map(_plain, self.ids)), set(self.requests)
+        return {
+            case.task
+            for case in cases
+            if _plain(case.task) in ids or request_key(case.messages) in requests
+        }
 
 
 def _plain(name: str) -> str:
-    return name.rpartition("/")[2].partition("#")[0]
+    """The id without source and number of the pair; whole, where its last part is but a number."""
+    last = name.rpartition("/")[2].partition("#")[0]
+    return name if last.isdigit() else last

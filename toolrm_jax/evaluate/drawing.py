@@ -1,4 +1,4 @@
-"""The pictures of a report, as SVG text: curves, bars, reliability, a histogram.
+"""The pictures of a report, as SVG text: curves, bars, reliability, histograms.
 
 They scale to the page's width, need no font, and are drawn in a grey that can be read by day and by
 night. The same figures give the same bytes. Needs matplotlib (extra: evaluate).
@@ -17,6 +17,7 @@ _LOOK: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "toolrm_jax",
     "font.size": 11,
+    "text.parse_math": False,  # names may hold "$"
     "text.color": _GREY,
     "axes.labelcolor": _GREY,
     "axes.edgecolor": _GREY,
@@ -24,6 +25,7 @@ _LOOK: Any = {
     "ytick.color": _GREY,
     "legend.frameon": False,
 }
+_BINS = 20  # of a histogram, on each side of 0
 Cell = Mapping[str, Any]  # {"mean", "low", "high"}, shares from 0 to 1
 
 
@@ -68,7 +70,7 @@ def bars(groups: Mapping[str, Mapping[str, Cell]]) -> str:
 
     def draw(axes: Any) -> None:
         for place, (name, found) in enumerate(groups.items()):
-            known = [i for i, label in enumerate(labels) if found.get(label, {}).get("mean")]
+            known = [i for i, label in enumerate(labels) if _mean(found, label) is not None]
             cells = [found[labels[i]] for i in known]
             means = np.array([cell["mean"] for cell in cells])
             ends = [[c["mean"] - c["low"] for c in cells], [c["high"] - c["mean"] for c in cells]]
@@ -88,6 +90,10 @@ def bars(groups: Mapping[str, Mapping[str, Cell]]) -> str:
         axes.legend(loc="upper center", bbox_to_anchor=(0.3, -0.12), ncols=2)
 
     return _drawn(draw, 7.5, 1.6 + len(labels) * (0.25 + 0.13 * len(groups)))
+
+
+def _mean(found: Mapping[str, Cell], label: str) -> float | None:
+    return found[label]["mean"] if label in found else None
 
 
 def reliability(ranges: Sequence[Mapping[str, float]]) -> str:
@@ -111,15 +117,34 @@ def reliability(ranges: Sequence[Mapping[str, float]]) -> str:
 
 
 def histogram(values: np.ndarray) -> str:
-    """Counts of the values, on both sides of 0."""
+    """Counts of the values on both sides of 0, and of those at 0, which are ties."""
 
     def draw(axes: Any) -> None:
         edge = float(np.abs(values).max()) or 1.0 if len(values) else 1.0
-        bins = np.linspace(-edge, edge, 41)
-        axes.hist(values[values >= 0], bins, label="right side preferred")
-        axes.hist(values[values < 0], bins, label="wrong side preferred")
+        bins = np.linspace(0, edge, _BINS + 1)
+        axes.hist(values[values > 0], bins, label="right side preferred")
+        axes.hist(values[values < 0], -bins[::-1], label="wrong side preferred")
+        if ties := int((values == 0).sum()):
+            axes.bar(0, ties, edge / _BINS / 2, color=_GREY, label="tie")
         axes.set_xlabel("difference of rewards")
         axes.set_ylabel("pairs")
         axes.legend()
 
     return _drawn(draw, 7, 3)
+
+
+def precision_recall(lines: Mapping[str, Sequence[Mapping[str, float]]], chance: float) -> str:
+    """A line for each name; points {"recall", "precision"}; and what chance would reach."""
+
+    def draw(axes: Any) -> None:
+        for name, line in lines.items():
+            recall, precision = ([100 * p[what] for p in line] for what in ("recall", "precision"))
+            axes.step(recall, precision, where="pre", label=name)
+        axes.axhline(100 * chance, color=_GREY, linewidth=1, label="by chance")
+        axes.set_xlim(0, 101)
+        axes.set_ylim(0, 104)
+        axes.set_xlabel("recall, %")
+        axes.set_ylabel("precision, %")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+    return _drawn(draw, 7.5, 4)

@@ -4,8 +4,15 @@
 
 It is asked twice, the second time with the answers exchanged, for judges prefer a place. An answer
 gets 1 where it was chosen both times, a half where each was chosen once (a tie), 0 otherwise; a
-reply that names neither counts for neither. Answers are kept in a cache, so that a run that was
-killed goes on. Pairs alone: a pool would need a question for every two of its candidates.
+reply that names neither counts for neither. A pair with a question that got no reply (time-outs,
+refused, cut off) is not scored. Answers are kept in a cache, so that a run that was killed goes on,
+and the same command asks again what timed out. Pairs alone: a pool would need a question for every
+two of its candidates.
+
+A reply names the letter that its last line ends in after nothing, a colon or "the reply is"; else
+that of a line "Answer: B", or of a first line that is only a letter; else the one that it says is
+right or better, if the other does not stand in it at all. "B is better than A" names neither, as
+does any reply of both letters without such a line: what else it says, nobody reads.
 """
 
 import collections
@@ -33,7 +40,16 @@ _SYSTEM = (
 _QUESTION = (
     "Tools:\n{tools}\n\nConversation:\n{messages}\n\nReply A:\n{a}\n\nReply B:\n{b}\n\nA or B?"
 )
-_LETTER = re.compile(r"\b([AB])\b")
+_MARKS = re.compile(r"[*_`#$\"'()\[\]{}]|\\boxed")  # of Markdown and TeX
+_LETTER_OF = r"\s*(?:(?i:reply|response|answer)\s+)?([AB])[.!]?"
+_LAST = re.compile(
+    rf"(?:|.*[:=]|.*\b(?i:answer|reply|response|choice|verdict|one)\s+is){_LETTER_OF}"
+)
+_ANSWER = re.compile(rf".*\b(?i:answer|choice|verdict)(?:\s+is\b\s*[:=]?|\s*[:=]){_LETTER_OF}")
+_FIRST = re.compile(r"([AB])[.!:]?")
+_PRAISE = re.compile(r"\b([AB]) is (?:the )?(?:right|correct|better|best|nearer)\b")
+_LETTER = re.compile(r"\b([AB])\b(?! (?!is\b)[a-z])")  # not the article: "A call is missing"
+_UNTOLD = ("license", "key_variable")
 
 
 class JudgeScorer:
@@ -46,7 +62,9 @@ class JudgeScorer:
       **how: more of `EndpointSettings`, such as key_variable, concurrency or max_tokens.
 
     Attributes:
-      counts: "chose A", "chose B", "chose neither", "changed with the order".
+      counts: "chose A", "chose B", "chose neither", "changed with the order"; and questions without
+        a reply, as "no reply, cut off".
+      card: which model, and how it is asked.
     """
 
     is_log_odds = False
@@ -57,16 +75,28 @@ class JudgeScorer:
         self.name = name or f"judge {model}"
         entry = {"kind": "endpoint", "model": model, "license": "unknown", "url": url}
         self._entry = {**entry, "temperature": 0.0, "max_tokens": 256, **how}
+        self.card = {name: v for name, v in self._entry.items() if name not in _UNTOLD}
         self._cache = cache
         self.counts: collections.Counter[str] = collections.Counter()
 
     def score(self, cases: Sequence[Case]) -> Iterator[np.ndarray]:
-        """1 for the candidate that won both questions, 0 for the other; else a half for each."""
+        """1 for the candidate that won both questions, 0 for the other; else a half for each; NaN
+        for both where a question got no reply. Other cases than pairs are refused at once."""
         if wrong := next((case for case in cases if len(case.candidates) != 2), None):
             raise InputError(
-                f"{wrong.task} has {len(wrong.candidates)} candidates; a judge compares two"
+                f"{wrong.task} has {len(wrong.candidates)} candidates; a judge compares two: leave "
+                f"out --judge"
             )
-        with Pool([self._entry], seed=0, cache=self._cache, permissive_only=False) as pool:
+        return self._scores(cases)
+
+    def _scores(self, cases: Sequence[Case]) -> Iterator[np.ndarray]:
+        with Pool(
+            [self._entry],
+            seed=0,
+            cache=self._cache,
+            permissive_only=False,
+            reject=self._no_reply,
+        ) as pool:
             stream = pool.answers(_questions(cases))
             following = next(stream, None)
             for number in range(len(cases)):
@@ -74,11 +104,20 @@ class JudgeScorer:
                 while following is not None and following.example_id.startswith(f"{number}/"):
                     replies[following.example_id] = _letter(following)
                     following = next(stream, None)
-                yield self._shares(replies.get(f"{number}/0", ""), replies.get(f"{number}/1", ""))
+                yield self._shares([replies.get(f"{number}/{order}") for order in range(2)])
 
-    def _shares(self, plain: str, exchanged: str) -> np.ndarray:
-        for letter in (plain, exchanged):
-            self.counts[f"chose {letter or 'neither'}"] += 1
+    def _no_reply(self, reason: str, *_: object) -> None:
+        # "refused", "cut off"; of what another run may ask again, "MODEL: no answer".
+        reason = reason.removeprefix(f"{self._entry['model']}: ")
+        self.counts["no reply" if reason == "no answer" else f"no reply, {reason}"] += 1
+
+    def _shares(self, chosen: Sequence[str | None]) -> np.ndarray:
+        for letter in chosen:
+            if letter is not None:
+                self.counts[f"chose {letter or 'neither'}"] += 1
+        if None in chosen:
+            return np.array([np.nan, np.nan])
+        plain, exchanged = chosen
         self.counts["changed with the order"] += plain == exchanged != ""
         first, second = (plain, exchanged) == ("A", "B"), (plain, exchanged) == ("B", "A")
         return np.array([1.0, 0.0] if first else [0.0, 1.0] if second else [0.5, 0.5])
@@ -108,6 +147,15 @@ def _shown(response: Response) -> str:
 
 
 def _letter(answer: Answer) -> str:
-    """The last letter that stands by itself; "" if there is none."""
-    found = _LETTER.findall(words_of(answer.response))
-    return found[-1] if found else ""
+    """The letter that a reply names, by the module's rule; "" if it names neither."""
+    text = _MARKS.sub("", words_of(answer.response)).strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    tries = [
+        _LAST.fullmatch(lines[-1]),
+        *map(_ANSWER.fullmatch, reversed(lines)),
+        _FIRST.fullmatch(lines[0]),
+    ]
+    if found := next(filter(None, tries), None):
+        return found[1]
+    praised = set(_PRAISE.findall(text))
+    return praised.pop() if len(praised) == 1 and set(_LETTER.findall(text)) == praised else ""

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from toolrm_jax.errors import InputError
-from toolrm_jax.evaluate.cases import Cases, read_pairs, trained_on
+from toolrm_jax.evaluate.cases import Cases, read_pairs
 from toolrm_jax.evaluate.likelihood import MOST_TOKENS, LikelihoodScorer
 from toolrm_jax.evaluate.llm_judge import JudgeScorer
-from toolrm_jax.evaluate.scorers import CaseScorer, ModelScorer, rule_scorers
+from toolrm_jax.evaluate.scorers import CaseScorer, FittedRules, ModelScorer, rule_scorers
 from toolrm_jax.paths import is_remote
 
 _PART = {"split": "train", "subset": ""}
@@ -118,8 +118,9 @@ def scorers(args: argparse.Namespace) -> Iterator[list[CaseScorer]]:
                 JudgeScorer(args.judge, args.judge_model, cache, key_variable=args.judge_key)
             )
         if not args.no_rules:
-            fit_on = read_pairs(args.fit).cases if args.fit else ()
-            found += rule_scorers(fit_on)
+            found += rule_scorers()
+            if args.fit:
+                found.append(FittedRules(read_pairs(args.fit)))
         if not found:
             raise InputError("nothing to evaluate: give --model, or leave out --no-rules")
         names = [scorer.name for scorer in found]
@@ -137,7 +138,7 @@ def usable(
     seen: set[str] = set()
     for scorer in scorers:
         if isinstance(scorer, ModelScorer):
-            mine = trained_on(data.cases, scorer.trained)
+            mine = scorer.trained.tasks(data.cases)
             seen |= mine
             if mine:
                 notes.append(f"{scorer.name} was trained on {len(mine):,} of the tasks.")
@@ -170,6 +171,8 @@ def said_of(scorers: Sequence[CaseScorer]) -> list[str]:
             counts = {f"not scored, {reason}": n for reason, n in scorer.rejected.items()}
         elif isinstance(scorer, JudgeScorer):
             counts = dict(scorer.counts)
+        elif isinstance(scorer, FittedRules):
+            notes.append(scorer.note)
         if counts:
             words = ", ".join(f"{what}: {number:,}" for what, number in counts.items())
             notes.append(f"{scorer.name}: {words}.")

@@ -68,6 +68,12 @@ def margins_of(pairs: Pairs, scores: Sequence[np.ndarray]) -> np.ndarray:
     return np.where(np.isnan(right) & np.isnan(wrong), 0.0, margins)
 
 
+def known_margins(pairs: Pairs, scores: Sequence[np.ndarray]) -> np.ndarray:
+    """The margins of the pairs of which a side could be scored: of others, none is known."""
+    known = [not np.isnan(scores[n][[i, j]]).all() for n, i, j in pairs.numbers]
+    return margins_of(pairs, scores)[np.array(known, bool)]
+
+
 def describe(
     cases: Sequence[Case],
     pairs: Pairs,
@@ -79,8 +85,7 @@ def describe(
     """All figures of one scorer, as JSON."""
     margins = margins_of(pairs, scores)
     earned = credit(margins)
-    # Of a pair of which neither side could be scored, no margin is known.
-    known = np.array([not np.isnan(scores[n][[i, j]]).all() for n, i, j in pairs.numbers], bool)
+    known = known_margins(pairs, scores)
     found = {
         "accuracy": _plain(estimate(earned, pairs.tasks, seed)),
         "ties": int((margins == 0).sum()),
@@ -94,10 +99,10 @@ def describe(
             )
         },
         "length": _length(cases, scores, earned, pairs, seed),
-        "margin": _margin(margins[known]),
+        "margin": _margin(known),
     }
     if is_log_odds:
-        found["calibration"] = calibration(margins[known])
+        found["calibration"] = calibration(known)
     return found
 
 

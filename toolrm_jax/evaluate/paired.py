@@ -10,15 +10,21 @@ counted. The difference of the accuracies has a 95% interval by a bootstrap over
   together; the share of 10,000 flips (and what was found) that differ as much;
 - McNemar's exact test on the pairs that one tells right and the other wrong, as if pairs were
   independent; a tie is neither.
+
+Of two runs on pools, their curves of best-of-n are compared as well: pool by pool, at every n that
+is told, with the interval of the difference.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import scipy.stats
 
 from toolrm_jax.errors import InputError
+from toolrm_jax.evaluate import best_of_n
+from toolrm_jax.evaluate.cases import Case
 from toolrm_jax.evaluate.pair_metrics import Pairs, margins_of, pairs_of
 from toolrm_jax.evaluate.results import Run
 from toolrm_jax.metrics import credit, paired_gain
@@ -28,7 +34,7 @@ PERMUTATIONS, _AT_ONCE = 10_000, 100
 
 
 def compare(a: Run, a_scorer: str, b: Run, b_scorer: str, seed: int = 0) -> dict[str, Any]:
-    """What the first earns more than the second, overall and by error type."""
+    """What the first earns more than the second: overall, by error type, as the best of n."""
     mine, theirs = _credits(a, a_scorer), _credits(b, b_scorer)
     shared = [key for key in mine if key in theirs]
     if not shared:
@@ -39,8 +45,8 @@ def compare(a: Run, a_scorer: str, b: Run, b_scorer: str, seed: int = 0) -> dict
     first, second = (np.array([found[key][2] for key in shared]) for found in (mine, theirs))
     kinds = [mine[key][1] for key in shared]
     return {
-        "a": {"run": a.path, "scorer": a_scorer, "accuracy": float(first.mean())},
-        "b": {"run": b.path, "scorer": b_scorer, "accuracy": float(second.mean())},
+        "a": {**_side(a, a_scorer), "accuracy": float(first.mean())},
+        "b": {**_side(b, b_scorer), "accuracy": float(second.mean())},
         "pairs": len(shared),
         "tasks": len(set(tasks)),
         "left out": len(mine) + len(theirs) - 2 * len(shared),
@@ -51,7 +57,13 @@ def compare(a: Run, a_scorer: str, b: Run, b_scorer: str, seed: int = 0) -> dict
         },
         "permutation p": permutation(first - second, tasks, seed),
         "McNemar": mcnemar(first, second),
+        "best of n": curve_gains(a, a_scorer, b, b_scorer, seed),
     }
+
+
+def _side(run: Run, scorer: str) -> dict[str, Any]:
+    sha256 = run.result["data"]["sha256"]
+    return {"run": run.path, "scorer": scorer, "data sha256": sha256, "overlap": bool(run.mark)}
 
 
 def _credits(run: Run, scorer: str) -> dict[str, tuple[str, str, float]]:
@@ -74,8 +86,11 @@ def _credits(run: Run, scorer: str) -> dict[str, tuple[str, str, float]]:
 def _key(run: Run, pairs: Pairs, place: int) -> str:
     number, i, j = pairs.numbers[place]
     case = run.cases[number]
-    sides = [case.candidates[k].response for k in (i, j)]
-    return digest(case.task, json.dumps([case.tools, case.messages, sides], sort_keys=True))
+    return _digest(case, [case.candidates[k].response for k in (i, j)])
+
+
+def _digest(case: Case, answers: list[Any]) -> str:
+    return digest(case.task, json.dumps([case.tools, case.messages, answers], sort_keys=True))
 
 
 def _gain(first: np.ndarray, second: np.ndarray, tasks: list[str], seed: int) -> dict[str, Any]:
@@ -88,6 +103,62 @@ def _where(
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     here = [i for i, k in enumerate(kinds) if k == kind]
     return first[here], second[here], [tasks[i] for i in here]
+
+
+# Best of n ---------------------------------------------------------------------------------------
+
+
+def curve_gains(a: Run, a_scorer: str, b: Run, b_scorer: str, seed: int = 0) -> dict[str, Any]:
+    """By kind of draws: how much more often the best of n of the first is right.
+
+    Over the pools that both runs have and that hold enough for the last n of both curves.
+    """
+    mine, theirs = _pools(a, a_scorer), _pools(b, b_scorer)
+    found = {}
+    for draws in best_of_n.DRAWS:
+        last = min(_last(run, draws) for run in (a, b))
+        used = [
+            (case, scores, theirs[key][1])
+            for key, (case, scores) in mine.items()
+            if key in theirs and best_of_n.counts_of(case, draws).sum() >= last
+        ]
+        if last and used:
+            found[draws] = {
+                "pools": len(used),
+                "left out": len(mine.keys() | theirs.keys()) - len(used),
+                "points": [_point(used, draws, n, seed) for n in best_of_n.milestones(last)],
+            }
+    return found
+
+
+def _pools(run: Run, scorer: str) -> dict[str, tuple[Case, np.ndarray]]:
+    """By what tells a pool from another: the pool, and the scores of its candidates."""
+    found: dict[str, tuple[Case, np.ndarray]] = {}
+    for case, scores in zip(run.cases, run.scores[scorer], strict=True):
+        answers = [[c.response, c.right, c.count] for c in case.candidates]
+        key = _digest(case, answers)
+        while key in found:  # the same pool twice in the data
+            key += "+"
+        found[key] = (case, scores)
+    return found
+
+
+def _last(run: Run, draws: str) -> int:
+    """The largest n of a run's curves; 0 where it has none."""
+    curves = run.result.get("best of n", {}).get(draws, {}).get("curves", {})
+    return max((point["n"] for line in curves.values() for point in line), default=0)
+
+
+def _point(
+    used: Sequence[tuple[Case, np.ndarray, np.ndarray]], draws: str, n: int, seed: int
+) -> dict[str, Any]:
+    first = np.array([best_of_n.best_of_pool(case, scores, draws, n) for case, scores, _ in used])
+    second = np.array([best_of_n.best_of_pool(case, scores, draws, n) for case, _, scores in used])
+    gain = _gain(first, second, [case.task for case, _, _ in used], seed)
+    return {**gain, "n": n, "a": float(first.mean()), "b": float(second.mean())}
+
+
+# Tests and words ---------------------------------------------------------------------------------
 
 
 def permutation(differences: np.ndarray, tasks: list[str], seed: int = 0) -> float:
@@ -114,8 +185,7 @@ def words(found: dict[str, Any]) -> str:
     """The comparison as a few lines."""
     gain = found["difference"]
     lines = [
-        f"a: {found['a']['scorer']} ({found['a']['run']}): {100 * found['a']['accuracy']:.1f}%",
-        f"b: {found['b']['scorer']} ({found['b']['run']}): {100 * found['b']['accuracy']:.1f}%",
+        *(f"{name}: {_said(found[name])}" for name in ("a", "b")),
         f"{found['pairs']:,} pairs of {found['tasks']:,} tasks; left out as only one run has them: "
         f"{found['left out']:,}",
         f"a - b: {_points(gain)} points",
@@ -126,8 +196,27 @@ def words(found: dict[str, Any]) -> str:
     lines += [
         f"  {kind}: {_points(g)} (n = {g['n']:,})" for kind, g in found["by error type"].items()
     ]
+    for draws, made in found["best of n"].items():
+        lines.append(
+            f"best of n, {draws} draws, {made['pools']:,} pools; left out as too small or only in "
+            f"one run: {made['left out']:,}"
+        )
+        lines += [
+            f"  n = {p['n']}: {100 * p['a']:.1f}% and {100 * p['b']:.1f}%, a - b: {_points(p)}"
+            for p in made["points"]
+        ]
     return "\n".join(lines)
 
 
+def _said(side: dict[str, Any]) -> str:
+    trained = " (OVERLAP with training)" if side["overlap"] else ""
+    return (
+        f"{side['scorer']} ({side['run']}, data {side['data sha256'][:16]}): "
+        f"{100 * side['accuracy']:.1f}%{trained}"
+    )
+
+
 def _points(gain: dict[str, Any]) -> str:
-    return f"{100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+    # Adding 0 makes 0.0 of -0.0.
+    mean, low, high = (round(100 * gain[name], 1) + 0.0 for name in ("mean", "low", "high"))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"

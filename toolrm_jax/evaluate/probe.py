@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from toolrm_jax.batch import RowShape, TokenizedPrompt, empty_batch, place
 from toolrm_jax.errors import InputError
-from toolrm_jax.evaluate.cases import Case, Cases
+from toolrm_jax.evaluate.cases import Case, Cases, Seen
+from toolrm_jax.evaluate.results import made_by
 from toolrm_jax.huggingface import (
     RewardTensors,
     Source,
@@ -82,14 +83,17 @@ def fit_probe(
         "base": name,
         "layers": source.config.num_layers,
         "fitted_on": data.name,
+        "fitted_on_sha256": data.digest,
         "pairs": len(tasks),
         "one_sided": len(data.cases) - len(two_sided),
         **left_out,
         "penalty": penalty,
         "left_out_loss": loss,
+        **made_by(seed),
     }
     tensors = RewardTensors(source, head=head_D.astype(np.float32))
-    listed = {**about, "train_tasks": sorted({case.task for case in cases})}
+    seen = Seen.of(cases)
+    listed = {**about, "train_tasks": seen.ids, "train_requests": seen.requests}
     files = {"toolrm.json": json.dumps(listed, indent=1) + "\n"}
     save_directory(folder, source.config, tensors, model.tokenizer, files)
     return about

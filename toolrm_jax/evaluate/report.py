@@ -1,24 +1,24 @@
 """Runs as pages that people can look at: one HTML file with all in it, and the same as Markdown.
 
-    runs, comparisons --html--> tables, curves, bars, reliability, the worst mistakes
-                      --markdown--> tables
+    runs --html--> curves, bars, reliability, tables, the worst mistakes
+         --markdown--> tables
 
 The page needs nothing beside it: styles and SVG are inside, no script, no font, no network. It is
-laid out for a phone first. Text from the data is escaped.
+laid out for a phone first. Text from the data is escaped, in both.
 """
 
 import html as escaping
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from toolrm_jax.evaluate import drawing
-from toolrm_jax.evaluate.pair_metrics import margins_of, pairs_of
+from toolrm_jax.evaluate.pair_metrics import Pairs, known_margins, margins_of, pairs_of
 from toolrm_jax.evaluate.results import Run
+from toolrm_jax.evaluate.tables import facts_of, full_cards, tables_of
 from toolrm_jax.synth.show import Style, difference, response_text
 
-Figures = Mapping[str, Any]
 SHOWN_MISTAKES = 8
 
 
@@ -28,17 +28,25 @@ def markdown(runs: Sequence[Run]) -> str:
 
 
 def _markdown_of(run: Run) -> str:
-    lines = [f"## {run.name}: {run.result['what']}", "", *_facts(run), ""]
-    for title, head, rows in _tables(run):
-        lines += [
-            f"### {title}",
-            "",
-            f"| {' | '.join(head)} |",
-            "|---" + "|---:" * (len(head) - 1) + "|",
-        ]
-        lines += [f"| {' | '.join(row)} |" for row in rows]
-        lines.append("")
+    lines = [f"## {run.name}: {run.result['what']}", "", *map(_line, facts_of(run)), ""]
+    for title, head, rows in tables_of(run):
+        under = "|---" + "|---:" * (len(head) - 1) + "|"
+        lines += [f"### {_line(title)}", "", _row(head), under, *map(_row, rows), ""]
     return "\n".join(lines).rstrip()
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(text: str) -> str:
+    """Text in a cell of a Markdown table, where a bar would begin the next cell, "<" a tag."""
+    text = _line(text).replace("\\", "\\\\")
+    return text.replace("|", "\\|").replace("<", "\\<")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.splitlines())
 
 
 def html(runs: Sequence[Run], title: str = "Reward models") -> str:
@@ -47,164 +55,18 @@ def html(runs: Sequence[Run], title: str = "Reward models") -> str:
     return _PAGE.format(title=escaping.escape(title), style=_STYLE, body=body)
 
 
-# What a run has to say ---------------------------------------------------------------------------
-
-
-def _facts(run: Run) -> list[str]:
-    """Where the figures come from, a sentence each."""
-    result, data = run.result, run.result["data"]
-    facts = [
-        f"Data: {data['path']} (SHA-256 {data['sha256'][:16]}), {data['cases']:,} cases of "
-        f"{data['tasks']:,} tasks; seed {result['seed']}.",
-        f"Made by `{result['command']}` with "
-        + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-        + ".",
-    ]
-    if data["rejected"]:
-        facts.append(f"{sum(data['rejected'].values()):,} rows were rejected; see rejects.jsonl.")
-    return facts + list(result.get("notes", ()))
-
-
-Table = tuple[str, list[str], list[list[str]]]
-
-
-def _tables(run: Run) -> Iterator[Table]:
-    """(title, head, rows) of everything that a run found."""
-    scorers = run.result.get("scorers", {})
-    if any("accuracy" in found for found in scorers.values()):
-        yield _accuracy_table(scorers)
-        for by in ("error type", "category", "model"):
-            yield from _by_table(by, scorers)
-        yield _length_table(scorers)
-    for draws, found in run.result.get("best of n", {}).items():
-        yield from _curve_table(draws, found)
-    if run.result.get("drift"):
-        yield _drift_table(run.result["drift"])
-    if "filter" in run.result:
-        yield _filter_table(run.result["filter"])
-
-
-def _accuracy_table(scorers: Figures) -> Table:
-    rows = []
-    for name, found in scorers.items():
-        calibration = found.get("calibration") or {}
-        rows.append(
-            [
-                name,
-                interval(found["accuracy"]),
-                f"{found['accuracy']['n']:,}",
-                f"{found['ties']:,}",
-                f"{found['unscored']:,}",
-                number(found["margin"]["mean"]),
-                percent(calibration.get("ece")),
-            ]
-        )
-    head = ["scorer", "accuracy, %", "pairs", "ties", "unscored", "mean margin", "ECE, %"]
-    return "Accuracy on pairs", head, rows
-
-
-def _by_table(by: str, scorers: Figures) -> Iterator[Table]:
-    names = list(dict.fromkeys(n for found in scorers.values() for n in found["by"][by]))
-    if not names:
-        return
-    rows = []
-    for name in names:
-        cells = [found["by"][by].get(name) for found in scorers.values()]
-        count = next(cell["n"] for cell in cells if cell)
-        rows.append([name, f"{count:,}", *(interval(cell) for cell in cells)])
-    yield f"Accuracy by {by}, %", [by, "pairs", *scorers], rows
-
-
-def _length_table(scorers: Figures) -> Table:
-    rows = [
-        [
-            name,
-            *(
-                interval(found["length"][k])
-                for k in ("right is longer", "right is shorter", "as long")
-            ),
-            number(found["length"]["correlation"]),
-            number(found["length"]["correlation within a prompt"]),
-        ]
-        for name, found in scorers.items()
-    ]
-    head = ["scorer", "right is longer, %", "right is shorter, %", "as long, %"]
-    return "Length", [*head, "rank correlation", "within a prompt"], rows
-
-
-def _curve_table(draws: str, found: Figures) -> Iterator[Table]:
-    if not found["curves"]:
-        return
-    last = max(point["n"] for line in found["curves"].values() for point in line)
-    shown = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < last] + [last]
-    rows = []
-    for name, line in found["curves"].items():
-        points = {point["n"]: point for point in line}
-        rows.append([name, *(interval(points[n]) for n in shown)])
-    title = f"Best of n, {draws} draws, {found['pools']:,} pools"
-    yield title, ["scorer", *(f"n = {n}, %" for n in shown)], rows
-    if found.get("by category"):
-        names = list(next(iter(found["by category"].values())))[1:]
-        rows = [
-            [category, f"{cell['pools']:,}", *(interval(cell[name]) for name in names)]
-            for category, cell in found["by category"].items()
-        ]
-        yield f"Best of {last} by category, {draws} draws, %", ["category", "pools", *names], rows
-
-
-def _drift_table(found: Figures) -> Table:
-    rows = [
-        [
-            way,
-            name,
-            f"{cell['cases']:,}",
-            percent(cell[name]["accuracy before"]),
-            percent(cell[name]["accuracy"]),
-            percent(cell[name]["turned"]),
-            number(cell[name]["drift"]),
-        ]
-        for way, cell in found.items()
-        for name in list(cell)[1:]
-    ]
-    head = ["changed", "scorer", "cases", "accuracy before, %", "after, %", "pairs turned, %"]
-    return "The same, said otherwise", [*head, "drift of the right answer"], rows
-
-
-def _filter_table(found: Figures) -> Table:
-    rows = []
-    for name, cell in found.items():
-        noise = cell.get("noise") or {}
-        keys = ("dropped", "share before", "share after", "average precision")
-        kept = f"{cell['kept']:,} of {cell['rows']:,}"
-        rows.append([name, kept, *(percent(noise.get(key)) for key in keys)])
-    head = ["scorer", "kept", "planted noise dropped, %", "noise before, %", "noise after, %"]
-    return "Filtering", [*head, "average precision, %"], rows
-
-
-def interval(found: Figures | None) -> str:
-    """A share in percent with its interval."""
-    if not found or found["mean"] is None:
-        return "-"
-    return f"{100 * found['mean']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
-
-
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
 # The page ----------------------------------------------------------------------------------------
 
 
 def _section(run: Run) -> str:
     parts = [f"<h2>{_text(run.name)}: {_text(run.result['what'])}</h2>"]
-    parts += [f'<p class="fact">{_text(fact)}</p>' for fact in _facts(run)]
-    parts += list(_pictures(run))
-    for title, head, rows in _tables(run):
+    parts += [f'<p class="fact">{_text(fact)}</p>' for fact in facts_of(run)]
+    parts += [_figure(svg, caption + run.mark) for svg, caption in _pictures(run)]
+    for title, head, rows in tables_of(run):
         parts.append(f"<h3>{_text(title)}</h3>{_table(head, rows)}")
+    for title, head, rows in full_cards(run):
+        summary = f"<summary>{_text(title)}</summary>"
+        parts.append(f"<details>{summary}{_table(head, rows)}</details>")
     parts += list(_mistakes(run))
     return f"<section>{''.join(parts)}</section>"
 
@@ -221,23 +83,36 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
 
 
-def _pictures(run: Run) -> Iterator[str]:
+def _pictures(run: Run) -> Iterator[tuple[str, str]]:
+    """(SVG, caption) of every picture."""
     for draws, found in run.result.get("best of n", {}).items():
         if found["curves"]:
             title = f"Share of right answers among the best of n ({draws} draws)"
-            yield _figure(drawing.curves(found["curves"]), title)
+            yield drawing.curves(found["curves"]), title
     scorers = run.result.get("scorers", {})
     kinds = {name: found["by"]["error type"] for name, found in scorers.items() if "by" in found}
     if any(kinds.values()):
-        yield _figure(drawing.bars(kinds), "Accuracy by error type, with 95% intervals")
+        yield drawing.bars(kinds), "Accuracy by error type, with 95% intervals"
     pairs = pairs_of(run.cases)
     for name, found in scorers.items():
         if found.get("calibration", {}).get("ranges"):
             picture = drawing.reliability(found["calibration"]["ranges"])
-            yield _figure(picture, f"{name}: how sure its preference is, and how often right")
-            margins = margins_of(pairs, run.scores[name])
-            picture = drawing.histogram(margins[np.isfinite(margins)])
-            yield _figure(picture, f"{name}: right minus wrong reward")
+            yield picture, f"{name}: how sure its preference is, and how often right"
+            yield _margins(name, pairs, run.scores[name])
+    noise = {name: cell.get("noise") or {} for name, cell in run.result.get("filter", {}).items()}
+    if found := {name: cell["curve"] for name, cell in noise.items() if cell.get("curve")}:
+        chance = next(noise[name]["share before"] for name in found)
+        caption = "The rows with the lowest rewards called noise: how many are, of how many found"
+        yield drawing.precision_recall(found, chance), caption
+
+
+def _margins(name: str, pairs: Pairs, scores: Sequence[np.ndarray]) -> tuple[str, str]:
+    margins = known_margins(pairs, scores)
+    margins = margins[np.isfinite(margins)]
+    caption = f"{name}: right minus wrong reward; ties: {(margins == 0).sum():,}"
+    if left_out := len(pairs.numbers) - len(margins):
+        caption += f"; pairs that are not there, for a side could not be scored: {left_out:,}"
+    return drawing.histogram(margins), caption
 
 
 def _figure(svg: str, caption: str) -> str:

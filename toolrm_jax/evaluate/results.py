@@ -1,6 +1,7 @@
 """A run of an evaluation, in a folder: what was found, and what it was found from.
 
-    OUT/result.json    what, command, versions, data with its hash, seed, figures of every scorer
+    OUT/result.json    what, command, versions, data with its hash, seed, models' cards, figures of
+                       every scorer
     OUT/scores.jsonl   a case a line: candidates, what is right, and every scorer's scores
     OUT/rejects.jsonl  rows that are no case: {"line", "reason"}
 
@@ -41,6 +42,22 @@ class Run:
     def name(self) -> str:
         return Path(self.path).name
 
+    @property
+    def mark(self) -> str:
+        """What titles of its figures end in: " (OVERLAP with training)" where tasks were scored
+        that a model was trained on (`options.usable` notes it)."""
+        overlaps = any("OVERLAP:" in note for note in self.result.get("notes", ()))
+        return " (OVERLAP with training)" if overlaps else ""
+
+
+def made_by(seed: int) -> dict[str, Any]:
+    """What every result says of its making, beside its data: the command, versions, the seed."""
+    return {
+        "command": shlex.join(["python", "-m", "toolrm_jax.evaluate", *sys.argv[1:]]),
+        "versions": versions("jax", "numpy", "scipy", "transformers"),
+        "seed": seed,
+    }
+
 
 def write_run(
     folder: str | os.PathLike[str],
@@ -50,17 +67,19 @@ def write_run(
     figures: Mapping[str, Any],
     seed: int,
     more_rows: Mapping[str, Iterable[dict[str, Any]]] | None = None,
+    *,
+    models: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Writes the folder, in the place of an earlier run's; gives what result.json holds.
 
-    more_rows: further files of JSON lines, by name.
+    Args:
+      more_rows: further files of JSON lines, by name.
+      models: the card of every scorer that is a model.
     """
     reasons = collections.Counter(reject.reason for reject in data.rejects)
     result = {
         "what": what,
-        "command": shlex.join(["python", "-m", "toolrm_jax.evaluate", *sys.argv[1:]]),
-        "versions": versions("jax", "numpy", "scipy", "transformers"),
-        "seed": seed,
+        **made_by(seed),
         "data": {
             "path": data.name,
             "sha256": data.digest,
@@ -68,6 +87,7 @@ def write_run(
             "tasks": len(set(data.tasks)),
             "rejected": dict(reasons.most_common()),
         },
+        "models": models or {},
         **figures,
     }
     with new_folder(folder, is_ours=lambda path: (path / RESULT).exists(), last=RESULT) as made:

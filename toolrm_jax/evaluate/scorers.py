@@ -1,10 +1,11 @@
 """What gives candidates a score: reward models, rules that cost nothing, and baselines.
 
-    class Scores:  name, is_log_odds, about, score(cases) -> for each case, scores [candidates]
+    class Scores:  name, is_log_odds, card, score(cases) -> for each case, scores [candidates]
 
 The candidate with the higher score wins; NaN is a candidate that could not be scored (over-long, no
 text that can be rendered), which loses to every other. `is_log_odds`: whether the difference of two
-scores is meant as the log-odds that the first is right, so that calibration makes sense.
+scores is meant as the log-odds that the first is right, so that calibration makes sense. `card`:
+what there is to say of a model; rules have none.
 
     for scores in ModelScorer("runs/quickstart/model/export").score(cases): ...
 """
@@ -16,7 +17,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from toolrm_jax.errors import InputError
-from toolrm_jax.evaluate.cases import Case
+from toolrm_jax.evaluate.cards import model_card
+from toolrm_jax.evaluate.cases import Case, Cases, Seen
 from toolrm_jax.examples import Response
 from toolrm_jax.rules import RULES, BestCombination
 from toolrm_jax.score_request import Rejected, Request
@@ -48,6 +50,7 @@ class ModelScorer:
 
     Attributes:
       about: what its checkpoint says (toolrm.json).
+      card: of that what a run keeps, and how the model is computed.
       rejected: how many candidates could not be scored, by reason.
     """
 
@@ -57,12 +60,21 @@ class ModelScorer:
         self.name = name or path
         self._scorer = Scorer.from_pretrained(path, **options)
         self.about = self._scorer.about
+        config = self._scorer.config
+        self.card = {
+            **model_card(self.about),
+            "path": path,
+            "layers": config.num_layers,
+            "parameters": config.num_parameters,
+            "dtype": options.get("dtype", "bfloat16"),
+        }
         self.rejected: dict[str, int] = {}
 
     @property
-    def trained(self) -> list[str]:
-        """The ids of the rows that it was trained on, where its checkpoint lists them."""
-        return list(self.about.get("train_tasks") or ())
+    def trained(self) -> Seen:
+        """The rows that it was trained on, where its checkpoint lists them."""
+        listed = (self.about.get(f"train_{what}") or () for what in ("tasks", "requests"))
+        return Seen(*listed)
 
     def score(self, cases: Sequence[Case]) -> Iterator[np.ndarray]:
         found = self._scorer.score((case.request() for case in cases), errors="return")
@@ -109,16 +121,49 @@ class RuleScorer:
             yield np.array([self.rule(row, c.response) for c in case.candidates], np.float64)
 
 
-def rule_scorers(fit_on: Sequence[Case] = ()) -> list[CaseScorer]:
-    """Every rule that costs nothing; and their best combination, if there is data to fit it on."""
-    found: list[CaseScorer] = [RuleScorer(name, rule) for name, rule in RULES.items()]
-    if fit_on:
-        rows = [row for case in fit_on for row in _preference_rows(case)]
+def cards_of(scorers: Sequence[CaseScorer]) -> dict[str, dict[str, Any]]:
+    """The cards of those that have one, by name."""
+    cards = {scorer.name: getattr(scorer, "card", None) for scorer in scorers}
+    return {name: card for name, card in cards.items() if card}
+
+
+def rule_scorers() -> list[CaseScorer]:
+    """Every rule that costs nothing."""
+    return [RuleScorer(name, rule) for name, rule in RULES.items()]
+
+
+class FittedRules:
+    """The rules' best combination, fitted on other pairs than those that it scores.
+
+    Attributes:
+      note: on how much of what it was fitted, once it has scored.
+    """
+
+    name, is_log_odds = "best combination of rules", False
+
+    def __init__(self, fit_on: Cases):
+        self._fit_on, self.note = fit_on, ""
+
+    def score(self, cases: Sequence[Case]) -> Iterator[np.ndarray]:
+        """Fits, then scores. Tasks that are in both, by id or request, are left out of the fit.
+
+        Raises InputError where nothing is left to fit on.
+        """
+        data = self._fit_on
+        shared = Seen.of(cases).tasks(data.cases)
+        others = data.only(lambda case: case.task not in shared)
+        rows = [row for case in others.cases for row in _preference_rows(case)]
         if not rows:
-            raise InputError("the data to fit the combination of rules on has no wrong answer")
-        combination = BestCombination.fit(rows)
-        found.append(RuleScorer("best combination of rules", combination.score))
-    return found
+            raise InputError(
+                f"{data.name}: no pair to fit the combination of rules on: {len(shared):,} of "
+                f"{len(set(data.tasks)):,} tasks are evaluated on, and no other has both a right "
+                f"and a wrong answer. Give other data."
+            )
+        self.note = (
+            f"{self.name}: fitted on {len(rows):,} prompts of {data.name} (SHA-256 "
+            f"{data.digest[:16]}), without {len(shared):,} tasks that are scored here."
+        )
+        yield from RuleScorer(self.name, BestCombination.fit(rows).score).score(cases)
 
 
 def _preference_rows(case: Case) -> Iterator[Row]:

@@ -6,6 +6,7 @@
     toolalpaca                ToolAlpaca's evaluation files        a file
     toolalpaca_hammer         ToolAlpaca as in Hammer's files      a file
     api_bank                  API-Bank as in Hammer's files        a file
+    nexusraven                NexusRaven's evaluation              a hub's data set, or two files
     rotbench                  RoTBench, first turn                 a file
     bfcl                      BFCL                                 "wheel", or a folder
     toolrm_pairs              ibm-research/ToolRM-train-data       a file or a hub's data set
@@ -31,6 +32,7 @@ from toolrm_jax.synth.sources import (
     bfcl,
     fc_reward_bench,
     hammer,
+    nexusraven,
     normalised,
     openai_rows,
     rotbench,
@@ -49,6 +51,7 @@ SOURCES: dict[str, Callable[..., Iterator[Example | Reject]]] = {
     "toolalpaca": toolalpaca.read,
     "toolalpaca_hammer": hammer.read_toolalpaca,
     "api_bank": hammer.read_api_bank,
+    "nexusraven": nexusraven.read,
     "rotbench": rotbench.read,
     "bfcl": bfcl.read,
     "toolrm_pairs": toolrm_pairs.read,
