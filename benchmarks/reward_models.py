@@ -1,13 +1,14 @@
 """Reward models side by side: the figures of accuracy in docs/evaluate.md and docs/synth.md.
 
-    python -m benchmarks.reward_models table [--workdir runs/reward_models] [--steps 240]
-    python -m benchmarks.reward_models study [--workdir runs/reward_models] [--steps 240]
+    python -m benchmarks.reward_models table [--workdir runs/reward_models] [--steps 160]
+    python -m benchmarks.reward_models study [--workdir runs/reward_models] [--steps 160]
 
 `table` scores FC-RewardBench's pairs and pools of candidates with the quickstart's model (on tasks
 that it was not trained on), a model trained on synthesised pairs, a linear probe fitted on such
 pairs, the log-likelihood of the language model itself, and the rules that cost nothing. `study`
-trains on synthesised pairs at five sizes, a sixteenth of the steps to all of them, and, for half of
-the steps, on corruptions alone and on models' answers alone.
+trains on synthesised pairs at five sizes, a sixteenth of the steps to all of them, and, for a
+quarter of the steps, on corruptions alone and on models' answers alone. Training begins with the
+probe's head: from a random one the loss falls little in so few steps.
 
 Both need the folder that TOOLRM_DATA names (train/, replay/ and eval/ in its data/); without it,
 `table` takes the quickstart's held-out pairs, and leaves out the model of synthesised pairs. Only
@@ -17,21 +18,21 @@ the project's own commands are run, and printed; what an earlier call has finish
 
 import argparse
 import itertools
+import json
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import datasets
-
 from toolrm_jax.bfcl_pairs import ensure_pairs
 from toolrm_jax.evaluate import drawing
 from toolrm_jax.evaluate.results import read_run
+from toolrm_jax.loader import open_row_file
 
 LAYERS = 10  # of the probe, as configs/smollm2_synth.py has
 PAIRS = 16_000  # synthesised; more than is trained on
-PROBE_PAIRS = 2_000
+PROBE_ROWS = 750  # prompts, with about 2,000 pairs
 HELDOUT_ROWS = 32  # of the quickstart's, for the log of the training on synthesised pairs
 SIZES = (16, 8, 4, 2, 1)  # parts of the steps
 MIXES = ("both", "corruptions", "replay")
@@ -58,13 +59,14 @@ def synthesise(workdir: Path, data: Path, mix: str) -> Path:
     return workdir / mix / "dataset"
 
 
-def train(workdir: Path, pairs: Path, heldout: Path, steps: int) -> Path:
-    """The first layers of SmolLM2 for so many steps; the folder of the model."""
+def train(workdir: Path, pairs: Path, start: Path, heldout: Path, steps: int) -> Path:
+    """So many steps from a probe; the folder of the model."""
     if not (workdir / "evaluation.json").exists():
         run(
             "train",
             "--config=configs/smollm2_synth.py",
             f"--workdir={workdir}",
+            f"--config.model.source={start}",
             f"--config.data.train={pairs / 'array_record'}",
             f"--config.data.heldout={heldout}",
             f"--config.train.steps={steps}",
@@ -73,7 +75,7 @@ def train(workdir: Path, pairs: Path, heldout: Path, steps: int) -> Path:
 
 
 def probe(folder: Path, pairs: Path) -> Path:
-    """A linear probe of the same layers, fitted on pairs; the folder of the model."""
+    """A linear probe of the first layers of SmolLM2, fitted on pairs; the folder of the model."""
     if not folder.exists():
         run(
             "evaluate",
@@ -101,11 +103,13 @@ def head(path: Path, source: Path, count: int) -> Path:
     return path
 
 
-def pairs_file(path: Path, dataset: Path, count: int) -> Path:
-    """The first pairs of a synthesised data set as JSON lines; its rows are shuffled."""
+def fit_on(workdir: Path, mix: str) -> Path:
+    """The first rows of a synthesised data set as JSON lines; they are shuffled."""
+    path = workdir / f"probe-{mix}.jsonl"
     if not path.exists():
-        found = datasets.load_dataset(str(dataset), split=f"train[:{count}]")
-        found.to_json(str(path))
+        rows = open_row_file(workdir / mix / "dataset" / "array_record")
+        chosen = (rows[number] for number in range(min(PROBE_ROWS, len(rows))))
+        path.write_text("".join(json.dumps(row) + "\n" for row in chosen))
     return path
 
 
@@ -122,12 +126,11 @@ def table(workdir: Path, data: Path | None, steps: int) -> list[Path]:
         options = (first, fitted, likelihood, f"--fit={of_bfcl.train}")
         return [evaluate("pairs", folder, of_bfcl.heldout, *options)]
     dataset = synthesise(workdir, data, "both")
-    fit_on = pairs_file(workdir / "probe_pairs.jsonl", dataset, PROBE_PAIRS)
+    fitted = probe(workdir / "both-probe", fit_on(workdir, "both"))
     heldout = head(workdir / "heldout.jsonl", of_bfcl.heldout, HELDOUT_ROWS)
-    trained = train(workdir / f"both-{steps}", dataset, heldout, steps)
-    fitted = probe(workdir / "probe", fit_on)
+    trained = train(workdir / f"both-{steps}", dataset, fitted, heldout, steps)
     others = (f"--model=synthesised={trained}", f"--model=probe={fitted}", likelihood)
-    options = (*others, f"--fit={fit_on}")
+    options = (*others, f"--fit={fit_on(workdir, 'both')}")
     runs = []
     for command, file in (("fc-reward-bench", "fcrb_dev"), ("best-of-n", "pools_dev")):
         path = data / "eval" / f"{file}.jsonl.gz"
@@ -141,17 +144,17 @@ def study(workdir: Path, data: Path, steps: int) -> list[Path]:
     """The run of docs/synth.md."""
     of_bfcl = ensure_pairs(workdir / "quickstart" / "pairs")
     heldout = head(workdir / "heldout.jsonl", of_bfcl.heldout, HELDOUT_ROWS)
-    made = {mix: synthesise(workdir, data, mix) for mix in MIXES}
-    wanted = [("both", steps // part) for part in SIZES]
-    wanted += [(mix, steps // 2) for mix in MIXES[1:]]
-    models = []
-    for mix, count in wanted:
-        name = f"{mix}-{count}"
-        models.append(f"--model={name}={train(workdir / name, made[mix], heldout, count)}")
-    fit_on = pairs_file(workdir / "probe_pairs.jsonl", made["both"], PROBE_PAIRS)
-    models.append(f"--model=probe={probe(workdir / 'probe', fit_on)}")
+    models = {}
+    for mix in MIXES:
+        dataset = synthesise(workdir, data, mix)
+        name = f"{mix}-probe"
+        models[name] = start = probe(workdir / name, fit_on(workdir, mix))
+        for part in SIZES if mix == "both" else (4,):
+            name, count = f"{mix}-{steps // part}", steps // part
+            models[name] = train(workdir / name, dataset, start, heldout, count)
     path = data / "eval" / "fcrb_dev.jsonl.gz"
-    options = (*models, f"--fit={fit_on}")
+    options = [f"--model={name}={folder}" for name, folder in models.items()]
+    options.append(f"--fit={fit_on(workdir, 'both')}")
     return [evaluate("fc-reward-bench", workdir / f"study-{steps}", path, *options)]
 
 
@@ -162,7 +165,7 @@ def main() -> None:
     )
     parser.add_argument("what", choices=("table", "study"))
     parser.add_argument("--workdir", type=Path, default=Path("runs/reward_models"))
-    parser.add_argument("--steps", type=int, default=240, help="of 4,096 tokens (default 240)")
+    parser.add_argument("--steps", type=int, default=160, help="of 4,096 tokens (default 160)")
     args = parser.parse_args()
     root = os.environ.get("TOOLRM_DATA")
     data = Path(root) / "data" if root else None
