@@ -136,6 +136,9 @@ def test_what_is_told_first_is_of_the_cases_as_they_are(tmp_path):
         assert sum(cell["n"] for cell in found["by"]["error type"].values()) == 4
         assert by["heavy"]["n"] > 3
         assert by["unicode"]["mean"] == run.result["drift"]["unicode"][name]["accuracy"]
+    # What `compare` and the report's pictures take; the file has all.
+    assert [case.category for case in run.cases] == ["as it is"] * 4
+    assert len((tmp_path / "run/scores.jsonl").read_text().splitlines()) > 8
 
 
 def test_rows_that_are_of_no_level_are_rejected_with_their_line(tmp_path):

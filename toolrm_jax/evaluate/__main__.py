@@ -257,7 +257,12 @@ def _robustness(args: argparse.Namespace) -> None:
         data = dataclasses.replace(data, rejects=[*data.rejects, *levels.rejects])
         notes.append(f"Levels of noise: {levels.name} (SHA-256 {levels.digest[:16]}).")
     data = dataclasses.replace(data, cases=labelled)
-    figures = {"notes": notes, "drift": drift, "scorers": described}
+    figures = {
+        "notes": notes,
+        "category": robustness.PLAIN,
+        "drift": drift,
+        "scorers": described,
+    }
     models = cards_of(scorers)
     write_run(args.output, "robustness", data, scores, figures, args.seed, models=models)
     _say(args.output)

@@ -114,7 +114,10 @@ def _case_row(case: Case, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
-    """What `write_run` wrote. Raises InputError where it is no such folder."""
+    """What `write_run` wrote; of a run whose figures are of one category, the cases of that one.
+
+    Raises InputError where it is no such folder.
+    """
     path = as_path(folder)
     try:
         result = json.loads((path / RESULT).read_text())
@@ -127,7 +130,10 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
             f"`python -m toolrm_jax.evaluate ... --output` wrote."
         ) from None
     cases, scores = [], collections.defaultdict(list)
+    only = result.get("category")
     for line in lines:
+        if only is not None and line["category"] != only:
+            continue
         for name, values in line.pop("scores").items():
             scores[name].append(np.array([np.nan if v is None else v for v in values], float))
         candidates = [Candidate(**candidate) for candidate in line.pop("candidates")]
