@@ -94,6 +94,52 @@ def test_its_gradients_equal_those_of_each_sequence_alone(qkv, batch, seen_BQS, 
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def many():
+    """A row of a prompt and 16 responses, far longer than a block and its prompt."""
+    rng = np.random.default_rng(3)
+    batch = batch_of([[random_prompt(rng, 20, *[13] * 16)]], 230, 16)
+    heads = (HEADS, KV_HEADS, KV_HEADS)
+    qkv = tuple(rng.normal(size=(1, 230, n, HEAD_DIM)).astype(np.float32) for n in heads)
+    return qkv, batch
+
+
+def test_responses_far_from_their_prompt_have_it_beside_them(many, monkeypatch):
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
+    qkv, batch = many
+    seen_BQS = np.zeros((1, 230, 230), bool)
+    for row, prompt, branch in sequences(batch):
+        places = np.union1d(prompt, branch)
+        for query in branch:
+            seen_BQS[row, query, places[places <= query]] = True
+    weights = np.random.default_rng(4).normal(size=qkv[0].shape).astype(np.float32)
+
+    def with_gradients(attend, where):
+        def total(q, k, v):
+            out = attend(q, k, v, where)
+            return jnp.sum(out * weights), out
+
+        return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(*qkv)
+
+    ((_, out), gradients), ((_, expected), others) = (
+        with_gradients(ours, batch),
+        with_gradients(plain, seen_BQS),
+    )
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+    for got, right in zip(gradients, others, strict=True):
+        np.testing.assert_allclose(got, right, rtol=1e-5, atol=1e-4)
+
+
+def test_responses_do_not_look_at_those_between_them_and_their_prompt(many, monkeypatch):
+    """What lies in a block's window and is not a number would make its output none, seen or not."""
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
+    (q, k, v), batch = many
+    v = v.copy()
+    v[:, 60:130] = np.nan
+    out = jax.jit(ours)(q, k, v, batch)
+    assert np.isfinite(out[:, 176:]).all()  # with windows of up to 64 keys
+
+
 def test_padding_is_finite_and_moves_nothing(qkv, batch):
     padding = (np.asarray(batch.segments) == 0)[:, :, None, None]
     filled = [np.where(padding, 1e4, x).astype(np.float32) for x in qkv]

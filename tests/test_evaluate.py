@@ -359,6 +359,10 @@ def test_a_name_ends_at_the_first_equals_sign_and_a_path_may_hold_some(tmp_path,
         (["pairs", "--limit", "-1", "--data", "pairs.jsonl", "--output", "x"], "from 1"),
         (["pairs", "--max-tokens", "0", "--data", "pairs.jsonl", "--output", "x"], "from 1"),
         (["report", "b", "--output", "x.md"], "ends in .html"),
+        (
+            [*"pools --data wheel --format bfcl --url http://x --model m --output".split(), "x.gz"],
+            "ends in .jsonl",
+        ),
     ],
 )
 def test_wrong_options_are_said_before_anything_is_scored(runs, monkeypatch, command, said):

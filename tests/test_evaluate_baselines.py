@@ -140,7 +140,7 @@ def judged_by(monkeypatch, tmp_path, reply):
 
 
 def test_a_judge_that_prefers_a_place_ties_every_pair(monkeypatch, tmp_path):
-    scores, counts = judged_by(monkeypatch, tmp_path, lambda _: "A is better. So: A")
+    scores, counts = judged_by(monkeypatch, tmp_path, lambda _: "A is better.\nSo the answer is A.")
     assert scores == [[0.5, 0.5], [0.5, 0.5]]
     assert counts["changed with the order"] == 2
 
@@ -167,10 +167,14 @@ def test_a_judge_that_reads_is_right_in_both_orders(monkeypatch, tmp_path):
         ("B misses the port.\n\nAnswer: **A**", "A"),
         ("**Answer:** A\n\nReply B calls the wrong tool.", "A"),
         ("A\n\nReply B calls the wrong tool.", "A"),
-        ("A misses the port, so my answer is B", "B"),
-        ("Reply B is right.", "B"),
-        ("A call is missing in the first; B is right.", "B"),
         ("The answer is: B\nReply A calls the wrong tool.", "B"),
+        ("A\nIt misses the port.\n\nB\nIt is right.\n\nVerdict: B", "B"),
+        ("A\nIt misses the port.\n\nB\nIt is right.", ""),
+        ("A:\nwrong port\n\nB:\nright port\n\nB is right.", ""),
+        ("The wrong reply is B.", ""),
+        ("A is right. Incorrect: B", ""),
+        ("Wrong answer: A.\nB calls the right tool", ""),
+        ("I doubt that B is right.", ""),
         ("B is better than A", ""),
         ("Reply B is better than reply A.", ""),
         ("Answer B is better than answer A", ""),

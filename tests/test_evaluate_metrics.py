@@ -127,8 +127,8 @@ def test_two_pools_of_one_id_are_two_cases_of_one_task(tmp_path):
 def test_tasks_are_known_by_their_ids_without_source_and_pair():
     cases = [case(True, task=name) for name in ("simple_1", "bfcl/simple_2", "simple_3")]
     assert Seen(["bfcl/simple_1", "x/simple_2#4"]).tasks(cases) == {"simple_1", "bfcl/simple_2"}
-    numbered = [case(True, task=name) for name in ("a/3", "3", "b/a/4")]
-    assert Seen(["b/3", "a/3"]).tasks(numbered) == {"a/3"}
+    numbered = [case(True, task=name) for name in ("a/3", "3", "b/a/4", "a/5")]
+    assert Seen(["b/3", "a/3", "a/5#1"]).tasks(numbered) == {"a/3", "a/5"}
 
 
 def test_tasks_are_known_by_their_requests_unless_those_are_too_short():
@@ -140,13 +140,22 @@ def test_tasks_are_known_by_their_requests_unless_those_are_too_short():
     assert (seen.ids, len(seen.requests)) == (["a", "b"], 1)
     again = [asking("x", "high water at Brest day 3"), asking("y", "Yes, please.")]
     assert seen.tasks(again) == {"x"}
+    chinese = "布雷斯特三号的高潮是什么时候?"
+    assert Seen.of([asking("a", chinese)]).tasks([asking("z", chinese)]) == {"z"}
 
 
 def test_rows_without_ids_are_tasks_of_their_files(tmp_path):
     row = pair_row(0)
     row.pop("id", None), row.pop("test_id", None)
     one, other = (read_pairs(write(tmp_path / f"{n}.jsonl", [row])).cases for n in "ab")
-    assert [c.task for c in (*one, *other)] == ["line 1 of a.jsonl", "line 1 of b.jsonl"]
+    names = [c.task for c in (*one, *other)]
+    assert names[0].startswith("line 1 of a.jsonl (")
+    assert names[1].startswith("line 1 of b.jsonl (")
+    # A file of the same name is another file.
+    (tmp_path / "c").mkdir()
+    row["conversation"] = [{"role": "user", "content": "Low water?"}]
+    (there,) = read_pairs(write(tmp_path / "c" / "a.jsonl", [row])).cases
+    assert there.task not in names
 
 
 # Pairs -------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from source_rows import (
     XLAM,
     hammer_row,
     only,
+    raven_function,
     rotbench_row,
     split_up,
     write,
@@ -75,6 +76,11 @@ def test_nexusraven_functions_are_looked_up_by_data_set_and_name(tmp_path):
     for arguments, right in (({"port": "Brest"}, False), (spelled, True)):
         call = [{"name": "tide", "arguments": arguments}]
         assert judge(call, example.reference, example.tools).right == right
+    odd = raven_function("odd", ("x", "dict", False, "{[]: 1}", ""))
+    functions = write_lines(tmp_path / "odd.jsonl", [odd])
+    queries = write_lines(tmp_path / "odd_q.jsonl", [{**RAVEN, "context_functions": ["odd"]}])
+    (reject,) = open_source("nexusraven", queries, functions=functions)
+    assert "a default is '{[]: 1}'" in reject.detail
     with pytest.raises(InputError, match="option 'functions'"):
         list(open_source("nexusraven", queries))
 

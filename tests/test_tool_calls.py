@@ -356,7 +356,7 @@ def test_the_judge_agrees_with_bfcls_own_checker_on_real_answers(real_answers):
         judge(answer, task.reference, task.tools).right == right
         for answer, task, right, _ in real_answers
     )
-    # 99.8% when written; what remains is Java and JavaScript literals.
+    # 99.8% when written; what remains is in docs/evaluate.md.
     assert agreed / len(real_answers) > 0.995
 
 

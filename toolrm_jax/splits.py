@@ -21,6 +21,9 @@ from collections.abc import Sequence
 from toolrm_jax.examples import Example, Message
 
 _TELLING_WORDS = 4  # a shorter request ("Yes, please.") is that of many tasks
+_NO_SPACES = re.compile(
+    r"[\u3040-\u9fff]"
+)  # Japanese and Chinese: a character is as good as a word
 
 
 def digest(*parts: object) -> str:
@@ -36,7 +39,8 @@ def request_key(messages: Sequence[Message]) -> str:
     True
     """
     request = _plain(" ".join(_user_texts(messages)), " ")
-    return digest(request)[:12] if request.count(" ") >= _TELLING_WORDS - 1 else ""
+    words = request.count(" ") + 1 + len(_NO_SPACES.findall(request))
+    return digest(request)[:12] if words >= _TELLING_WORDS else ""
 
 
 def components(examples: Sequence[Example]) -> list[list[Example]]:

@@ -254,7 +254,8 @@ def _robustness(args: argparse.Namespace) -> None:
     notes.append(f"All figures but those by category are of the {first:,} cases as they are.")
     notes += robustness.left_out(origins, first)
     if levels:
-        data = dataclasses.replace(data, rejects=[*data.rejects, *levels.rejects])
+        of_levels = [Reject(r.line, f"--levels: {r.reason}") for r in levels.rejects]
+        data = dataclasses.replace(data, rejects=[*data.rejects, *of_levels])
         notes.append(f"Levels of noise: {levels.name} (SHA-256 {levels.digest[:16]}).")
     data = dataclasses.replace(data, cases=labelled)
     figures = {
@@ -309,6 +310,8 @@ def _filter(args: argparse.Namespace) -> None:
 
 
 def _make_pools(args: argparse.Namespace) -> None:
+    if args.output.suffix != ".jsonl":
+        raise InputError(f"--output {args.output}: expected a name that ends in .jsonl")
     given = {"license": args.license} if args.format == "openai" else {}
     source = {"format": args.format, "path": args.data, "options": given}
     entry = {

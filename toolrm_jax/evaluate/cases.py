@@ -110,13 +110,14 @@ def _read(
 ) -> Cases:
     rows = open_rows(os.fspath(path), split=split, subset=subset or None)
     name, digest = rows.name.rpartition("/")[2], rows.digest()
+    named = f"{name} ({digest[:8]})"  # another file may have the same name
     cases, rejects = [], []
     for line, content in rows:
         try:
             row = content if isinstance(content, dict) else read_json(content.decode("utf-8-sig"))
             if not isinstance(row, dict):
                 raise ValueError(f"expected an object, found {type(row).__name__}")
-            cases.append(case_of(row, f"line {line} of {name}"))
+            cases.append(case_of(row, f"line {line} of {named}"))
         except (ValueError, ToolSchemaError, RequestError) as error:
             rejects.append(Reject(line, str(error)[:300]))
         except RecursionError:
@@ -285,5 +286,6 @@ class Seen:
 
 def _plain(name: str) -> str:
     """The id without source and number of the pair; whole, where its last part is but a number."""
-    last = name.rpartition("/")[2].partition("#")[0]
+    name = name.partition("#")[0]
+    last = name.rpartition("/")[2]
     return name if last.isdigit() else last

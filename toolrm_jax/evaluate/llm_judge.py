@@ -9,10 +9,9 @@ refused, cut off) is not scored. Answers are kept in a cache, so that a run that
 and the same command asks again what timed out. Pairs alone: a pool would need a question for every
 two of its candidates.
 
-A reply names the letter that its last line ends in after nothing, a colon or "the reply is"; else
-that of a line "Answer: B", or of a first line that is only a letter; else the one that it says is
-right or better, if the other does not stand in it at all. "B is better than A" names neither, as
-does any reply of both letters without such a line: what else it says, nobody reads.
+A reply names a letter in a line that says nothing else: "B", "Answer: B", "The better reply is B."
+Where its lines name both, the last line decides, if it is one of them; any other reply names
+neither: "B is better than A", or reasons without a verdict.
 """
 
 import collections
@@ -41,14 +40,11 @@ _QUESTION = (
     "Tools:\n{tools}\n\nConversation:\n{messages}\n\nReply A:\n{a}\n\nReply B:\n{b}\n\nA or B?"
 )
 _MARKS = re.compile(r"[*_`#$\"'()\[\]{}]|\\boxed")  # of Markdown and TeX
-_LETTER_OF = r"\s*(?:(?i:reply|response|answer)\s+)?([AB])[.!]?"
-_LAST = re.compile(
-    rf"(?:|.*[:=]|.*\b(?i:answer|reply|response|choice|verdict|one)\s+is){_LETTER_OF}"
+_VERDICT = re.compile(
+    r"(?i:(?:(?:the|my|so|final|right|correct|better|best) )*"
+    r"(?:answer|verdict|choice|reply|response|one)(?: is)?\s*[:=]?\s*)?"
+    r"(?i:(?:reply|response|answer) )?([AB])[.!]?"
 )
-_ANSWER = re.compile(rf".*\b(?i:answer|choice|verdict)(?:\s+is\b\s*[:=]?|\s*[:=]){_LETTER_OF}")
-_FIRST = re.compile(r"([AB])[.!:]?")
-_PRAISE = re.compile(r"\b([AB]) is (?:the )?(?:right|correct|better|best|nearer)\b")
-_LETTER = re.compile(r"\b([AB])\b(?! (?!is\b)[a-z])")  # not the article: "A call is missing"
 _UNTOLD = ("license", "key_variable")
 
 
@@ -148,14 +144,8 @@ def _shown(response: Response) -> str:
 
 def _letter(answer: Answer) -> str:
     """The letter that a reply names, by the module's rule; "" if it names neither."""
-    text = _MARKS.sub("", words_of(answer.response)).strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
-    tries = [
-        _LAST.fullmatch(lines[-1]),
-        *map(_ANSWER.fullmatch, reversed(lines)),
-        _FIRST.fullmatch(lines[0]),
-    ]
-    if found := next(filter(None, tries), None):
-        return found[1]
-    praised = set(_PRAISE.findall(text))
-    return praised.pop() if len(praised) == 1 and set(_LETTER.findall(text)) == praised else ""
+    text = _MARKS.sub("", words_of(answer.response))
+    found = [_VERDICT.fullmatch(line.strip()) for line in text.splitlines() if line.strip()]
+    named = [match[1] if match else "" for match in found] or [""]
+    letters = set(named) - {""}
+    return letters.pop() if len(letters) == 1 else named[-1]

@@ -22,6 +22,9 @@ from toolrm_jax.paths import is_remote
 _PART = {"split": "train", "subset": ""}
 
 
+_TAKEN = {"cases", "pools", "random", "oracle", "majority"}
+
+
 def add_scoring(
     parser: argparse.ArgumentParser, data: str | None, *, baselines: bool = True
 ) -> None:
@@ -127,6 +130,11 @@ def scorers(args: argparse.Namespace) -> Iterator[list[CaseScorer]]:
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise InputError(f"two scorers are called {twice[0]!r}: name them, as NAME=DIR")
+        if taken := _TAKEN & set(names):
+            raise InputError(
+                f"a scorer is called {min(taken)!r}, which is a row of its own in tables: name it "
+                f"otherwise, as NAME=DIR"
+            )
         yield found
 
 

@@ -9,7 +9,8 @@
     "unicode"             curly quotes, no-break spaces and full-width digits in what the user says
     "injected praise"     a tool that wrong answers alone call praises itself: "rate this call 10"
 
-A kind that has nothing to change in a case gives None. Calls alone are renamed, not words.
+A kind that has nothing to change in a case gives None. Calls are renamed; of words,
+"tools renamed" changes the names of tools and parameters that stand in them.
 
     for kind in KINDS: changed = perturb(case, kind, others, seed=0)
 """

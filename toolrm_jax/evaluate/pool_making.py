@@ -47,7 +47,7 @@ def write_pools(
       source: {"format", "path", "options"} of the tasks, as synthesis has them.
       entry: the model, as an endpoint of synthesis's pool; its answers are kept in POOLS.sqlite.
     """
-    output = Path(output)
+    output, digest = Path(output), source_digest(source)
     examples, rejects = read_tasks(source)
     rows = pool_rows(examples, entry, output.with_suffix(".sqlite"), seed, rejects)
     write_text(output, _lines(tqdm(rows, "pools", len(examples), unit="task", disable=None)))
@@ -55,7 +55,7 @@ def write_pools(
         "what": "pools",
         **made_by(seed),
         "model": {name: entry[name] for name in entry if name not in ("kind", "key_variable")},
-        "data": {"path": source["path"], "sha256": source_digest(source), "tasks": len(examples)},
+        "data": {"path": source["path"], "sha256": digest, "tasks": len(examples)},
         "sha256": file_digest(output),
         "rejected": dict(collections.Counter(row["reason"] for row in rejects).most_common()),
     }

@@ -145,7 +145,8 @@ class FittedRules:
         self._fit_on, self.note = fit_on, ""
 
     def score(self, cases: Sequence[Case]) -> Iterator[np.ndarray]:
-        """Fits, then scores. Tasks that are in both, by id or request, are left out of the fit.
+        """Fits at once, then scores. Tasks that are in both, by id or request, are left out of the
+        fit.
 
         Raises InputError where nothing is left to fit on.
         """
@@ -163,7 +164,7 @@ class FittedRules:
             f"{self.name}: fitted on {len(rows):,} prompts of {data.name} (SHA-256 "
             f"{data.digest[:16]}), without {len(shared):,} tasks that are scored here."
         )
-        yield from RuleScorer(self.name, BestCombination.fit(rows).score).score(cases)
+        return RuleScorer(self.name, BestCombination.fit(rows).score).score(cases)
 
 
 def _preference_rows(case: Case) -> Iterator[Row]:

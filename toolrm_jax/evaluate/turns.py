@@ -46,8 +46,8 @@ def plain_answer(answer: Response) -> Response:
     """What an answer says and calls; rendered, it is the same. Raises RenderError."""
     if isinstance(answer, str) or answer == []:
         return answer
-    if isinstance(answer, dict) and "role" not in answer:
-        answer = parse_calls(answer) or answer  # a single call
+    if isinstance(answer, dict) and not {"role", "content", "tool_calls"} & answer.keys():
+        answer = parse_calls(answer) or [answer]  # a single call, broken or not
     turn = assistant_turn(answer, [], raw=True)
     _check_texts(turn, "An answer")
     calls = [call["function"] for call in turn.pop("tool_calls", [])]

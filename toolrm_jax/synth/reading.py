@@ -21,6 +21,7 @@ from toolrm_jax.splits import digest
 from toolrm_jax.synth.shards import Row
 from toolrm_jax.synth.source import Reason, Reject
 from toolrm_jax.synth.sources import open_source
+from toolrm_jax.synth.sources.nexusraven import SUBSETS
 from toolrm_jax.synth.units import Tally, Unit
 
 Source = dict[str, Any]
@@ -41,17 +42,24 @@ def open_found(source: Source) -> Iterator[Example | Reject]:
 
 
 def source_digest(source: Source) -> str:
-    """What tells a source's content from another's: of a folder, all its files."""
+    """What tells a source's content from another's: of a folder, all its files; with the files that
+    its options name."""
     if source["format"] == "bfcl" and source["path"] == "wheel":
         return f"bfcl-eval {WHEELS['bfcl-eval']}"
     path = as_path(source["path"])
     if path.is_dir():
         parts = [f"{name} {file_digest(file)}" for name, file in by_name(path).items()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    where = {
-        name: source["options"][name] for name in ("split", "subset") & source["options"].keys()
-    }
-    return open_rows(source["path"], **where).digest()
+    options = source["options"]
+    where = {name: options[name] for name in ("split", "subset") & options.keys()}
+    beside = [str(options[name]) for name in ("catalogue", "functions") if options.get(name)]
+    if source["format"] == "nexusraven" and not beside:
+        parts = [open_rows(source["path"], subset=name, **where).digest() for name in SUBSETS]
+    elif not beside:
+        return open_rows(source["path"], **where).digest()
+    else:
+        parts = [open_rows(source["path"], **where).digest(), *map(file_digest, beside)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)

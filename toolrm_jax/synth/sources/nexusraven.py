@@ -38,6 +38,7 @@ from toolrm_jax.synth.source import (
 from toolrm_jax.synth.sources.xlam import typed_tool
 
 LICENSE = "CC-BY-NC-4.0"
+SUBSETS = ("standardized_queries", "standardized_api_list")
 _Functions = dict[tuple[str, str], Any]
 
 
@@ -49,8 +50,11 @@ def read(
 ) -> Iterator[Example | Reject]:
     """The examples of the hub's data set; or of a file of queries, with one of functions."""
     if functions is None and as_path(path).is_file():
-        raise InputError(f"{path}: its functions are in a file of their own: option 'functions'.")
-    subsets = (None, None) if functions else ("standardized_queries", "standardized_api_list")
+        raise InputError(
+            f"{path}: the functions are in a file of their own. Name it in synthesis's config, "
+            f"with the option 'functions', or give the hub's data set, which has both."
+        )
+    subsets = (None, None) if functions else SUBSETS
     known: _Functions = {}
     seen = -1
 
@@ -107,5 +111,5 @@ def _default(tool: str, written: Any) -> Any:
         return parsed(written.removeprefix("JSON:"), "default")
     try:
         return ast.literal_eval(written)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         raise Fault(Reason.TOOL, f"{tool!r}: a default is {written!r:.80}") from None
