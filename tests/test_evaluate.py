@@ -360,7 +360,7 @@ def test_a_name_ends_at_the_first_equals_sign_and_a_path_may_hold_some(tmp_path,
         (["pairs", "--max-tokens", "0", "--data", "pairs.jsonl", "--output", "x"], "from 1"),
         (["report", "b", "--output", "x.md"], "ends in .html"),
         (
-            [*"pools --data wheel --format bfcl --url http://x --model m --output".split(), "x.gz"],
+            ["pools", "--data=x", "--format=bfcl", "--url=x", "--model=m", "--output=x.gz"],
             "ends in .jsonl",
         ),
     ],
