@@ -1,6 +1,6 @@
 # Every target sets up its own virtual environment with the system Python and pip.
 #   make quickstart   train, evaluate and export a small reward model (under 20 minutes on 2 CPU cores)
-#   make test         the default tests
+#   make test         the default tests, two files at a time
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +19,7 @@ quickstart: $(VENV)/.run-ready
 
 test: $(VENV)/.dev-ready
 	$(BIN)/python -m toolrm_jax.assets
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.dev-ready
 	$(BIN)/python -m toolrm_jax.assets
