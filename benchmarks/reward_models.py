@@ -180,7 +180,7 @@ def main() -> None:
     run("evaluate", "report", *runs, f"--output={page}")
     for folder in runs:
         found = read_run(folder).result.get("best of n")
-        if found:  # what the README shows
+        if found:  # a picture by itself, for a README
             (folder / "best_of_n.svg").write_text(drawing.curves(found["sampled"]["curves"]))
 
 

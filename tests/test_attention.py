@@ -45,15 +45,20 @@ def sequences(batch):
             )
 
 
-@pytest.fixture(scope="module")
-def seen_BQS(batch):
+def seen_by(batch):
     """Which keys a token sees where prompt + response is a plain causal sequence of its own."""
-    seen = np.zeros((len(batch.tokens), TOKENS, TOKENS), bool)
+    rows, tokens = np.shape(batch.tokens)
+    seen_BQS = np.zeros((rows, tokens, tokens), bool)
     for row, prompt, branch in sequences(batch):
         places = np.union1d(prompt, branch)
         for query in branch:
-            seen[row, query, places[places <= query]] = True
-    return seen
+            seen_BQS[row, query, places[places <= query]] = True
+    return seen_BQS
+
+
+@pytest.fixture(scope="module")
+def seen_BQS(batch):
+    return seen_by(batch)
 
 
 def plain(q_BSNH, k_BSKH, v_BSKH, seen_BQS):
@@ -107,11 +112,6 @@ def many():
 def test_responses_far_from_their_prompt_have_it_beside_them(many, monkeypatch):
     monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
     qkv, batch = many
-    seen_BQS = np.zeros((1, 230, 230), bool)
-    for row, prompt, branch in sequences(batch):
-        places = np.union1d(prompt, branch)
-        for query in branch:
-            seen_BQS[row, query, places[places <= query]] = True
     weights = np.random.default_rng(4).normal(size=qkv[0].shape).astype(np.float32)
 
     def with_gradients(attend, where):
@@ -123,7 +123,7 @@ def test_responses_far_from_their_prompt_have_it_beside_them(many, monkeypatch):
 
     ((_, out), gradients), ((_, expected), others) = (
         with_gradients(ours, batch),
-        with_gradients(plain, seen_BQS),
+        with_gradients(plain, seen_by(batch)),
     )
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
     for got, right in zip(gradients, others, strict=True):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from evaluate_rows import TOOL, call, case, pair_row, pool_row, write, write_reward_model
+from markdown_it import MarkdownIt
 
 from toolrm_jax.evaluate import (
     best_of_n,
@@ -146,13 +147,12 @@ def test_the_report_is_one_page_with_everything_in_it(runs):
 
 
 def test_names_of_any_text_leave_tables_whole_and_are_no_formulas():
-    markdown_it = pytest.importorskip("markdown_it")
     name = "a|b \\| <i>\n$x_1$"
     cell = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 3}
     found = {"dropped": 0.5, "share before": 0.3, "share after": 0.1, "average precision": 0.6}
     filtered = {name: {"kept": 1, "rows": 2, "noise": found}, "other": {"kept": 1, "rows": 2}}
     run = made_run(filter=filtered, notes=["one\n\n| two"])
-    page = markdown_it.MarkdownIt("commonmark").enable("table").render(report.markdown([run]))
+    page = MarkdownIt("commonmark").enable("table").render(report.markdown([run]))
     assert page[: page.index("</table>")].count("<td") == 2 * 6
     assert "<td>a|b \\| &lt;i&gt; $x_1$</td>" in page
     assert "one  | two" in page

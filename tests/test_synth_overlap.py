@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from toolrm_jax.examples import Example
+from toolrm_jax.splits import words
 from toolrm_jax.synth.overlap import (
     EvaluationSets,
     concatenate,
@@ -14,7 +15,6 @@ from toolrm_jax.synth.overlap import (
     minima_of,
     near_duplicates,
     sketch,
-    words,
 )
 
 TOOL = {"name": "get_rain", "description": "", "parameters": {"type": "object", "properties": {}}}

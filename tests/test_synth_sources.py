@@ -24,6 +24,7 @@ from source_rows import (
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.synth.declared_types import UnknownType, schema_of
+from toolrm_jax.synth.reading import source_digest
 from toolrm_jax.synth.source import Reason
 from toolrm_jax.synth.sources import fc_reward_bench, open_source
 from toolrm_jax.synth.turn_type import turn_type
@@ -76,6 +77,11 @@ def test_nexusraven_functions_are_looked_up_by_data_set_and_name(tmp_path):
     for arguments, right in (({"port": "Brest"}, False), (spelled, True)):
         call = [{"name": "tide", "arguments": arguments}]
         assert judge(call, example.reference, example.tools).right == right
+    # Other functions are another source, whatever the queries.
+    source = {"format": "nexusraven", "path": str(queries)}
+    others = write_lines(tmp_path / "others.jsonl", RAVEN_FUNCTIONS[1:])
+    digests = {source_digest({**source, "options": {"functions": f}}) for f in (functions, others)}
+    assert len(digests) == 2
     odd = raven_function("odd", ("x", "dict", False, "{[]: 1}", ""))
     functions = write_lines(tmp_path / "odd.jsonl", [odd])
     queries = write_lines(tmp_path / "odd_q.jsonl", [{**RAVEN, "context_functions": ["odd"]}])

@@ -16,6 +16,7 @@ This is attention in plain JAX, for CPUs; `flash_attention.py` has the same func
 GPUs.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -112,22 +113,22 @@ class _Window(NamedTuple):
     What is neither of the two has no segment.
     """
 
-    prompt_first: Array
+    prompt_first: Array  # where the pieces begin
     last_first: Array
     is_prompt_W: Array
-    tokens: Tokens  # W keys
 
     @classmethod
-    def of(cls, row: Tokens, begin: Array, prompt: Array, own: Array, end: Array, W: int):
-        """With the prompt's tokens begin .. begin + prompt - 1, and own .. end - 1."""
-        prompt_first = jnp.minimum(begin, len(row.place) - W)
-        last_first = jnp.maximum(end - W, 0)
+    def of(cls, begin: Array, prompt: Array, end: Array, W: int, S: int) -> "_Window":
+        """Of S tokens, with a prompt at begin .. begin + prompt - 1, and a block that ends at end."""
+        prompt_first = jnp.minimum(begin, S - W)
         column = jnp.arange(W) - (begin - prompt_first)
-        is_prompt_W = (column >= 0) & (column < prompt)
-        window = cls(prompt_first, last_first, is_prompt_W, row)
-        place, segment, branch = (window.cut(x_S, 0) for x_S in row)
-        segment = jnp.where(is_prompt_W | (place >= own), segment, -1)
-        return window._replace(tokens=Tokens(place, segment, branch))
+        return cls(prompt_first, jnp.maximum(end - W, 0), (column >= 0) & (column < prompt))
+
+    def keys(self, row: Tokens, own: Array) -> Tokens:
+        """What there is to see: the prompt, and from `own` on."""
+        place, segment, branch = (self.cut(x_S, 0) for x_S in row)
+        segment = jnp.where(self.is_prompt_W | (place >= own), segment, -1)
+        return Tokens(place, segment, branch)
 
     def cut(self, x: Array, axis: int) -> Array:
         """The window's part of an array over the row's tokens."""
@@ -173,8 +174,8 @@ def _row_forward(q_KGQH, k_KSH, v_KSH, segments_S, branches_S, offset) -> tuple[
     def block(begin):
         q_KGbH, start = _cut(q_KGQH, begin, block_size, 2), offset + begin
 
-        def attend(queries, window):
-            logits = _logits(q_KGbH, window.cut(k_KHS, 2), queries, window.tokens)
+        def attend(queries, keys, window):
+            logits = _logits(q_KGbH, window.cut(k_KHS, 2), queries, keys)
             largest = jnp.max(logits, axis=-1, keepdims=True)
             weights = jnp.exp(logits - largest)
             total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -210,9 +211,9 @@ def _row_backward(
         )
         start = offset + begin
 
-        def attend(queries, window):
+        def attend(queries, keys, window):
             k_KHW, v_KHW = window.cut(k_KHS, 2), window.cut(v_KHS, 2)
-            probs = jnp.exp(_logits(q, k_KHW, queries, window.tokens) - normaliser)
+            probs = jnp.exp(_logits(q, k_KHW, queries, keys) - normaliser)
             dlogits = (probs * (_product(dout, v_KHW) - share) * H**-0.5).astype(dtype)
             dq = _product(dlogits, window.cut(k_KSH, 1)).astype(dtype)
             dk, dv = _transposed_product(q, dlogits), _transposed_product(dout, probs.astype(dtype))
@@ -254,7 +255,7 @@ def _added(sum_KHS: Array, part_KHW: Array, first: Array) -> Array:
 
 
 def _in_window(attend, start: Array, Q: int, row: Tokens):
-    """attend(queries, window), in the smallest window that the block needs."""
+    """attend(queries, keys, window), in the smallest window that the block needs."""
     queries = Tokens(*(_cut(x_S, start, Q, 0) for x_S in row))
     first, end = Tokens(*(x_Q[0] for x_Q in queries)), start + Q
     # A prompt with its branches lies in one piece, and so does each branch: what is between the
@@ -263,12 +264,15 @@ def _in_window(attend, start: Array, Q: int, row: Tokens):
     begin, own = jnp.argmax(mine), jnp.argmax(mine & (row.branch == first.branch))
     prompt = jnp.where(first.branch == 0, 0, jnp.sum(mine & (row.branch == 0)))
     needed = jnp.where(first.segment == 0, 0, prompt + end - own)  # padding: whatever it sees
-    sizes = windows(len(row.place))
+    S = len(row.place)
+    sizes = windows(S)
+
+    def attend_in(W: int):
+        window = _Window.of(begin, prompt, end, W, S)
+        return attend(queries, window.keys(row, own), window)
+
     number = jnp.sum(needed > jnp.array(sizes))
-    branches = [
-        lambda W=W: attend(queries, _Window.of(row, begin, prompt, own, end, W)) for W in sizes
-    ]
-    return jax.lax.switch(number, branches)
+    return jax.lax.switch(number, [functools.partial(attend_in, W) for W in sizes])
 
 
 def _logits(q_KGQH, k_KHW, queries: Tokens, keys: Tokens) -> Array:

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 
 from toolrm_jax.examples import Example, Message
 
+_WORD = re.compile(r"[^\W_]+")
 _TELLING_WORDS = 4  # a shorter request ("Yes, please.") is that of many tasks
-_NO_SPACES = re.compile(
-    r"[\u3040-\u9fff]"
-)  # Japanese and Chinese: a character is as good as a word
+# Japanese and Chinese put no spaces between words: there a character counts as one.
+_NO_SPACES = re.compile(r"[\u3040-\u9fff]")
 
 
 def digest(*parts: object) -> str:
@@ -38,9 +38,9 @@ def request_key(messages: Sequence[Message]) -> str:
     >>> request_key(asked) == request_key([{**asked[0], "content": "what is 5 % of 300"}])
     True
     """
-    request = _plain(" ".join(_user_texts(messages)), " ")
-    words = request.count(" ") + 1 + len(_NO_SPACES.findall(request))
-    return digest(request)[:12] if words >= _TELLING_WORDS else ""
+    request = " ".join(words(" ".join(_user_texts(messages))))
+    count = request.count(" ") + 1 + len(_NO_SPACES.findall(request))
+    return digest(request)[:12] if count >= _TELLING_WORDS else ""
 
 
 def components(examples: Sequence[Example]) -> list[list[Example]]:
@@ -67,8 +67,8 @@ def keys(example: Example) -> set[str]:
     """What no two sides may share: the tools, the last segments of their names, the request."""
     names = [tool["name"] for tool in example.tools]
     found = {f"tool/{name}" for name in names}
-    found |= {f"segment/{_plain(name.rpartition('.')[2], '')}" for name in names}
-    request = _plain(" ".join(_user_texts(example.messages)), " ")
+    found |= {f"segment/{''.join(words(name.rpartition('.')[2]))}" for name in names}
+    request = " ".join(words(" ".join(_user_texts(example.messages))))
     return found | ({f"request/{request}"} if request else set())
 
 
@@ -76,9 +76,10 @@ def _user_texts(messages: Sequence[Message]) -> list[str]:
     return [str(m.get("content", "")) for m in messages if m.get("role") == "user"]
 
 
-def _plain(text: str, between: str) -> str:
-    """The words of a text in lower case: get_area, getArea and GetArea have the same letters."""
-    return between.join(re.findall(r"[^\W_]+", text.lower()))
+def words(text: str) -> list[str]:
+    """The words and numbers of a text in lower case: get_area, getArea and GetArea have the same
+    letters."""
+    return _WORD.findall(text.lower())
 
 
 def split(

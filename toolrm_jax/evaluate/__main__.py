@@ -36,8 +36,8 @@ from toolrm_jax.evaluate.results import made_by, read_run, write_run
 from toolrm_jax.evaluate.scorers import CaseScorer, cards_of
 from toolrm_jax.examples import Example
 from toolrm_jax.files import write_text
-from toolrm_jax.synth.reading import source_digest
-from toolrm_jax.synth.sources import SOURCES, open_source
+from toolrm_jax.synth.reading import Source, open_found, source_digest
+from toolrm_jax.synth.sources import SOURCES
 
 FC_REWARD_BENCH = "ibm-research/fc-reward-bench"
 
@@ -272,10 +272,8 @@ def _robustness(args: argparse.Namespace) -> None:
 def _filter(args: argparse.Namespace) -> None:
     if not 0 < args.keep <= 1 or not 0 <= args.noise < 1:
         raise InputError(f"--keep {args.keep} --noise {args.noise}: expected shares of 1.")
-    given = options.part(args)
-    if args.format == "openai":
-        given["license"] = args.license
-    found = list(open_source(args.format, args.data, **given))
+    source = _source(args, options.part(args))
+    found = list(open_found(source))
     examples = [one for one in found if isinstance(one, Example)]
     rejects = [
         Reject(one.line or 0, f"{one.reason}: {one.detail}"[:300])
@@ -285,7 +283,6 @@ def _filter(args: argparse.Namespace) -> None:
     cases = list(filtering.answered(examples, args.noise, args.seed))
     if not cases:
         raise InputError(f"{args.data}: no row can be scored")
-    source = {"format": args.format, "path": args.data, "options": given}
     data = Cases(args.data, source_digest(source), cases, rejects)
     data, scorers, scores, notes = _scored(args, data)
     noisy = np.array([not case.candidates[0].right for case in data.cases])
@@ -309,11 +306,15 @@ def _filter(args: argparse.Namespace) -> None:
     _say(args.output)
 
 
+def _source(args: argparse.Namespace, part: dict[str, str]) -> Source:
+    """--data as a source of synthesis."""
+    given = {"license": args.license} if args.format == "openai" else {}
+    return {"format": args.format, "path": args.data, "options": {**part, **given}}
+
+
 def _make_pools(args: argparse.Namespace) -> None:
     if args.output.suffix != ".jsonl":
         raise InputError(f"--output {args.output}: expected a name that ends in .jsonl")
-    given = {"license": args.license} if args.format == "openai" else {}
-    source = {"format": args.format, "path": args.data, "options": given}
     entry = {
         "kind": "endpoint",
         "model": args.model,
@@ -323,7 +324,7 @@ def _make_pools(args: argparse.Namespace) -> None:
         "temperature": args.temperature,
         "key_variable": args.key,
     }
-    left_out = write_pools(args.output, source, entry, args.seed)["rejected"]
+    left_out = write_pools(args.output, _source(args, {}), entry, args.seed)["rejected"]
     print(args.output, *(f"left out, {reason}: {n:,}" for reason, n in left_out.items()), sep="\n")
 
 

@@ -16,6 +16,7 @@ from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate.cases import Cases, read_pairs
 from toolrm_jax.evaluate.likelihood import MOST_TOKENS, LikelihoodScorer
 from toolrm_jax.evaluate.llm_judge import JudgeScorer
+from toolrm_jax.evaluate.results import OVERLAP
 from toolrm_jax.evaluate.scorers import CaseScorer, FittedRules, ModelScorer, rule_scorers
 from toolrm_jax.paths import is_remote
 
@@ -153,7 +154,7 @@ def usable(
             elif not scorer.trained:
                 notes.append(f"{scorer.name} does not say what it was trained on.")
     if seen and args.allow_overlap:
-        notes.append("OVERLAP: those tasks are scored as well, as --allow-overlap asks.")
+        notes.append(f"{OVERLAP} those tasks are scored as well, as --allow-overlap asks.")
     elif seen:
         before = len(data.cases)
         data = data.only(lambda case: case.task not in seen)

@@ -16,7 +16,7 @@ is told, with the interval of the difference.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,9 +76,7 @@ def _credits(run: Run, scorer: str) -> dict[str, tuple[str, str, float]]:
     earned = credit(margins_of(pairs, run.scores[scorer]))
     found: dict[str, tuple[str, str, float]] = {}
     for place, value in enumerate(earned):
-        key = _key(run, pairs, place)
-        while key in found:  # the same pair twice in the data
-            key += "+"
+        key = _unused(_key(run, pairs, place), found)
         found[key] = (pairs.tasks[place], pairs.error_types[place], float(value))
     return found
 
@@ -91,6 +89,13 @@ def _key(run: Run, pairs: Pairs, place: int) -> str:
 
 def _digest(case: Case, answers: list[Any]) -> str:
     return digest(case.task, json.dumps([case.tools, case.messages, answers], sort_keys=True))
+
+
+def _unused(key: str, found: Container[str]) -> str:
+    """The key of a pair or pool that may stand in the data more than once."""
+    while key in found:
+        key += "+"
+    return key
 
 
 def _gain(first: np.ndarray, second: np.ndarray, tasks: list[str], seed: int) -> dict[str, Any]:
@@ -136,10 +141,7 @@ def _pools(run: Run, scorer: str) -> dict[str, tuple[Case, np.ndarray]]:
     found: dict[str, tuple[Case, np.ndarray]] = {}
     for case, scores in zip(run.cases, run.scores[scorer], strict=True):
         answers = [[c.response, c.right, c.count] for c in case.candidates]
-        key = _digest(case, answers)
-        while key in found:  # the same pool twice in the data
-            key += "+"
-        found[key] = (case, scores)
+        found[_unused(_digest(case, answers), found)] = (case, scores)
     return found
 
 

@@ -27,6 +27,7 @@ from toolrm_jax.paths import as_path
 from toolrm_jax.versions import versions
 
 RESULT, SCORES, REJECTS = "result.json", "scores.jsonl", "rejects.jsonl"
+OVERLAP = "OVERLAP:"  # in a note: tasks were scored that a model was trained on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Run:
     def mark(self) -> str:
         """What titles of its figures end in: " (OVERLAP with training)" where tasks were scored
         that a model was trained on (`options.usable` notes it)."""
-        overlaps = any("OVERLAP:" in note for note in self.result.get("notes", ()))
+        overlaps = any(OVERLAP in note for note in self.result.get("notes", ()))
         return " (OVERLAP with training)" if overlaps else ""
 
 

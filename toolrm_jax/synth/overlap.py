@@ -21,14 +21,13 @@ Memory: 300 bytes an example (54 MB for 180,000), and the evaluation sets' reque
 import dataclasses
 import itertools
 import json
-import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from toolrm_jax.examples import Example
-from toolrm_jax.splits import digest
+from toolrm_jax.splits import digest, words
 
 SKETCH, BANDS = 64, 16
 _ROWS = SKETCH // BANDS
@@ -36,13 +35,7 @@ _ROWS = SKETCH // BANDS
 _rng = np.random.default_rng(20250911)
 _A_H = _rng.integers(0, 1 << 63, SKETCH, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _B_H = _rng.integers(0, 1 << 63, SKETCH, dtype=np.uint64)
-_WORD = re.compile(r"[^\W_]+")
 _LONG_TURN, _SHORT_REQUEST = 6, 4
-
-
-def words(text: str) -> list[str]:
-    """The words and numbers of a text in lower case."""
-    return _WORD.findall(text.lower())
 
 
 def plain_name(name: str) -> str:

@@ -9,7 +9,7 @@ A row is an example as JSON, and "from": the source's name.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from toolrm_jax.assets import WHEELS
@@ -49,17 +49,18 @@ def source_digest(source: Source) -> str:
     path = as_path(source["path"])
     if path.is_dir():
         parts = [f"{name} {file_digest(file)}" for name, file in by_name(path).items()]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        return _together(parts)
     options = source["options"]
-    where = {name: options[name] for name in ("split", "subset") & options.keys()}
     beside = [str(options[name]) for name in ("catalogue", "functions") if options.get(name)]
-    if source["format"] == "nexusraven" and not beside:
-        parts = [open_rows(source["path"], subset=name, **where).digest() for name in SUBSETS]
-    elif not beside:
-        return open_rows(source["path"], **where).digest()
-    else:
-        parts = [open_rows(source["path"], **where).digest(), *map(file_digest, beside)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    of_raven = source["format"] == "nexusraven" and not beside
+    subsets = SUBSETS if of_raven else (options.get("subset"),)
+    rows = (open_rows(path, split=options.get("split", "train"), subset=s) for s in subsets)
+    parts = [*(found.digest() for found in rows), *map(file_digest, beside)]
+    return parts[0] if len(parts) == 1 else _together(parts)
+
+
+def _together(digests: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)

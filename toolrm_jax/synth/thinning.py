@@ -16,7 +16,7 @@ import zstandard
 
 from toolrm_jax.examples import Example
 from toolrm_jax.files import write_bytes
-from toolrm_jax.splits import digest
+from toolrm_jax.splits import digest, words
 from toolrm_jax.synth import overlap
 from toolrm_jax.synth.obfuscation import Obfuscation
 from toolrm_jax.synth.reading import example_of, example_row, open_found
@@ -102,7 +102,7 @@ class Thin:
             return None
         sets, _ = _sets(self.evaluation)
         turns = [m for m in example.messages if m.get("role") == "user"]
-        request = [w for m in turns for w in overlap.words(str(m.get("content")))]
+        request = [w for m in turns for w in words(str(m.get("content")))]
         if sets.shares_tool(example):
             tally.count("examples that share a tool's name with an evaluation set")
         return sets.overlap(example, overlap.minima_of(request))
