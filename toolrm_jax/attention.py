@@ -119,7 +119,7 @@ class _Window(NamedTuple):
 
     @classmethod
     def of(cls, begin: Array, prompt: Array, end: Array, W: int, S: int) -> "_Window":
-        """Of S tokens, with a prompt at begin .. begin + prompt - 1, and a block that ends at end."""
+        """For a prompt at begin .. begin + prompt - 1, and a block whose last query is end - 1."""
         prompt_first = jnp.minimum(begin, S - W)
         column = jnp.arange(W) - (begin - prompt_first)
         return cls(prompt_first, jnp.maximum(end - W, 0), (column >= 0) & (column < prompt))
