@@ -54,8 +54,9 @@ def source_digest(source: Source) -> str:
     beside = [str(options[name]) for name in ("catalogue", "functions") if options.get(name)]
     of_raven = source["format"] == "nexusraven" and not beside
     subsets = SUBSETS if of_raven else (options.get("subset"),)
-    rows = (open_rows(path, split=options.get("split", "train"), subset=s) for s in subsets)
-    parts = [*(found.digest() for found in rows), *map(file_digest, beside)]
+    split = options.get("split", "train")
+    opened = (open_rows(source["path"], split=split, subset=subset) for subset in subsets)
+    parts = [*(rows.digest() for rows in opened), *map(file_digest, beside)]
     return parts[0] if len(parts) == 1 else _together(parts)
 
 
