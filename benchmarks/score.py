@@ -6,9 +6,10 @@
 Real pairs and pools of at least 16 candidates, from the folder that TOOLRM_DATA names, or else
 the quickstart's data. PyTorch runs as its users write it: every candidate's whole conversation
 tokenised, sorted by length, padded in batches, `AutoModelForSequenceClassification`, inference
-mode, in the better of float32 and bfloat16 (tried first on a few sequences, in turns). Ours is
-`Scorer.score`, from requests to rewards, rendering and tokenisation included; PyTorch's sequences
-are tokenised beforehand. The two take turns on the same requests, a fresh draw each repetition.
+mode. Ours is `Scorer.score`, from requests to rewards, rendering and tokenisation included;
+PyTorch's sequences are tokenised beforehand. Each side runs in the better of float32 and bfloat16
+(tried first on a few sequences, in turns). The two take turns on the same requests, a fresh draw
+each repetition.
 
 "Per token" divides the ratio of responses/s by the ratio of the tokens computed (theirs, with
 padding, over ours, with padding): 1.00 is as fast per token as the better PyTorch. The share of
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ from toolrm_jax.score_plan import Work, plan_window
 from toolrm_jax.scorer import Scorer
 from toolrm_jax.sharding import make_mesh
 
+PRECISIONS = ("bfloat16", "float32")
 SECTIONS = ("pairs", "pools", "growth", "first")
 MIN_POOL = 16
 MAX_TOKENS = 4096
@@ -93,8 +96,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
 class Ours:
     """The project's scorer."""
 
-    def __init__(self, model: Path, cache: Path):
-        self.scorer = Scorer.from_pretrained(model, max_tokens=MAX_TOKENS, cache_dir=cache)
+    def __init__(self, model: Path, cache: Path, dtype: str):
+        self.dtype = dtype
+        options = {"dtype": dtype, "max_tokens": MAX_TOKENS, "cache_dir": cache}
+        self.scorer = Scorer.from_pretrained(model, **options)
 
     def tokens(self, requests: list[dict[str, Any]]) -> list[np.ndarray]:
         """The sequences, for the other side and for counting."""
@@ -170,18 +175,30 @@ class Torch:
         return time.perf_counter() - start, computed
 
 
-def best_torch(model: Path, sequences: list[np.ndarray], batch: int) -> tuple[str, Torch]:
-    """The better precision, on a few sequences, each taking three turns."""
-    sides = {dtype: Torch(model, dtype, batch) for dtype in ("bfloat16", "float32")}
-    few = sorted(sequences, key=len)[len(sequences) // 2 :][:batch]
-    times: dict[str, list[float]] = {dtype: [] for dtype in sides}
+def better(name: str, runs: dict[str, Callable[[], float]]) -> str:
+    """The precision whose run, which gives seconds, is the fastest of three turns."""
+    times: dict[str, list[float]] = {dtype: [] for dtype in runs}
     for _ in range(3):
-        for dtype, side in sides.items():
-            times[dtype].append(side.run(few)[0])
+        for dtype, run in runs.items():
+            times[dtype].append(run())
     best = min(times, key=lambda dtype: min(times[dtype]))
-    found = ", ".join(f"{dtype} {len(few) / min(t):.2f}" for dtype, t in times.items())
-    print(f"PyTorch on {len(few)} sequences, responses/s: {found}; {best} is used below")
-    return best, sides[best]
+    found = ", ".join(f"{dtype} {min(seconds):.2f} s" for dtype, seconds in times.items())
+    print(f"{name} on a few: {found}; {best} is used below", flush=True)
+    return best
+
+
+def best_sides(model: Path, pairs: list[dict[str, Any]], args) -> tuple[Ours, Torch]:
+    """Both sides, each in its better precision."""
+    few = pairs[:8]
+    ours = {dtype: Ours(model, args.folder / "compiled", dtype) for dtype in PRECISIONS}
+    for side in ours.values():
+        side.compile_for(few)
+    our_best = better("ours", {d: lambda s=s: s.run(few)[0] for d, s in ours.items()})
+    sequences = sorted(ours[our_best].tokens(pairs[:32]), key=len)
+    middle = sequences[len(sequences) // 2 :][: args.torch_batch]
+    theirs = {dtype: Torch(model, dtype, args.torch_batch) for dtype in PRECISIONS}
+    best = better("PyTorch", {d: lambda s=s: s.run(middle)[0] for d, s in theirs.items()})
+    return ours[our_best], theirs[best]
 
 
 def compare(kind: str, requests: list[dict[str, Any]], ours: Ours, theirs: Torch, args) -> None:
@@ -194,10 +211,10 @@ def compare(kind: str, requests: list[dict[str, Any]], ours: Ours, theirs: Torch
         drawn = [good[i] for i in rng.choice(len(good), min(count, len(good)), replace=False)]
         sequences = ours.tokens(drawn)
         ours.compile_for(drawn)
-        rate = layer_rate("bfloat16")
+        rate = layer_rate(ours.dtype)
         seconds, work = ours.run(drawn)
         their_seconds, their_tokens = theirs.run(sequences)
-        rate = statistics.mean([rate, layer_rate("bfloat16")])
+        rate = statistics.mean([rate, layer_rate(ours.dtype)])
         reached = flops(ours.scorer.config, sequences, ours) / seconds
         ratios.append(their_seconds / seconds)
         tokens = their_tokens / work.computed_tokens
@@ -293,15 +310,14 @@ def main() -> None:
     args = parser.parse_args()
     requests = read_requests(args.folder)
     model = export(args.folder / "model")
-    ours = Ours(model, args.folder / "compiled")
     print(f"{os.cpu_count()} cores; {jax.default_backend()}; jax {jax.__version__}")
     if {"pairs", "pools"} & set(args.only):
-        _, theirs = best_torch(model, ours.tokens(requests["pairs"][:32]), args.torch_batch)
+        ours, theirs = best_sides(model, requests["pairs"], args)
         for kind in ("pairs", "pools"):
             if kind in args.only:
                 compare(kind, requests[kind], ours, theirs, args)
     if "growth" in args.only:
-        growth(requests["pairs"], ours, args)
+        growth(requests["pairs"], Ours(model, args.folder / "compiled", "bfloat16"), args)
     if "first" in args.only:
         time_to_first(model, requests["pairs"][0], args.folder)
 
