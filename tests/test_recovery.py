@@ -30,6 +30,8 @@ from training_processes import (
 
 from toolrm_jax.interruption import BROKEN_OFF, STOPPED
 
+LOST = "another process was lost|another task died|unhealthy|leader|coordination service"
+
 
 @pytest.fixture(scope="module")
 def whole(toy):
@@ -295,19 +297,24 @@ def test_a_process_that_holds_copies_alone_takes_part_in_saves(toy, whole):
 
 
 @pytest.mark.slow
-def test_a_lost_process_ends_the_other_and_the_run_goes_on_alone(toy, whole):
-    workdir, lost_seconds = toy / "lost", 10
-    lead, other = start_two(toy, workdir, **{"train.lost_seconds": lost_seconds})
-    assert until(lambda: steps_logged(workdir) > 6, lead)
-    other.kill()
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_other_and_the_run_goes_on(toy, whole, lost):
+    """Without process 1 alone; without process 0, which all others report to, as two again."""
+    workdir, lost_seconds = toy / f"lost_{lost}", 10
+    changes = {"train.lost_seconds": lost_seconds}
+    both = start_two(toy, workdir, **changes)
+    assert until(lambda: steps_logged(workdir) > 6, both[0])
+    both[lost].kill()
     began = time.monotonic()
-    output, _ = lead.communicate(timeout=60)
-    other.communicate()
+    output, _ = both[1 - lost].communicate(timeout=60)
+    both[lost].communicate()
     assert time.monotonic() - began < lost_seconds + 10
     # Whichever notices first: the step that the process does not take part in, or JAX's heartbeat.
-    assert lead.returncode in (BROKEN_OFF, -signal.SIGABRT), output
-    assert re.search(r"another process was lost|another task died|unhealthy", output), output
-    assert "continuing at step" in finish(start(toy, workdir))
+    assert both[1 - lost].returncode in (BROKEN_OFF, -signal.SIGABRT), output
+    assert re.search(LOST, output), output
+    again = [start(toy, workdir)] if lost else start_two(toy, workdir, **changes)
+    outputs = [finish(process) for process in again]
+    assert "continuing at step" in outputs[0]
     assert_same_losses(workdir, whole[0])
 
 
@@ -331,6 +338,17 @@ def test_a_hung_process_ends_the_other_with_a_message(toy):
     assert "train.hang_minutes" in output
     assert "Where the threads of this process stand" in output
     assert re.search(r'train\.py", line \d+ in train', output)  # where the main thread stands
+
+
+def test_devices_that_never_start_end_the_run(toy):
+    program = """
+import time
+from toolrm_jax import train
+train.unpack = lambda config: time.sleep(60)
+train.run()
+"""
+    started = start(toy, toy / "no_devices", program, **{"train.patient_minutes": 1 / 60})
+    assert "nothing has moved for 1 seconds in: starting the devices" in finish(started, BROKEN_OFF)
 
 
 def test_the_watchdog_waits_longer_where_something_is_compiled():

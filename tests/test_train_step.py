@@ -74,6 +74,19 @@ def run(batches: Batch, mesh, steps: int = 1, compute=F32):
         return jax.device_get(state), metrics
 
 
+def loss_and_gradients(examples, mesh):
+    """Of the mean over the prompts, one a row, as a function of the parameters."""
+    forward = Forward(CONFIG, F32)
+
+    def mean_loss(params, batch):
+        return pair_sums(forward(params, batch), batch, ETA).loss / len(examples)
+
+    with jax.set_mesh(mesh):
+        batch = on_mesh(batch_of([[item] for item in examples], TOKENS, RESPONSES), mesh)
+        found = jax.jit(jax.value_and_grad(mean_loss))(random_params(CONFIG), batch)
+        return jax.device_get(found)
+
+
 def assert_same(got, expected, tolerance=1e-5):
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True
@@ -88,21 +101,19 @@ def one_batch(examples):
     return run(stacked([[item] for item in examples]), mesh, steps=2)
 
 
-def test_the_step_is_adamw_on_the_mean_over_prompts(examples, one_batch, single_device):
+@pytest.fixture(scope="module")
+def gradients(examples):
+    """(loss, gradients) on one device."""
+    return loss_and_gradients(examples, make_mesh(devices=jax.devices()[:1]))
+
+
+def test_the_step_is_adamw_on_the_mean_over_prompts(examples, one_batch, gradients):
     state, metrics = one_batch
-    params = random_params(CONFIG)
-    batch = on_mesh(batch_of([[item] for item in examples], TOKENS, RESPONSES), single_device)
-    forward = Forward(CONFIG, F32)
-
-    @jax.jit
-    def mean_loss(params):
-        return pair_sums(forward(params, batch), batch, ETA).loss / len(examples)
-
-    loss, gradient = jax.value_and_grad(mean_loss)(params)
+    loss, gradient = gradients
     assert metrics[0]["loss"] == pytest.approx(float(loss), rel=1e-6)
     assert metrics[0]["prompts"] == pytest.approx(len(examples))
     assert metrics[0]["pairs"] == 5 + 3 + 4 + 2
-    norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(gradient)))
+    norm = np.sqrt(sum(float(np.sum(g**2)) for g in jax.tree.leaves(gradient)))
     assert metrics[0]["gradient_norm"] == pytest.approx(norm, rel=1e-5)
     assert int(state.step) == 2
     assert metrics[1]["loss"] < metrics[0]["loss"]
@@ -126,21 +137,31 @@ def test_packing_and_padding_rows_change_nothing(examples, one_batch, single_dev
     assert metrics[1] == pytest.approx(one_batch[1][1], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        {"fsdp": 8},
-        {"data": 4, "tensor": 2},
-        {"data": 2, "fsdp": 2, "tensor": 2},
-        {"fsdp": 2, "sequence": 4},
-        {"fsdp": 2, "sequence": 2, "tensor": 2},
-        pytest.param({"data": 8}, marks=pytest.mark.slow),
-        pytest.param({"fsdp": 4, "tensor": 2}, marks=pytest.mark.slow),
-        pytest.param({"data": 2, "sequence": 4}, marks=pytest.mark.slow),
-        pytest.param({"sequence": 4, "tensor": 2}, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
+def slow(**sizes):
+    return pytest.param(sizes, marks=pytest.mark.slow)
+
+
+MESHES = [
+    {"fsdp": 8},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+    {"fsdp": 2, "sequence": 2, "tensor": 2},
+    slow(data=8),
+    slow(data=4, fsdp=2),
+    slow(data=2, fsdp=4),
+    slow(data=4, tensor=2),
+    slow(fsdp=4, tensor=2),
+    slow(fsdp=2, sequence=4),
+    slow(data=2, sequence=4),
+    slow(sequence=4, tensor=2),
+]
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_gradients_of_eight_devices_are_those_of_one(sizes, examples, gradients):
+    assert_same(loss_and_gradients(examples, make_mesh(**sizes)), gradients)
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_eight_devices_are_one(sizes, examples, one_batch):
     mesh = make_mesh(**sizes)
     state, metrics = run(stacked([[item] for item in examples]), mesh, steps=2)

@@ -51,6 +51,7 @@ from toolrm_jax.start_up import StartUp
 from toolrm_jax.step_trace import StepTrace
 from toolrm_jax.throughput import Throughput
 from toolrm_jax.train_config import (
+    check_numbers,
     refuse_other_run,
     refuse_unshared,
     run_folder,
@@ -67,12 +68,14 @@ _PARTING_SECONDS = 3
 def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> pair_scores.Report:
     """Runs a training config to its end; see the module's docstring."""
     start_up = StartUp()
-    with start_up.phase("devices"):
-        parts = unpack(config)
+    check_numbers(config)
     with contextlib.ExitStack() as opened:
         watchdog = Watchdog(config.train.hang_minutes, config.train.patient_minutes)
         opened.enter_context(contextlib.closing(watchdog))
         opened.push(_unless_broken_off)
+        watchdog.feed("starting the devices", patient=True)
+        with start_up.phase("devices"):
+            parts = unpack(config)
         return _train(config, run_folder(workdir), parts, watchdog, start_up)
 
 
@@ -186,7 +189,7 @@ def _watched(
 
 def _unless_broken_off(kind: Any, error: BaseException | None, trace: Any) -> None:
     """Ends a process whose fellow is gone: what is left to be closed would wait for that one."""
-    if error is not None and jax.process_count() > 1 and is_loss(error):
+    if error is not None and is_loss(error) and jax.process_count() > 1:
         traceback.print_exception(error)
         break_off(
             f"error: process {jax.process_index()} of {jax.process_count()} was broken off: "

@@ -77,7 +77,7 @@ def unpack(
 
     `devices` are those of the mesh; by default all that there are.
     """
-    _check_numbers(config)
+    check_numbers(config)
     with section("mesh"):
         mesh = make_mesh(**config.mesh, devices=devices)
     with section("data"):
@@ -89,7 +89,8 @@ def unpack(
     return mesh, plan, optimizer, compute
 
 
-def _check_numbers(config: ConfigDict) -> None:
+def check_numbers(config: ConfigDict) -> None:
+    """Refuses a number that is missing or below the least that has a meaning."""
     least = {
         "seed": 0,
         "model.num_layers": 0,
