@@ -30,7 +30,18 @@ def test_shellcheck_finds_nothing(script):
     assert (found.returncode, found.stdout) == (0, "")
 
 
-@pytest.mark.parametrize("script", ["tpu_pod.sh", "gke.sh", "slurm.sh", "image.sh"])
+# tpu_host.sh is called by tpu_pod.sh, and commands.sh is read by the others.
+CALLED = ["tpu_pod.sh", "gke.sh", "slurm.sh", "image.sh"]
+
+
+def test_every_script_that_you_call_has_a_dry_run():
+    stated = (tiny.ROOT / "docs" / "launch.md").read_text()
+    assert "Every script that you call has `--help`, and `--dry-run`" in stated
+    assert {path.name for path in SCRIPTS} == {*CALLED, "tpu_host.sh", "commands.sh"}
+    assert all("--dry-run)" in (LAUNCH / script).read_text() for script in CALLED)
+
+
+@pytest.mark.parametrize("script", CALLED)
 def test_help_names_every_option_and_nothing_else(fakes, script):
     told = fakes.run(script, "--help")
     assert told.returncode == 0
@@ -44,11 +55,18 @@ def test_help_names_every_option_and_nothing_else(fakes, script):
 
 PREDICTED = {
     "tpu_pod.sh": ["v5p:2x2x4"],
+    "tpu_host.sh": ["v5p:2x2x4"],
     "gke.sh": ["v5p:2x2x4"],
     "jobset.yaml": ["v5p:2x2x4"],
     "slurm.sh": ["h100:2x8"],
     "Dockerfile": ["v5p:2x2x4", "h100:2x8"],
+    "image.sh": ["v5p:2x2x4", "h100:2x8"],
 }
+OF_THE_IMAGE = ("Dockerfile", "image.sh")  # for both: the hours alone
+
+
+def test_every_file_that_starts_training_says_what_is_predicted():
+    assert PREDICTED.keys() == {path.name for path in LAUNCH.iterdir()} - {"commands.sh"}
 
 
 @pytest.mark.parametrize("name", PREDICTED)
@@ -63,7 +81,7 @@ def test_headers_say_what_the_planner_predicts(name):
         low, high = (plan[bound]["hours_per_epoch"] for bound in ("overlapped", "serial"))
         assert topology in header
         assert f"{low:.2f} to {high:.2f}" in header
-        if name != "Dockerfile":
+        if name not in OF_THE_IMAGE:
             memory = plan["memory"]
             assert f"{memory['peak'] / 2**30:.1f} of {memory['usable'] / 2**30:.3g} GiB" in header
             fast, slow = (
