@@ -116,6 +116,52 @@ def test_wrong_options_are_refused_before_anything_is_done(fakes, script, argume
     assert fakes.calls() == []
 
 
+# --- The remat of the plans on v5e and v6e --------------------------------------------------------
+
+REMAT_NOTE = "note: no --config.model.remat=... after --: the plan on {} is with {}"
+TRAINING = {
+    "tpu_pod.sh": ["run", *POD, "--workdir", "gs://b/rm", "--dry-run"],
+    "gke.sh": ["apply", "--image", "r/toolrm:tpu", "--workdir", "gs://b/rm", "--dry-run"],
+}
+DATA = "--config.data.train=gs://b/train.jsonl"
+
+
+@pytest.mark.parametrize("script", TRAINING)
+@pytest.mark.parametrize("topology", ["v5e:4x8", "v6e:4x4"])
+def test_on_small_chips_the_remat_of_the_plan_is_noted_and_not_set(fakes, script, topology):
+    plans = json.loads((tiny.ROOT / "docs" / "plans.json").read_text())
+    planned = f"--config.model.remat={plans[f'14b {topology} model.remat=full']['remat']}"
+    told = fakes.run(script, *TRAINING[script], "--topology", topology, "--", DATA)
+    assert told.returncode == 0, told.stderr
+    assert told.stderr == REMAT_NOTE.format(topology.partition(":")[0], planned) + "\n"
+    unset = [line for line in told.stdout.splitlines() if not line.startswith("#")]
+    assert "remat" not in "\n".join(unset)
+
+
+@pytest.mark.parametrize("script", TRAINING)
+@pytest.mark.parametrize(
+    ("topology", "fields"),
+    [
+        ("v5p:2x2x4", []),
+        ("v4:2x2x4", []),
+        ("v6e:4x4", ["--config.model.remat=full"]),
+        ("v5e:4x8", ["--config.model.remat", "projections"]),
+    ],
+)
+def test_nothing_is_noted_on_large_chips_or_where_remat_is_given(fakes, script, topology, fields):
+    told = fakes.run(script, *TRAINING[script], "--topology", topology, "--", DATA, *fields)
+    assert (told.returncode, told.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["tpu_pod.sh", "gke.sh", "jobset.yaml"])
+def test_headers_say_which_remat_the_plans_on_small_chips_have(name):
+    text = " ".join(line.removeprefix("# ") for line in (LAUNCH / name).read_text().splitlines())
+    (small,) = re.findall(r"On (v5e:\S+) and (v6e:\S+) its plan is with (--config\S+) ", text)
+    plans = json.loads((tiny.ROOT / "docs" / "plans.json").read_text())
+    for topology in small[:2]:
+        assert f"14b {topology} {small[2].removeprefix('--config.')}" in plans
+
+
 # --- The image ------------------------------------------------------------------------------------
 
 
