@@ -23,8 +23,8 @@
 # save yet) the job is put back into the queue and continues from its checkpoint; after a node
 # failure Slurm does the same. So it is after any other failure (76: a process was lost, or a step
 # hung) while the job has been put back fewer than --restarts times, for whatever reason.
-# TOOLRM_PYTHON is the Python with toolrm_jax[cuda] (for gs:// [cuda,gcs]), the same path on all nodes; default .venv of
-# this repository. HF_TOKEN is taken from the environment that submits.
+# TOOLRM_PYTHON is the Python with toolrm_jax[cuda] (for gs:// [cuda,gcs]), the same path on all
+# nodes; default .venv of this repository. HF_TOKEN is taken from the environment that submits.
 #
 # Predicted (toolrm_jax.plan, configs/14b.py on h100:2x8): 29.8 of 72.8 GiB a GPU; 0.39 to 0.56
 # hours an epoch of 180,000 pairs, 128,700 to 89,700 tokens/s.

@@ -53,6 +53,13 @@ def test_help_names_every_option_and_nothing_else(fakes, script):
     assert fakes.calls() == []
 
 
+@pytest.mark.parametrize("script", [*CALLED, "tpu_host.sh"])
+def test_help_fits_a_hundred_columns(script):
+    told = subprocess.run(["bash", str(LAUNCH / script), "--help"], capture_output=True, text=True)
+    assert told.stdout
+    assert [line for line in told.stdout.splitlines() if len(line) > 98] == []  # "# " stands before
+
+
 PREDICTED = {
     "tpu_pod.sh": ["v5p:2x2x4"],
     "tpu_host.sh": ["v5p:2x2x4"],
