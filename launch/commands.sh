@@ -61,7 +61,7 @@ read_topology() { # read_topology v5p:2x2x4
 }
 
 # Adds what follows from the options to the fields for training, unless a field says otherwise.
-complete_fields() { # complete_fields SLICES CONFIG; changes the array `fields`
+complete_fields() { # complete_fields SLICES CONFIG CHIP; changes the array `fields`
     local given=" ${fields[*]} "
     given=${given//=/ }
     # Between slices the gradients alone should travel, not the weights as well.
@@ -70,5 +70,9 @@ complete_fields() { # complete_fields SLICES CONFIG; changes the array `fields`
     fi
     if [[ $given != *" --config.data.train "* ]]; then
         say "note: no --config.data.train=... after --: what $2 names must be on the hosts"
+    fi
+    # Said, not set: a run that goes on with another remat adds in another order (docs/train.md).
+    if [[ $3 == v[56]e && $given != *" --config.model.remat "* ]]; then
+        say "note: no --config.model.remat=... after --: the plan on $3 is with --config.model.remat=full"
     fi
 }

@@ -23,7 +23,8 @@
 #   -- field ...         for the training: --config.data.train=gs://bucket/train.jsonl
 #
 # Predicted (toolrm_jax.plan, configs/14b.py on v5p:2x2x4): 36.8 of 95 GiB a chip; 0.76 to 1.17
-# hours an epoch of 180,000 pairs, 65,600 to 42,600 tokens/s.
+# hours an epoch of 180,000 pairs, 65,600 to 42,600 tokens/s. On v5e:4x8 and v6e:4x4 its plan
+# is with --config.model.remat=full (docs/plan.md).
 #
 # example: launch/gke.sh apply --image us-docker.pkg.dev/project/rm/toolrm:tpu --workdir gs://b/rm \
 #   -- --config.data.train=gs://b/train.jsonl --config.data.heldout=gs://b/heldout.jsonl
@@ -111,7 +112,7 @@ with_fields() {
 apply() {
     need image "$image"
     need workdir "$workdir"
-    complete_fields "$slices" "$config"
+    complete_fields "$slices" "$config" "$chip"
     if "$dry_run"; then
         jobset
     elif [[ -n $(kubectl get jobset "$name" "${where[@]}" --ignore-not-found --output name) ]]; then

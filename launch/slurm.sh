@@ -19,12 +19,12 @@
 #   -- field ...         for the training: --config.train.steps=100
 #
 # Training finds the other processes by srun's variables (toolrm_jax/cluster.py). Where it ends
-# with 75 (preempted or out of time, and saved) the job is put back into the queue and continues
-# from its checkpoint; after a node failure Slurm does the same. So it is after any other failure
-# (76: a process was lost, or a step hung) while the job has been put back fewer than --restarts
-# times, for whatever reason.
-# TOOLRM_PYTHON is the Python with toolrm_jax[cuda] (for gs:// [cuda,gcs]), the same path on all nodes; default .venv of
-# this repository. HF_TOKEN is taken from the environment that submits.
+# with 75 (preempted or out of time, and saved) or 143 (the same during start-up, with nothing to
+# save yet) the job is put back into the queue and continues from its checkpoint; after a node
+# failure Slurm does the same. So it is after any other failure (76: a process was lost, or a step
+# hung) while the job has been put back fewer than --restarts times, for whatever reason.
+# TOOLRM_PYTHON is the Python with toolrm_jax[cuda] (for gs:// [cuda,gcs]), the same path on all
+# nodes; default .venv of this repository. HF_TOKEN is taken from the environment that submits.
 #
 # Predicted (toolrm_jax.plan, configs/14b.py on h100:2x8): 29.8 of 72.8 GiB a GPU; 0.39 to 0.56
 # hours an epoch of 180,000 pairs, 128,700 to 89,700 tokens/s.
@@ -105,15 +105,16 @@ submit() {
 }
 
 # One task a node, with all of its cores (Slurm would bind a task to one). A task that ends first,
-# with whatever status, leaves the others time to end their part of a save.
+# with whatever status, leaves the others time to end their part of a save, or to say that it never
+# joined them (after 300 s): srun must not end them before, as 143 would then stand for a failure.
 train() {
     act srun --nodes "$nodes" --ntasks "$nodes" --ntasks-per-node 1 --gpus-per-node "$gpus" \
-        --cpu-bind none --kill-on-bad-exit=0 --wait "$grace" --label \
+        --cpu-bind none --kill-on-bad-exit=0 --wait "$((grace + 300))" --label \
         "$python" -m toolrm_jax.train --config "$config" --workdir "$workdir" "${fields[@]}"
 }
 
 goes_on() { # goes_on STATUS
-    "$dry_run" || (($1 == 75)) || (($1 != 0 && ${SLURM_RESTART_COUNT:-0} < restarts))
+    "$dry_run" || (($1 == 75 || $1 == 143)) || (($1 != 0 && ${SLURM_RESTART_COUNT:-0} < restarts))
 }
 
 run() {

@@ -35,7 +35,8 @@
 # stands in no command line and no log. Data and weights may be gs:// paths.
 #
 # Predicted (toolrm_jax.plan, configs/14b.py on v5p:2x2x4): 36.8 of 95 GiB a chip; 0.76 to 1.17
-# hours an epoch of 180,000 pairs, 65,600 to 42,600 tokens/s.
+# hours an epoch of 180,000 pairs, 65,600 to 42,600 tokens/s. On v5e:4x8 and v6e:4x4 its plan
+# is with --config.model.remat=full (docs/plan.md).
 #
 # example: launch/tpu_pod.sh up --name rm --zone us-east5-a --spot --workdir gs://b/rm \
 #   -- --config.data.train=gs://b/train.jsonl --config.data.heldout=gs://b/heldout.jsonl
@@ -194,7 +195,7 @@ setup() {
 run() {
     need workdir "$workdir"
     local training=""
-    complete_fields "$slices" "$config"
+    complete_fields "$slices" "$config" "$chip"
     # Where Google's metadata does not answer, a host must not go on alone.
     printf -v training ' %q' --distributed=on --config "$config" --workdir "$workdir" "${fields[@]}"
     on_hosts all "bash toolrm_jax/launch/tpu_host.sh start --restarts $restarts --$training"

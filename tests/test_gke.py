@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 
 import pytest
 from launch_fakes import LAUNCH, POD
@@ -52,18 +53,33 @@ def assert_jobset(jobset: dict) -> None:
         assert replicated["template"].keys() <= {"metadata", "spec"}
 
 
-def test_the_jobset_is_what_kubernetes_accepts():
-    kubernetes_validate = pytest.importorskip(
-        "kubernetes_validate", reason="pip install kubernetes-validate"
-    )
-    jobset = the_jobset((LAUNCH / "jobset.yaml").read_text())
+def kubernetes():
+    return pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
+
+
+def assert_accepted(jobset: dict) -> None:
+    """Kubernetes itself knows the Job alone: it is checked against the schema of its API."""
     assert_jobset(jobset)
-    kubernetes_validate.validate(job(jobset), "1.32", strict=True)
+    kubernetes().validate(job(jobset), "1.32", strict=True)
+
+
+def printed(told: subprocess.CompletedProcess) -> dict:
+    """The JobSet that a dry run printed, which Kubernetes would accept."""
+    assert told.returncode == 0, told.stderr
+    text, _, command = told.stdout.rstrip().rpartition("\n")
+    assert command == "+ kubectl apply --filename -"
+    jobset = the_jobset(text)
+    assert_accepted(jobset)
+    return jobset
+
+
+def test_the_jobset_is_what_kubernetes_accepts():
+    jobset = the_jobset((LAUNCH / "jobset.yaml").read_text())
+    assert_accepted(jobset)
     # It would notice.
-    wrong = job(jobset)
-    wrong["spec"]["template"]["spec"]["containers"][0]["imagePullPolcy"] = "Always"
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(wrong, "1.32", strict=True)
+    job(jobset)["spec"]["template"]["spec"]["containers"][0]["imagePullPolcy"] = "Always"
+    with pytest.raises(kubernetes().ValidationError, match="imagePullPolcy"):
+        assert_accepted(jobset)
 
 
 def test_a_preempted_pod_restarts_all_without_counting():
@@ -90,12 +106,8 @@ APPLY = ["apply", "--image", "r/p/toolrm:tpu@sha256:ab", "--workdir", "gs://b/rm
 def test_a_dry_run_prints_the_jobset_that_would_be_applied(fakes):
     more = ("--name", "n", "--topology", "v5e:4x8", "--slices", "2", "--restarts", "7", "--spot")
     told = fakes.run("gke.sh", *APPLY, *more, "--service-account", "s", "--dry-run")
-    assert told.returncode == 0, told.stderr
+    jobset = printed(told)
     assert fakes.calls() == []
-    text, _, command = told.stdout.rstrip().rpartition("\n")
-    assert command == "+ kubectl apply --filename -"
-    jobset = the_jobset(text)
-    assert_jobset(jobset)
     pod = job(jobset)["spec"]["template"]["spec"]
     assert jobset["metadata"]["name"] == "n"
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 7
@@ -122,8 +134,7 @@ FIELDS = ["--config.data.train=gs://b/a b.jsonl", '--config.model.source=x"$(HOM
 def test_fields_of_the_config_reach_the_containers_arguments(fakes):
     told = fakes.run("gke.sh", *APPLY, "--dry-run", "--", *FIELDS)
     assert "note" not in told.stderr
-    jobset = the_jobset(told.stdout.rpartition("\n+ ")[0])
-    assert_jobset(jobset)
+    jobset = printed(told)
     plain = the_jobset((LAUNCH / "jobset.yaml").read_text())
     args, before = (
         job(found)["spec"]["template"]["spec"]["containers"][0]["args"] for found in (jobset, plain)
@@ -132,6 +143,26 @@ def test_fields_of_the_config_reach_the_containers_arguments(fakes):
     # Kubernetes takes $(NAME) for a variable and $$ for a dollar.
     assert [arg.replace("$$", "$") for arg in args[len(before) :]] == FIELDS
     assert "$$(HOME)" in args[-1]
+
+
+@pytest.mark.parametrize("more", [(), ("--spot", "--slices", "2", "--", *FIELDS)])
+@pytest.mark.parametrize(
+    ("topology", "accelerator", "hosts"),
+    [
+        ("v4:2x2x4", "tpu-v4-podslice", 4),
+        ("v5p:2x2x1", "tpu-v5p-slice", 1),
+        ("v5e:4x8", "tpu-v5-lite-podslice", 8),
+        ("v6e:4x4", "tpu-v6e-slice", 4),
+    ],
+)
+def test_kubernetes_accepts_what_is_printed_for_any_chip(fakes, topology, accelerator, hosts, more):
+    told = fakes.run("gke.sh", *APPLY, "--topology", topology, "--dry-run", *more)
+    spec = job(printed(told))["spec"]
+    selector = spec["template"]["spec"]["nodeSelector"]
+    assert spec["parallelism"] == spec["completions"] == hosts
+    assert selector["cloud.google.com/gke-tpu-accelerator"] == accelerator
+    assert selector["cloud.google.com/gke-tpu-topology"] == topology.partition(":")[2]
+    assert ("cloud.google.com/gke-spot" in selector) == bool(more)
 
 
 @pytest.mark.parametrize("script", ["gke.sh", "tpu_pod.sh"])

@@ -1,9 +1,14 @@
-"""Which errors mean that another process was lost, so that the same command may go on."""
+"""Exit codes, and which errors mean that another process was lost: the same command may go on."""
+
+import re
+import signal
 
 import jax
 import pytest
+import tiny
 
-from toolrm_jax.interruption import is_loss
+from toolrm_jax import train
+from toolrm_jax.interruption import BROKEN_OFF, STOPPED, is_loss
 from toolrm_jax.processes import LostProcessError
 
 
@@ -40,3 +45,12 @@ def test_an_error_that_would_come_again_is_none(text):
 def test_other_errors_are_losses_only_where_a_process_did_not_answer():
     assert is_loss(LostProcessError("waited in vain"))
     assert not is_loss(RuntimeError("UNAVAILABLE: Socket closed"))
+
+
+def test_the_docstring_and_the_table_list_every_exit_code():
+    codes = [0, 1, STOPPED, BROKEN_OFF, 128 + signal.SIGABRT, 128 + signal.SIGTERM]
+    said = train.__doc__.split("Exit codes")[1].split("\n\n")[0]
+    assert [int(code) for code in re.findall(r"[:;]\s(\d+)[, ]?", said)] == codes
+    page = (tiny.ROOT / "docs" / "train.md").read_text()
+    table = page.split("| exit code |")[1].split("\n\n")[0]
+    assert [int(code) for code in re.findall(r"^\| (\d+)", table, re.M)] == codes

@@ -30,7 +30,18 @@ def test_shellcheck_finds_nothing(script):
     assert (found.returncode, found.stdout) == (0, "")
 
 
-@pytest.mark.parametrize("script", ["tpu_pod.sh", "gke.sh", "slurm.sh", "image.sh"])
+# tpu_host.sh is called by tpu_pod.sh, and commands.sh is read by the others.
+CALLED = ["tpu_pod.sh", "gke.sh", "slurm.sh", "image.sh"]
+
+
+def test_every_script_that_you_call_has_a_dry_run():
+    stated = (tiny.ROOT / "docs" / "launch.md").read_text()
+    assert "Every script that you call has `--help`, and `--dry-run`" in stated
+    assert {path.name for path in SCRIPTS} == {*CALLED, "tpu_host.sh", "commands.sh"}
+    assert all("--dry-run)" in (LAUNCH / script).read_text() for script in CALLED)
+
+
+@pytest.mark.parametrize("script", CALLED)
 def test_help_names_every_option_and_nothing_else(fakes, script):
     told = fakes.run(script, "--help")
     assert told.returncode == 0
@@ -42,13 +53,27 @@ def test_help_names_every_option_and_nothing_else(fakes, script):
     assert fakes.calls() == []
 
 
+@pytest.mark.parametrize("script", [*CALLED, "tpu_host.sh"])
+def test_help_fits_a_hundred_columns(script):
+    told = subprocess.run(["bash", str(LAUNCH / script), "--help"], capture_output=True, text=True)
+    assert told.stdout
+    assert [line for line in told.stdout.splitlines() if len(line) > 98] == []  # "# " stands before
+
+
 PREDICTED = {
     "tpu_pod.sh": ["v5p:2x2x4"],
+    "tpu_host.sh": ["v5p:2x2x4"],
     "gke.sh": ["v5p:2x2x4"],
     "jobset.yaml": ["v5p:2x2x4"],
     "slurm.sh": ["h100:2x8"],
     "Dockerfile": ["v5p:2x2x4", "h100:2x8"],
+    "image.sh": ["v5p:2x2x4", "h100:2x8"],
 }
+OF_THE_IMAGE = ("Dockerfile", "image.sh")  # for both: the hours alone
+
+
+def test_every_file_that_starts_training_says_what_is_predicted():
+    assert PREDICTED.keys() == {path.name for path in LAUNCH.iterdir()} - {"commands.sh"}
 
 
 @pytest.mark.parametrize("name", PREDICTED)
@@ -63,7 +88,7 @@ def test_headers_say_what_the_planner_predicts(name):
         low, high = (plan[bound]["hours_per_epoch"] for bound in ("overlapped", "serial"))
         assert topology in header
         assert f"{low:.2f} to {high:.2f}" in header
-        if name != "Dockerfile":
+        if name not in OF_THE_IMAGE:
             memory = plan["memory"]
             assert f"{memory['peak'] / 2**30:.1f} of {memory['usable'] / 2**30:.3g} GiB" in header
             fast, slow = (
@@ -96,6 +121,52 @@ def test_wrong_options_are_refused_before_anything_is_done(fakes, script, argume
     assert refused.stderr.startswith("error: ")
     assert message in refused.stderr
     assert fakes.calls() == []
+
+
+# --- The remat of the plans on v5e and v6e --------------------------------------------------------
+
+REMAT_NOTE = "note: no --config.model.remat=... after --: the plan on {} is with {}"
+TRAINING = {
+    "tpu_pod.sh": ["run", *POD, "--workdir", "gs://b/rm", "--dry-run"],
+    "gke.sh": ["apply", "--image", "r/toolrm:tpu", "--workdir", "gs://b/rm", "--dry-run"],
+}
+DATA = "--config.data.train=gs://b/train.jsonl"
+
+
+@pytest.mark.parametrize("script", TRAINING)
+@pytest.mark.parametrize("topology", ["v5e:4x8", "v6e:4x4"])
+def test_on_small_chips_the_remat_of_the_plan_is_noted_and_not_set(fakes, script, topology):
+    plans = json.loads((tiny.ROOT / "docs" / "plans.json").read_text())
+    planned = f"--config.model.remat={plans[f'14b {topology} model.remat=full']['remat']}"
+    told = fakes.run(script, *TRAINING[script], "--topology", topology, "--", DATA)
+    assert told.returncode == 0, told.stderr
+    assert told.stderr == REMAT_NOTE.format(topology.partition(":")[0], planned) + "\n"
+    unset = [line for line in told.stdout.splitlines() if not line.startswith("#")]
+    assert "remat" not in "\n".join(unset)
+
+
+@pytest.mark.parametrize("script", TRAINING)
+@pytest.mark.parametrize(
+    ("topology", "fields"),
+    [
+        ("v5p:2x2x4", []),
+        ("v4:2x2x4", []),
+        ("v6e:4x4", ["--config.model.remat=full"]),
+        ("v5e:4x8", ["--config.model.remat", "projections"]),
+    ],
+)
+def test_nothing_is_noted_on_large_chips_or_where_remat_is_given(fakes, script, topology, fields):
+    told = fakes.run(script, *TRAINING[script], "--topology", topology, "--", DATA, *fields)
+    assert (told.returncode, told.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["tpu_pod.sh", "gke.sh", "jobset.yaml"])
+def test_headers_say_which_remat_the_plans_on_small_chips_have(name):
+    text = " ".join(line.removeprefix("# ") for line in (LAUNCH / name).read_text().splitlines())
+    (small,) = re.findall(r"On (v5e:\S+) and (v6e:\S+) its plan is with (--config\S+) ", text)
+    plans = json.loads((tiny.ROOT / "docs" / "plans.json").read_text())
+    for topology in small[:2]:
+        assert f"14b {topology} {small[2].removeprefix('--config.')}" in plans
 
 
 # --- The image ------------------------------------------------------------------------------------

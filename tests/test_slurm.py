@@ -1,5 +1,6 @@
 """Slurm: launch/slurm.sh, as it submits itself and as a job."""
 
+import inspect
 import os
 import shlex
 import sys
@@ -7,6 +8,8 @@ import sys
 import pytest
 import tiny
 from launch_fakes import LAUNCH, shown
+
+from toolrm_jax.cluster import start_processes
 
 
 def slurm_job(*more: str) -> list[str]:
@@ -38,7 +41,7 @@ def test_a_dry_run_prints_the_job_and_its_run_and_submits_nothing(fakes):
         *shlex.split(
             "srun --nodes 2 --ntasks 2 --ntasks-per-node 1 --gpus-per-node 8 --cpu-bind none"
         ),
-        *["--kill-on-bad-exit=0", "--wait", "300", "--label"],
+        *["--kill-on-bad-exit=0", "--wait", "600", "--label"],
         *[str(tiny.ROOT / ".venv" / "bin" / "python"), "-m", "toolrm_jax.train"],
         *shlex.split("--config configs/14b.py --workdir /w --config.seed=1"),
     ]
@@ -47,16 +50,32 @@ def test_a_dry_run_prints_the_job_and_its_run_and_submits_nothing(fakes):
 
 @pytest.mark.parametrize(
     ("status", "before", "again"),
-    [(0, "0", False), (75, "9", True), (76, "", True), (134, "2", True), (1, "3", False)],
+    [
+        (0, "0", False),
+        (75, "9", True),
+        (143, "9", True),
+        (76, "", True),
+        (134, "2", True),
+        (137, "3", False),
+        (1, "3", False),
+    ],
 )
 def test_a_job_is_put_back_into_the_queue(fakes, status, before, again):
-    """Always when it was preempted (75), after a failure as often as asked."""
+    """Always when it was preempted (75; 143 in start-up), after a failure as often as asked."""
     fakes.answers("status", str(status))
     count = {"SLURM_RESTART_COUNT": before} if before else {}
     done = fakes.run("slurm.sh", *slurm_job(), SLURM_JOB_ID="61", **count)
     assert done.returncode == status
     assert fakes.calls()[0][0] == "srun"
     assert fakes.calls()[1:] == ([["scontrol", "requeue", "61"]] if again else [])
+
+
+def test_srun_leaves_tasks_more_time_than_they_wait_for_one_that_never_joins(fakes):
+    """Ended by srun (143) before, they would be taken for preempted, again and again."""
+    joining = inspect.signature(start_processes).parameters["timeout_seconds"].default
+    fakes.run("slurm.sh", *slurm_job("--grace", "30"), SLURM_JOB_ID="61")
+    (srun,) = fakes.calls()
+    assert int(srun[srun.index("--wait") + 1]) == joining + 30
 
 
 def test_an_allocation_opened_by_hand_is_not_put_back(fakes):

@@ -10,8 +10,8 @@ heldout_scores.jsonl, evaluation.json, tokenizer/, export/, compiled/ (of severa
 
 Exit codes: 0, finished; 1, an error that the message explains; 75, asked to stop (SIGTERM, a
 preemption notice, Ctrl-C), and saved; 76, broken off (a process was lost, or a step hung); 134
-(SIGABRT), broken off by JAX for the same reasons. After 75, 76 and 134 the same command continues:
-docs/train.md.
+(SIGABRT), broken off by JAX for the same reasons; 143 (SIGTERM), asked to stop during start-up:
+nothing to save yet. After 75, 76, 134 and 143 the same command continues: docs/train.md.
 
 Several processes are one run if a TPU pod, GKE or Slurm's srun started them, which is seen without
 a flag, or if each has JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID in
