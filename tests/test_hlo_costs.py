@@ -197,6 +197,14 @@ def test_weights_are_gathered_beside_products_on_every_generation(name):
     assert gathers(costs(None)) == ((6, 3) if name == "v5e:2x2" else (6, 0))
 
 
+@pytest.mark.slow
+def test_gpus_gather_weights_beside_products_unasked():
+    pytest.importorskip("jax_plugins.xla_cuda12", reason="the CUDA plugin (extra: cuda)")
+    from toolrm_jax.topology import open_topology
+
+    assert gathers(layers(list(open_topology("h100:4").devices))(None)) == (6, 3)
+
+
 def test_what_is_gathered_beside_a_product_is_read_and_written_once():
     # What libtpu writes for a gather [4, 256] -> [16, 256], with its arrays in HBM; shortened.
     text = (Path(__file__).parent / "gather_beside_product.hlo").read_text()
