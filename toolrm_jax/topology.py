@@ -186,8 +186,15 @@ def parse_topology(name: str) -> Topology:
     return Topology(name, chip, sizes, int(found[3] or 1))
 
 
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
+
+
 def _tpu_devices(topology: Topology) -> Sequence[jax.Device]:
-    if importlib.util.find_spec("libtpu") is None:
+    if not _is_installed("libtpu"):
         raise TopologyError(
             "libtpu, the TPU's compiler, is not installed: pip install 'toolrm_jax[plan]' (no TPU "
             "is needed)."
@@ -254,7 +261,7 @@ def target_config(chip: Chip) -> str:
 
 
 def _gpu_devices(topology: Topology) -> Sequence[jax.Device]:
-    if importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
+    if not _is_installed("jax_plugins.xla_cuda12"):
         raise TopologyError(
             "The CUDA plugin, the GPUs' compiler, is not installed: pip install 'toolrm_jax[cuda]' "
             "(5 GB; no GPU is needed)."
