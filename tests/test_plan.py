@@ -14,7 +14,17 @@ from ml_collections import ConfigDict
 from toolrm_jax import planner
 from toolrm_jax.hlo_costs import count
 from toolrm_jax.planner import make_plan, sweep, variants
-from toolrm_jax.prediction import GIB, Memory, Workload, bound, pareto, table_head, table_row
+from toolrm_jax.prediction import (
+    GIB,
+    Bound,
+    Memory,
+    Plan,
+    Workload,
+    bound,
+    pareto,
+    table_head,
+    table_row,
+)
 from toolrm_jax.topology import open_topology
 
 sys.path.insert(0, str(tiny.ROOT / "tools"))
@@ -226,6 +236,30 @@ def test_the_command_prints_the_plan_and_nothing_else(plan, command):
 
 
 # --- Without compiling ----------------------------------------------------------------------------
+
+
+def read(key) -> Plan:
+    """A committed plan, as it was made."""
+    made = {field.name: COMMITTED[key][field.name] for field in dataclasses.fields(Plan)}
+    memory = {name: made["memory"][name] for name in ("peak", "usable", "parts", "refusal")}
+    made |= {"memory": Memory(**memory), "workload": Workload(**made["workload"])}
+    made |= {name: Bound(**made[name]) for name in ("overlapped", "serial")}
+    return Plan(**made)
+
+
+@pytest.mark.parametrize("key", COMMITTED)
+def test_a_committed_plan_says_what_plans_say_now(key):
+    assert json.loads(json.dumps(read(key).to_json())) == COMMITTED[key]
+
+
+def test_a_plan_says_so_where_the_network_between_its_nodes_is_assumed():
+    assumed = "your own network between nodes (50 GB/s a chip, the usual one, is assumed)"
+    assert assumed in read("14b h100:2x8").text()
+    for one_node_or_published in ("7b h100:8", "14b v5p:2x2x4"):
+        assert "network" not in read(one_node_or_published).text()
+    slices = dataclasses.replace(read("14b v5p:2x2x4"), topology="v4:2x2x4:2", chip="v4", chips=32)
+    assert "between slices (6.25 GB/s a chip" in slices.text()
+    assert "network" not in dataclasses.replace(slices, chips=4).text()  # a scorer's host
 
 
 def test_the_text_says_what_is_assumed_and_what_is_left_out(plan):

@@ -13,6 +13,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from toolrm_jax.topology import parse_topology
+
 GIB = 2**30
 
 LEFT_OUT = (
@@ -126,8 +128,18 @@ class Plan:
         return found | {
             "memory": found["memory"] | memory,
             "warnings": list(self.warnings),
-            "left_out": list(LEFT_OUT),
+            "left_out": list(self.left_out()),
         }
+
+    def left_out(self) -> tuple[str, ...]:
+        """What is in none of the figures; of an assumed network, where the chips share it."""
+        topology = parse_topology(self.topology)
+        chip, part = topology.chip, topology.chips // topology.parts
+        if self.chips <= part or not chip.network_is_assumed:
+            return LEFT_OUT
+        ends = "nodes" if chip.platform == "gpu" else "slices"
+        speed = f"{chip.network_bandwidth / 1e9:g} GB/s a chip, the usual one"
+        return (*LEFT_OUT, f"your own network between {ends} ({speed}, is assumed)")
 
     def text(self) -> str:
         """For people."""
@@ -172,7 +184,7 @@ class Plan:
             _speed("none overlapped", self.serial, w.pairs),
             f"assumed: {w.tokens_per_pair:,.0f} distinct tokens a pair, each attending to "
             f"{w.keys_per_token:,.0f} keys; {100 * w.padding_share:.0f}% padding",
-            f"left out: {'; '.join(LEFT_OUT)}.",
+            f"left out: {'; '.join(self.left_out())}.",
         ]
         return lines + [f"warning: {text}" for text in self.warnings]
 
