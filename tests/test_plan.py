@@ -238,6 +238,24 @@ def test_the_command_prints_the_plan_and_nothing_else(plan, command):
 # --- Without compiling ----------------------------------------------------------------------------
 
 
+def answer(*arguments, program="from toolrm_jax import plan; plan.run()"):
+    """(exit code, stdout, stderr) of the command, or of a program that calls it."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--config", "configs/14b.py", *arguments],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_mistyped_field_is_one_line_with_a_suggestion():
+    code, output, errors = answer("--topology", "v5e:2x2", "--config.model.rematt=full")
+    (line,) = errors.splitlines()
+    assert line.startswith("error: --config: no field 'rematt' Did you mean \"remat\"")
+    assert (code, output) == (1, "")
+
+
 def read(key) -> Plan:
     """A committed plan, as it was made."""
     made = {field.name: COMMITTED[key][field.name] for field in dataclasses.fields(Plan)}

@@ -17,6 +17,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from toolrm_jax.command_line import run_command
 from toolrm_jax.errors import reported
 from toolrm_jax.planner import PlanError, make_plan, sweep
 from toolrm_jax.prediction import Plan, Workload, pareto, table
@@ -87,8 +88,7 @@ def _json(value: Any) -> str:
 
 def run() -> None:
     """Parses flags and plans."""
-    flags.mark_flags_as_required(["config", "topology"])
-    app.run(main)
+    run_command(main, _CONFIG, required=("config", "topology"))
 
 
 if __name__ == "__main__":
