@@ -22,6 +22,8 @@ from toolrm_jax.prediction import (
     Workload,
     bound,
     pareto,
+    sweep_result,
+    table,
     table_head,
     table_row,
 )
@@ -238,10 +240,11 @@ def test_the_command_prints_the_plan_and_nothing_else(plan, command):
 # --- Without compiling ----------------------------------------------------------------------------
 
 
-def answer(*arguments, program="from toolrm_jax import plan; plan.run()"):
+def answer(*arguments, program=""):
     """(exit code, stdout, stderr) of the command, or of a program that calls it."""
+    call = ["-c", program] if program else ["-m", "toolrm_jax.plan"]
     done = subprocess.run(
-        [sys.executable, "-c", program, "--config", "configs/14b.py", *arguments],
+        [sys.executable, *call, "--config", "configs/14b.py", *arguments],
         cwd=tiny.ROOT,
         capture_output=True,
         text=True,
@@ -303,6 +306,47 @@ def test_a_pareto_table_drops_what_is_beaten_in_both(plan):
 
     fast, lean, beaten, too_large = like(10, 1), like(5, 2), like(10, 3), like(20, 0.5)
     assert pareto([beaten, lean, too_large, fast]) == [fast, lean]
+
+
+def test_a_sweep_in_which_nothing_fits_says_what_needs_least():
+    made = read("14b v5e:4x8 model.remat=full")
+
+    def needing(gib, remat):
+        memory = dataclasses.replace(made.memory, peak=gib * GIB, usable=15.75 * GIB)
+        return dataclasses.replace(made, memory=memory, remat=remat)
+
+    said = sweep_result([needing(31, "none"), needing(18.04, "full"), needing(20, "projections")])
+    assert said == (
+        "Nothing fits. Mesh fsdp 32, remat 'full' needs least: 18.0 GiB of 15.8 usable."
+    )
+    assert sweep_result([needing(31, "none"), made]).endswith(table([made]))
+    assert "none of these meshes" in sweep_result([])
+
+
+# Every variant is left out.
+SWEEP = """
+from toolrm_jax import plan, topology
+plan.open_topology = topology.parse_topology
+plan.sweep = lambda *_, say, **__: say("left out: ...") or []
+plan.run()
+"""
+
+
+@pytest.mark.parametrize("json_wanted", [False, True])
+def test_the_progress_of_a_sweep_is_a_table_beside_the_answer(json_wanted):
+    flags = ["--json"] * json_wanted
+    code, output, errors = answer("--topology", "v5e:2x2", "--sweep", *flags, program=SWEEP)
+    progress = f"{table_head()}\nleft out: ...\n"
+    if json_wanted:
+        assert (errors, json.loads(output)) == (progress, {"plans": [], "pareto": []})
+    else:
+        assert (errors, output.startswith(progress)) == ("", True)
+    assert code == 0
+
+
+def test_help_says_what_a_sweep_sets_and_takes():
+    _, output, _ = answer("--helpshort")
+    assert "config.mesh and config.model.remat are set by it" in " ".join(output.split())
 
 
 def test_a_sweep_has_every_mesh_with_every_policy(topology):

@@ -1,8 +1,9 @@
 """What a plan says: memory, work, and two bounds of speed; as JSON, as text, as rows of a table.
 
-    Plan.to_json()     every figure, for scripts
-    Plan.text()        the same for people, with what the prediction leaves out
-    pareto(plans)      of a sweep, those that nothing beats in both memory and time
+    Plan.to_json()       every figure, for scripts
+    Plan.text()          the same for people, with what the prediction leaves out
+    pareto(plans)        of a sweep, those that nothing beats in both memory and time
+    sweep_result(plans)  the same for people; where nothing fits, what needs the least memory
 
 MFU is useful FLOPs over what the chips could do in the time: three times the forward FLOPs
 (`ModelConfig.flops_per_token`) of distinct tokens that are no padding. What is computed twice to
@@ -146,12 +147,11 @@ class Plan:
         return "\n".join([*self._head(), *self._memory(), *self._work(), *self._speed()])
 
     def _head(self) -> list[str]:
-        mesh = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items() if size > 1)
-        rows = self.rows
+        mesh, rows = _mesh(self.mesh, "of one"), self.rows
         return [
             f"{self.what} of {self.config} ({self.source}, "
             f"{self.parameters / 1e9:.2f}B parameters)",
-            f"{self.topology}: {self.chips} chips, mesh {mesh or 'of one'}, remat {self.remat!r}, "
+            f"{self.topology}: {self.chips} chips, mesh {mesh}, remat {self.remat!r}, "
             f"{rows['micro_batches']} x {rows['rows']} rows of {rows['tokens']} tokens; compiled "
             f"in {self.compile_seconds:.0f} s",
             "",
@@ -233,6 +233,18 @@ def pareto(plans: Sequence[Plan]) -> list[Plan]:
     return best
 
 
+def sweep_result(plans: Sequence[Plan]) -> str:
+    """For people: the plans that nothing beats; where none fits, the one that needs the least."""
+    if best := pareto(plans):
+        return f"Nothing beats these in both memory and time:\n\n{table(best)}"
+    if not plans:
+        return "The model can be split for none of these meshes."
+    least = min(plans, key=lambda plan: plan.memory.peak)
+    variant = f"Mesh {_mesh(least.mesh, 'of one')}, remat {least.remat!r}"
+    needed = least.memory.verdict().removeprefix("does not fit: needs ")
+    return f"Nothing fits. {variant} needs least: {needed}."
+
+
 def table(plans: Sequence[Plan]) -> str:
     """Plans as a Markdown table."""
     return "\n".join([table_head(), *(table_row(plan.to_json()) for plan in plans)])
@@ -247,13 +259,12 @@ def table_head() -> str:
 
 def table_row(plan: dict[str, Any]) -> str:
     """One line, from `Plan.to_json()`; of two figures the first is of the overlapped bound."""
-    mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
     name = plan["config"].rsplit("/", 1)[-1].removesuffix(".py")
     memory, low, high = plan["memory"], plan["overlapped"], plan["serial"]
     cells = [
         name if plan["what"] == "training step" else f"{name}, {plan['what']}",
         plan["topology"],
-        mesh or "1",
+        _mesh(plan["mesh"], "1"),
         plan["remat"] if plan["what"] == "training step" else "-",
         f"{memory['peak'] / GIB:.1f} of {memory['usable'] / GIB:.1f}",
         f"{100 * memory['free_share']:.0f}%" if memory["fits"] else "does not fit",
@@ -267,6 +278,10 @@ def table_row(plan: dict[str, Any]) -> str:
             plan["binding"],
         ]
     return f"| {' | '.join(cells + [''] * (11 - len(cells)))} |"
+
+
+def _mesh(sizes: dict[str, int], of_one: str) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or of_one
 
 
 def _amounts(name: str, parts: dict[str, float], unit: float, total: bool = True) -> str:
