@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from toolrm_jax import planner
 from toolrm_jax.hlo_costs import count
-from toolrm_jax.planner import make_plan, sweep, variants
+from toolrm_jax.planner import PlanError, make_plan, sweep, variants
 from toolrm_jax.prediction import (
     GIB,
     Bound,
@@ -27,7 +27,7 @@ from toolrm_jax.prediction import (
     table_head,
     table_row,
 )
-from toolrm_jax.topology import open_topology
+from toolrm_jax.topology import open_topology, parse_topology
 
 sys.path.insert(0, str(tiny.ROOT / "tools"))
 
@@ -287,6 +287,16 @@ def test_the_text_says_what_is_assumed_and_what_is_left_out(plan):
     text = plan.text()
     for words in ("1,000 distinct tokens a pair", "650 keys", "5% padding", "left out:", "usable"):
         assert words in text
+
+
+def test_weights_that_a_scorer_cannot_hold_are_an_error_with_the_figures_of_the_topology():
+    config = small(model__source="Qwen/Qwen2.5-32B-Instruct", model__num_layers=0)
+    topology = dataclasses.replace(parse_topology("v5e:4x8"), devices=[None] * 32)
+    with pytest.raises(PlanError) as error:
+        make_plan(config, topology, scorer=True)
+    said = str(error.value)
+    assert "does not fit v5e:4x8: the weights take 59.6 GiB in bfloat16" in said
+    assert "half of the memory of 4 v5e chips, a host's, is 31.5 GiB" in said
 
 
 def test_useful_work_leaves_out_padding():
