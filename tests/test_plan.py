@@ -411,6 +411,31 @@ def test_the_docstrings_of_configs_say_what_is_planned():
             assert line(plan) in module.__doc__, key
 
 
+def test_an_epoch_of_less_than_an_hour_has_two_digits():
+    from plan_table import line
+
+    assert line(COMMITTED["1_5b v6e:2x2 model.remat=full"]).endswith(" 0.26-0.31 h")
+    assert line(COMMITTED["14b v5p:2x2x4"]).endswith(" 0.76-1.2 h")
+
+
+def test_how_long_compiling_takes_is_said_as_the_committed_plans_have_it():
+    import plan_table
+
+    seconds = {key: plan["compile_seconds"] for key, plan in COMMITTED.items()}
+    steps = {key: taken for key, taken in seconds.items() if "scorer" not in key}
+    gpus = [taken for key, taken in steps.items() if " h100:" in key]
+    tpus = [taken for key, taken in steps.items() if " v" in key]
+    of_14b = [taken for key, taken in steps.items() if key.startswith("14b v")]
+    docs, planners = (
+        " ".join(text.split()) for text in (plan_table.DOCS.read_text(), planner.__doc__)
+    )
+    for text in (docs, planners):
+        assert f"{min(tpus):.0f} to {max(tpus):.0f} s for TPUs" in text
+        assert f"and {max(gpus):.0f} s for GPUs" in text
+    assert f"(the 14B of Qwen2.5 {min(of_14b):.0f} to {max(of_14b):.0f} s)" in docs
+    assert f"all: {sum(seconds.values()) / 60:.0f} minutes of compiling" in plan_table.__doc__
+
+
 def test_the_table_in_the_docs_is_that_of_the_committed_plans():
     from plan_table import DOCS, END, START
 
