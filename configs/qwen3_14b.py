@@ -8,7 +8,7 @@ The recipe is that of arXiv:2509.11963: see `toolrm_jax/paper_config.py`. Planne
 `python -m toolrm_jax.plan` (docs/plan.md): memory a chip, and between two bounds the tokens/s and
 the hours of an epoch of 180,000 pairs, in rows of 4,096 tokens:
 
-    v5p:2x2x4                    36.3 of 95.0 GiB, 43-67k tokens/s, 0.7-1.2 h
+    v5p:2x2x4                    36.3 of 95.0 GiB, 43-67k tokens/s, 0.75-1.2 h
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ The recipe is that of arXiv:2509.11963: see `toolrm_jax/paper_config.py`. Planne
 `python -m toolrm_jax.plan` (docs/plan.md): memory a chip, and between two bounds the tokens/s and
 the hours of an epoch of 180,000 pairs, in rows of 4,096 tokens:
 
-    v6e:2x4, model.remat=full    13.8 of 31.2 GiB, 100-137k tokens/s, 0.4-0.5 h
+    v6e:2x4, model.remat=full    13.8 of 31.2 GiB, 100-137k tokens/s, 0.36-0.50 h
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ The recipe is that of arXiv:2509.11963: see `toolrm_jax/paper_config.py`. Planne
 `python -m toolrm_jax.plan` (docs/plan.md): memory a chip, and between two bounds the tokens/s and
 the hours of an epoch of 180,000 pairs, in rows of 4,096 tokens:
 
-    v5p:2x2x2                    44.0 of 95.0 GiB, 48-62k tokens/s, 0.8-1.0 h
+    v5p:2x2x2                    44.0 of 95.0 GiB, 48-62k tokens/s, 0.81-1.0 h
 """
 
 from ml_collections import ConfigDict

@@ -35,3 +35,17 @@ def test_figures_are_of_the_right_size(chip):
     assert 100 < chip.peak_flops / chip.hbm_bandwidth < 600
     assert chip.hbm_bandwidth > chip.link_bandwidth > chip.network_bandwidth
     assert (chip.torus_axes > 0) == (chip.platform == "tpu") == (chip.chips_per_node == 0)
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: chip.name)
+def test_a_gpu_has_what_its_compiler_asks_for(chip):
+    """Its float32 units, two FLOPs a cycle each, do 3 to 7% of what its matrix units do: a figure
+    of another chip puts that far outside."""
+    assert (chip.gpu is None) == (chip.platform == "tpu")
+    if gpu := chip.gpu:
+        plain = 2 * gpu.cores * gpu.fpus_per_core * gpu.clock_ghz * 1e9
+        assert 0.03 < plain / chip.peak_flops < 0.1
+
+
+def test_only_of_a_v5p_a_program_can_get_all_that_is_sold():
+    assert [c.name for c in CHIPS.values() if c.usable_bytes == c.hbm_bytes] == ["v5p"]

@@ -1,7 +1,6 @@
 """cuDNN's attention: equal to attention in plain JAX, on a GPU; without one, what its compiler is
 given, and what it makes of it."""
 
-import importlib.util
 import re
 
 import jax
@@ -131,8 +130,7 @@ def test_float32_goes_the_plain_way():
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", ["a100", "h100", "b200"])
 def test_the_gpus_compiler_keeps_cudnns_kernels_and_writes_no_logits(chip):
-    if importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
-        pytest.skip("the CUDA plugin is not installed (extra: cuda)")
+    pytest.importorskip("jax_plugins.xla_cuda12", reason="the CUDA plugin (extra: cuda)")
     from toolrm_jax.topology import open_topology
 
     tokens = 1024

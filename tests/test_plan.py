@@ -13,9 +13,21 @@ from ml_collections import ConfigDict
 
 from toolrm_jax import planner
 from toolrm_jax.hlo_costs import count
-from toolrm_jax.planner import make_plan, sweep, variants
-from toolrm_jax.prediction import GIB, Memory, Workload, bound, pareto, table_head, table_row
-from toolrm_jax.topology import open_topology
+from toolrm_jax.planner import PlanError, make_plan, sweep, variants
+from toolrm_jax.prediction import (
+    GIB,
+    Bound,
+    Memory,
+    Plan,
+    Workload,
+    bound,
+    pareto,
+    sweep_result,
+    table,
+    table_head,
+    table_row,
+)
+from toolrm_jax.topology import open_topology, parse_topology
 
 sys.path.insert(0, str(tiny.ROOT / "tools"))
 
@@ -228,10 +240,63 @@ def test_the_command_prints_the_plan_and_nothing_else(plan, command):
 # --- Without compiling ----------------------------------------------------------------------------
 
 
+def answer(*arguments, program=""):
+    """(exit code, stdout, stderr) of the command, or of a program that calls it."""
+    call = ["-c", program] if program else ["-m", "toolrm_jax.plan"]
+    done = subprocess.run(
+        [sys.executable, *call, "--config", "configs/14b.py", *arguments],
+        cwd=tiny.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_mistyped_field_is_one_line_with_a_suggestion():
+    code, output, errors = answer("--topology", "v5e:2x2", "--config.model.rematt=full")
+    (line,) = errors.splitlines()
+    assert line.startswith("error: --config: no field 'rematt' Did you mean \"remat\"")
+    assert (code, output) == (1, "")
+
+
+def read(key) -> Plan:
+    """A committed plan, as it was made."""
+    made = {field.name: COMMITTED[key][field.name] for field in dataclasses.fields(Plan)}
+    memory = {name: made["memory"][name] for name in ("peak", "usable", "parts", "refusal")}
+    made |= {"memory": Memory(**memory), "workload": Workload(**made["workload"])}
+    made |= {name: Bound(**made[name]) for name in ("overlapped", "serial")}
+    return Plan(**made)
+
+
+@pytest.mark.parametrize("key", COMMITTED)
+def test_a_committed_plan_says_what_plans_say_now(key):
+    assert json.loads(json.dumps(read(key).to_json())) == COMMITTED[key]
+
+
+def test_a_plan_says_so_where_the_network_between_its_nodes_is_assumed():
+    assumed = "your own network between nodes (50 GB/s a chip, the usual one, is assumed)"
+    assert assumed in read("14b h100:2x8").text()
+    for one_node_or_published in ("7b h100:8", "14b v5p:2x2x4"):
+        assert "network" not in read(one_node_or_published).text()
+    slices = dataclasses.replace(read("14b v5p:2x2x4"), topology="v4:2x2x4:2", chip="v4", chips=32)
+    assert "between slices (6.25 GB/s a chip" in slices.text()
+    assert "network" not in dataclasses.replace(slices, chips=4).text()  # a scorer's host
+
+
 def test_the_text_says_what_is_assumed_and_what_is_left_out(plan):
     text = plan.text()
     for words in ("1,000 distinct tokens a pair", "650 keys", "5% padding", "left out:", "usable"):
         assert words in text
+
+
+def test_weights_that_a_scorer_cannot_hold_are_an_error_with_the_figures_of_the_topology():
+    config = small(model__source="Qwen/Qwen2.5-32B-Instruct", model__num_layers=0)
+    topology = dataclasses.replace(parse_topology("v5e:4x8"), devices=[None] * 32)
+    with pytest.raises(PlanError) as error:
+        make_plan(config, topology, scorer=True)
+    said = str(error.value)
+    assert "does not fit v5e:4x8: the weights take 59.6 GiB in bfloat16" in said
+    assert "half of the memory of 4 v5e chips, a host's, is 31.5 GiB" in said
 
 
 def test_useful_work_leaves_out_padding():
@@ -251,6 +316,47 @@ def test_a_pareto_table_drops_what_is_beaten_in_both(plan):
 
     fast, lean, beaten, too_large = like(10, 1), like(5, 2), like(10, 3), like(20, 0.5)
     assert pareto([beaten, lean, too_large, fast]) == [fast, lean]
+
+
+def test_a_sweep_in_which_nothing_fits_says_what_needs_least():
+    made = read("14b v5e:4x8 model.remat=full")
+
+    def needing(gib, remat):
+        memory = dataclasses.replace(made.memory, peak=gib * GIB, usable=15.75 * GIB)
+        return dataclasses.replace(made, memory=memory, remat=remat)
+
+    said = sweep_result([needing(31, "none"), needing(18.04, "full"), needing(20, "projections")])
+    assert said == (
+        "Nothing fits. Mesh fsdp 32, remat 'full' needs least: 18.0 GiB of 15.8 usable."
+    )
+    assert sweep_result([needing(31, "none"), made]).endswith(table([made]))
+    assert "none of these meshes" in sweep_result([])
+
+
+# Every variant is left out.
+SWEEP = """
+from toolrm_jax import plan, topology
+plan.open_topology = topology.parse_topology
+plan.sweep = lambda *_, say, **__: say("left out: ...") or []
+plan.run()
+"""
+
+
+@pytest.mark.parametrize("json_wanted", [False, True])
+def test_the_progress_of_a_sweep_is_a_table_beside_the_answer(json_wanted):
+    flags = ["--json"] * json_wanted
+    code, output, errors = answer("--topology", "v5e:2x2", "--sweep", *flags, program=SWEEP)
+    progress = f"{table_head()}\nleft out: ...\n"
+    if json_wanted:
+        assert (errors, json.loads(output)) == (progress, {"plans": [], "pareto": []})
+    else:
+        assert (errors, output.startswith(progress)) == ("", True)
+    assert code == 0
+
+
+def test_help_says_what_a_sweep_sets_and_takes():
+    _, output, _ = answer("--helpshort")
+    assert "config.mesh and config.model.remat are set by it" in " ".join(output.split())
 
 
 def test_a_sweep_has_every_mesh_with_every_policy(topology):
@@ -303,6 +409,31 @@ def test_the_docstrings_of_configs_say_what_is_planned():
         if plan["rows"]["tokens"] == 4096 and plan["what"] == "training step":
             module = importlib.import_module(f"configs.{key.split()[0]}")
             assert line(plan) in module.__doc__, key
+
+
+def test_an_epoch_of_less_than_an_hour_has_two_digits():
+    from plan_table import line
+
+    assert line(COMMITTED["1_5b v6e:2x2 model.remat=full"]).endswith(" 0.26-0.31 h")
+    assert line(COMMITTED["14b v5p:2x2x4"]).endswith(" 0.76-1.2 h")
+
+
+def test_how_long_compiling_takes_is_said_as_the_committed_plans_have_it():
+    import plan_table
+
+    seconds = {key: plan["compile_seconds"] for key, plan in COMMITTED.items()}
+    steps = {key: taken for key, taken in seconds.items() if "scorer" not in key}
+    gpus = [taken for key, taken in steps.items() if " h100:" in key]
+    tpus = [taken for key, taken in steps.items() if " v" in key]
+    of_14b = [taken for key, taken in steps.items() if key.startswith("14b v")]
+    docs, planners = (
+        " ".join(text.split()) for text in (plan_table.DOCS.read_text(), planner.__doc__)
+    )
+    for text in (docs, planners):
+        assert f"{min(tpus):.0f} to {max(tpus):.0f} s for TPUs" in text
+        assert f"and {max(gpus):.0f} s for GPUs" in text
+    assert f"(the 14B of Qwen2.5 {min(of_14b):.0f} to {max(of_14b):.0f} s)" in docs
+    assert f"all: {sum(seconds.values()) / 60:.0f} minutes of compiling" in plan_table.__doc__
 
 
 def test_the_table_in_the_docs_is_that_of_the_committed_plans():

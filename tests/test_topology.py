@@ -1,6 +1,7 @@
 """Topologies by name, and how long their links take."""
 
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -42,6 +43,17 @@ def test_a_torus_that_does_not_exist_is_the_compilers_error():
     pytest.importorskip("libtpu", reason="libtpu, the TPU's compiler (extra: plan)")
     with pytest.raises(TopologyError, match="'v5e:3x5': the compiler does not know it"):
         open_topology("v5e:3x5")
+
+
+@pytest.mark.parametrize("other_plugins", [False, True])
+def test_without_the_cuda_plugin_the_error_says_how_to_install_it(monkeypatch, other_plugins):
+    plugins = ModuleType("jax_plugins") if other_plugins else None  # None: cannot be imported
+    if plugins:
+        plugins.__path__ = []
+    monkeypatch.setitem(sys.modules, "jax_plugins", plugins)
+    monkeypatch.delitem(sys.modules, "jax_plugins.xla_cuda12", raising=False)
+    with pytest.raises(TopologyError, match=r"pip install 'toolrm_jax\[cuda\]'"):
+        open_topology("h100:8")
 
 
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5p:2x2x1", "v6e:2x2"])

@@ -6,9 +6,9 @@
 The console divides by `peak_flops` for MFU; the planner puts a compiled program against all of it.
 Figures are per chip, as published (their sources stand beside them), but for two:
 
-- `usable_bytes` of a TPU is the limit that libtpu 0.0.42 states where a program does not fit. Of a
-  GPU it is 92% of what the driver shows: NCCL and cuDNN allocate beside JAX, which takes 75% unless
-  told more by XLA_PYTHON_CLIENT_MEM_FRACTION.
+- `usable_bytes` of a TPU is the limit that libtpu 0.0.42 states where a program does not fit; where
+  that is more than is sold (v5p), what is sold. Of a GPU it is 92% of what the driver shows: NCCL
+  and cuDNN allocate beside JAX, which takes 75% unless told more by XLA_PYTHON_CLIENT_MEM_FRACTION.
 - `link_bandwidth` of a TPU is the part of the published rate that "How to Scale Your Model"
   (https://jax-ml.github.io/scaling-book/tpus/) says is reached: 90%.
 
@@ -18,7 +18,34 @@ Figures are per chip, as published (their sources stand beside them), but for tw
 
 import dataclasses
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """What XLA's compiler asks of a GPU beyond a chip's memory, its size and speed.
+
+    NVIDIA's architecture white papers of A100 and H100; what the driver says of a B200
+    (pytorch/ao#4002); the tables of compute capabilities in the CUDA C++ Programming Guide.
+
+    Attributes:
+      capability: the compute capability, major and minor.
+      cores: streaming multiprocessors (SM).
+      fpus_per_core: float32 units of an SM.
+      shared_kib: shared memory of an SM.
+      l2_bytes: cache of the whole chip.
+      clock_ghz: the highest.
+    """
+
+    capability: tuple[int, int]
+    cores: int
+    fpus_per_core: int
+    shared_kib: int
+    l2_bytes: int
+    clock_ghz: float
+
+
+_H100 = Gpu((9, 0), cores=132, fpus_per_core=128, shared_kib=228, l2_bytes=50 * MIB, clock_ghz=1.98)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +66,7 @@ class Chip:
       network_is_assumed: whether that depends on the cluster, and the usual one is given.
       chips_per_node: of a GPU's node; 0 for a TPU, whose links do not end at its host.
       device_kinds: what `jax.Device.device_kind` says.
+      gpu: of a GPU alone.
     """
 
     name: str
@@ -53,6 +81,7 @@ class Chip:
     device_kinds: tuple[str, ...]
     chips_per_node: int = 0
     network_is_assumed: bool = False
+    gpu: Gpu | None = None
 
 
 _TABLE = (
@@ -128,6 +157,14 @@ _TABLE = (
         network_is_assumed=True,
         chips_per_node=8,
         device_kinds=("NVIDIA A100-SXM4-80GB",),
+        gpu=Gpu(
+            capability=(8, 0),
+            cores=108,
+            fpus_per_core=64,
+            shared_kib=164,
+            l2_bytes=40 * MIB,
+            clock_ghz=1.41,
+        ),
     ),
     # https://www.nvidia.com/en-us/data-center/h100: SXM: 989 TFLOP/s dense (1,979 with sparsity),
     # 80 GB, 3.35 TB/s, NVLink 900 GB/s both ways. Network: DGX H100, 8 x 400 Gb/s.
@@ -144,6 +181,7 @@ _TABLE = (
         network_is_assumed=True,
         chips_per_node=8,
         device_kinds=("NVIDIA H100 80GB HBM3",),
+        gpu=_H100,
     ),
     # https://www.nvidia.com/en-us/data-center/h200: the H100's arithmetic; 141 GB, 4.8 TB/s.
     Chip(
@@ -159,6 +197,7 @@ _TABLE = (
         network_is_assumed=True,
         chips_per_node=8,
         device_kinds=("NVIDIA H200",),
+        gpu=_H100,
     ),
     # https://www.nvidia.com/en-us/data-center/dgx-b200, an eighth each: 2,250 TFLOP/s dense (72
     # PFLOP/s FP8 with sparsity), 180 GB (1,440), 8 TB/s (64), NVLink 1,800 GB/s both ways (14.4
@@ -176,6 +215,14 @@ _TABLE = (
         network_is_assumed=True,
         chips_per_node=8,
         device_kinds=("NVIDIA B200",),
+        gpu=Gpu(
+            capability=(10, 0),
+            cores=148,
+            fpus_per_core=128,
+            shared_kib=228,
+            l2_bytes=253 * MIB // 2,
+            clock_ghz=1.965,
+        ),
     ),
 )
 

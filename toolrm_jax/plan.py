@@ -10,17 +10,20 @@ It compiles the very function that trains (`planner.py`) on a machine without an
 """
 
 import json
+import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from toolrm_jax.command_line import run_command
 from toolrm_jax.errors import reported
 from toolrm_jax.planner import PlanError, make_plan, sweep
-from toolrm_jax.prediction import Plan, Workload, pareto, table
-from toolrm_jax.topology import EXAMPLES, open_topology
+from toolrm_jax.prediction import Plan, Workload, pareto, sweep_result, table_head
+from toolrm_jax.topology import EXAMPLES, Topology, open_topology
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Training config, for example configs/14b.py.", lock_config=True
@@ -28,7 +31,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 _TOPOLOGY = flags.DEFINE_string("topology", None, f"What to compile for, such as {EXAMPLES}.")
 _JSON = flags.DEFINE_bool("json", False, "Print the plan as JSON.")
 _SCORER = flags.DEFINE_bool("scorer", False, "Plan the scorer's forward pass, not training.")
-_SWEEP = flags.DEFINE_bool("sweep", False, "Try meshes and remat policies; print the best.")
+_SWEEP = flags.DEFINE_bool(
+    "sweep",
+    False,
+    "Try meshes and remat policies (config.mesh and config.model.remat are set by it, whatever is "
+    "given) and print the best: 15 or so programs to compile, one after the other.",
+)
 _PRICE = flags.DEFINE_float("price-per-chip-hour", None, "For the cost of an epoch.")
 _DEFAULT = Workload()
 _TOKENS = flags.DEFINE_float(
@@ -65,16 +73,21 @@ def _answer() -> str:
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     assumed: dict[str, Any] = {"workload": workload, "price": _PRICE.value, "name": name}
     if _SWEEP.value:
-        if _SCORER.value:
-            raise PlanError("--sweep is of training: leave out --scorer.")
-        say = logging.error if _JSON.value else print
-        plans = sweep(_CONFIG.value, topology, **assumed, say=say)
-        best = pareto(plans)
-        if _JSON.value:
-            return _json({"plans": _all(plans), "pareto": _all(best)})
-        return f"\nNothing beats these in both memory and time:\n\n{table(best)}"
+        return _swept(topology, assumed)
     plan = make_plan(_CONFIG.value, topology, scorer=_SCORER.value, **assumed)
     return _json(plan.to_json()) if _JSON.value else plan.text()
+
+
+def _swept(topology: Topology, assumed: dict[str, Any]) -> str:
+    if _SCORER.value:
+        raise PlanError("--sweep is of training: leave out --scorer.")
+    # Each plan takes minutes: its row is shown once it is made.
+    say = partial(print, file=sys.stderr if _JSON.value else sys.stdout, flush=True)
+    say(table_head())
+    plans = sweep(_CONFIG.value, topology, **assumed, say=say)
+    if _JSON.value:
+        return _json({"plans": _all(plans), "pareto": _all(pareto(plans))})
+    return f"\n{sweep_result(plans)}"
 
 
 def _all(plans: Sequence[Plan]) -> list[dict[str, Any]]:
@@ -87,8 +100,7 @@ def _json(value: Any) -> str:
 
 def run() -> None:
     """Parses flags and plans."""
-    flags.mark_flags_as_required(["config", "topology"])
-    app.run(main)
+    run_command(main, _CONFIG, required=("config", "topology"))
 
 
 if __name__ == "__main__":

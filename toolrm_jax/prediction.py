@@ -1,8 +1,9 @@
 """What a plan says: memory, work, and two bounds of speed; as JSON, as text, as rows of a table.
 
-    Plan.to_json()     every figure, for scripts
-    Plan.text()        the same for people, with what the prediction leaves out
-    pareto(plans)      of a sweep, those that nothing beats in both memory and time
+    Plan.to_json()       every figure, for scripts
+    Plan.text()          the same for people, with what the prediction leaves out
+    pareto(plans)        of a sweep, those that nothing beats in both memory and time
+    sweep_result(plans)  the same for people; where nothing fits, what needs the least memory
 
 MFU is useful FLOPs over what the chips could do in the time: three times the forward FLOPs
 (`ModelConfig.flops_per_token`) of distinct tokens that are no padding. What is computed twice to
@@ -12,6 +13,8 @@ save memory, or computed for padding, counts as nothing.
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
+
+from toolrm_jax.topology import parse_topology
 
 GIB = 2**30
 
@@ -126,20 +129,29 @@ class Plan:
         return found | {
             "memory": found["memory"] | memory,
             "warnings": list(self.warnings),
-            "left_out": list(LEFT_OUT),
+            "left_out": list(self.left_out()),
         }
+
+    def left_out(self) -> tuple[str, ...]:
+        """What is in none of the figures; of an assumed network, where the chips share it."""
+        topology = parse_topology(self.topology)
+        chip, part = topology.chip, topology.chips // topology.parts
+        if self.chips <= part or not chip.network_is_assumed:
+            return LEFT_OUT
+        ends = "nodes" if chip.platform == "gpu" else "slices"
+        speed = f"{chip.network_bandwidth / 1e9:g} GB/s a chip, the usual one"
+        return (*LEFT_OUT, f"your own network between {ends} ({speed}, is assumed)")
 
     def text(self) -> str:
         """For people."""
         return "\n".join([*self._head(), *self._memory(), *self._work(), *self._speed()])
 
     def _head(self) -> list[str]:
-        mesh = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items() if size > 1)
-        rows = self.rows
+        mesh, rows = _mesh(self.mesh, "of one"), self.rows
         return [
             f"{self.what} of {self.config} ({self.source}, "
             f"{self.parameters / 1e9:.2f}B parameters)",
-            f"{self.topology}: {self.chips} chips, mesh {mesh or 'of one'}, remat {self.remat!r}, "
+            f"{self.topology}: {self.chips} chips, mesh {mesh}, remat {self.remat!r}, "
             f"{rows['micro_batches']} x {rows['rows']} rows of {rows['tokens']} tokens; compiled "
             f"in {self.compile_seconds:.0f} s",
             "",
@@ -172,7 +184,7 @@ class Plan:
             _speed("none overlapped", self.serial, w.pairs),
             f"assumed: {w.tokens_per_pair:,.0f} distinct tokens a pair, each attending to "
             f"{w.keys_per_token:,.0f} keys; {100 * w.padding_share:.0f}% padding",
-            f"left out: {'; '.join(LEFT_OUT)}.",
+            f"left out: {'; '.join(self.left_out())}.",
         ]
         return lines + [f"warning: {text}" for text in self.warnings]
 
@@ -221,6 +233,18 @@ def pareto(plans: Sequence[Plan]) -> list[Plan]:
     return best
 
 
+def sweep_result(plans: Sequence[Plan]) -> str:
+    """For people: the plans that nothing beats; where none fits, the one that needs the least."""
+    if best := pareto(plans):
+        return f"Nothing beats these in both memory and time:\n\n{table(best)}"
+    if not plans:
+        return "The model can be split for none of these meshes."
+    least = min(plans, key=lambda plan: plan.memory.peak)
+    variant = f"Mesh {_mesh(least.mesh, 'of one')}, remat {least.remat!r}"
+    needed = least.memory.verdict().removeprefix("does not fit: needs ")
+    return f"Nothing fits. {variant} needs least: {needed}."
+
+
 def table(plans: Sequence[Plan]) -> str:
     """Plans as a Markdown table."""
     return "\n".join([table_head(), *(table_row(plan.to_json()) for plan in plans)])
@@ -235,13 +259,12 @@ def table_head() -> str:
 
 def table_row(plan: dict[str, Any]) -> str:
     """One line, from `Plan.to_json()`; of two figures the first is of the overlapped bound."""
-    mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1)
     name = plan["config"].rsplit("/", 1)[-1].removesuffix(".py")
     memory, low, high = plan["memory"], plan["overlapped"], plan["serial"]
     cells = [
         name if plan["what"] == "training step" else f"{name}, {plan['what']}",
         plan["topology"],
-        mesh or "1",
+        _mesh(plan["mesh"], "1"),
         plan["remat"] if plan["what"] == "training step" else "-",
         f"{memory['peak'] / GIB:.1f} of {memory['usable'] / GIB:.1f}",
         f"{100 * memory['free_share']:.0f}%" if memory["fits"] else "does not fit",
@@ -255,6 +278,10 @@ def table_row(plan: dict[str, Any]) -> str:
             plan["binding"],
         ]
     return f"| {' | '.join(cells + [''] * (11 - len(cells)))} |"
+
+
+def _mesh(sizes: dict[str, int], of_one: str) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or of_one
 
 
 def _amounts(name: str, parts: dict[str, float], unit: float, total: bool = True) -> str:

@@ -186,8 +186,15 @@ def parse_topology(name: str) -> Topology:
     return Topology(name, chip, sizes, int(found[3] or 1))
 
 
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
+
+
 def _tpu_devices(topology: Topology) -> Sequence[jax.Device]:
-    if importlib.util.find_spec("libtpu") is None:
+    if not _is_installed("libtpu"):
         raise TopologyError(
             "libtpu, the TPU's compiler, is not installed: pip install 'toolrm_jax[plan]' (no TPU "
             "is needed)."
@@ -209,25 +216,20 @@ def _tpu_devices(topology: Topology) -> Sequence[jax.Device]:
         ) from error
 
 
-# What XLA asks of a GPU's device, as its GpuTargetConfigProto in text form. SM counts, caches and
-# limits: NVIDIA's architecture white papers of A100 and H100, what the driver says of a B200
-# (pytorch/ao#4002), and the tables of compute capabilities in the CUDA C++ Programming Guide.
-_SM = {
-    "a100": {"core_count": 108, "fpus_per_core": 64, "l2_cache_size": 40 * 2**20},
-    "h100": {"core_count": 132, "fpus_per_core": 128, "l2_cache_size": 50 * 2**20},
-    "h200": {"core_count": 132, "fpus_per_core": 128, "l2_cache_size": 50 * 2**20},
-    "b200": {"core_count": 148, "fpus_per_core": 128, "l2_cache_size": 253 * 2**19},
-}
-_CAPABILITY = {"a100": (8, 0), "h100": (9, 0), "h200": (9, 0), "b200": (10, 0)}
-_SHARED_KIB = {(8, 0): 164, (9, 0): 228, (10, 0): 228}
-_CLOCK_GHZ = {"a100": 1.41, "h100": 1.98, "h200": 1.98, "b200": 1.965}
-
-
 def target_config(chip: Chip) -> str:
-    """The facts of a GPU, in the text that XLA's compiler reads them from."""
-    major, minor = _CAPABILITY[chip.name]
-    shared = _SHARED_KIB[major, minor] * 1024
-    fields = _SM[chip.name] | {
+    """The facts of a GPU, in the text that XLA's compiler reads them from: GpuTargetConfigProto.
+
+    What all of them have in common is from the CUDA C++ Programming Guide's tables of compute
+    capabilities.
+    """
+    gpu = chip.gpu
+    assert gpu is not None, chip.name
+    major, minor = gpu.capability
+    shared = gpu.shared_kib * 1024
+    fields = {
+        "core_count": gpu.cores,
+        "fpus_per_core": gpu.fpus_per_core,
+        "l2_cache_size": gpu.l2_bytes,
         "threads_per_block_limit": 1024,
         "threads_per_warp": 32,
         "threads_per_core_limit": 2048,
@@ -239,7 +241,7 @@ def target_config(chip: Chip) -> str:
         "block_dim_limit_x": 2**31 - 1,
         "block_dim_limit_y": 65_535,
         "block_dim_limit_z": 65_535,
-        "clock_rate_ghz": _CLOCK_GHZ[chip.name],
+        "clock_rate_ghz": gpu.clock_ghz,
         "device_memory_size": int(chip.hbm_bytes),
         "memory_bandwidth": int(chip.hbm_bandwidth),
     }
@@ -254,7 +256,7 @@ def target_config(chip: Chip) -> str:
 
 
 def _gpu_devices(topology: Topology) -> Sequence[jax.Device]:
-    if importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
+    if not _is_installed("jax_plugins.xla_cuda12"):
         raise TopologyError(
             "The CUDA plugin, the GPUs' compiler, is not installed: pip install 'toolrm_jax[cuda]' "
             "(5 GB; no GPU is needed)."

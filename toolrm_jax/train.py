@@ -38,6 +38,7 @@ from toolrm_jax.batch import Batch
 from toolrm_jax.batch_plan import PlanConfig
 from toolrm_jax.checkpoint import Checkpoints
 from toolrm_jax.cluster import MODES, start_processes
+from toolrm_jax.command_line import run_command
 from toolrm_jax.compilation_cache import use_compilation_cache
 from toolrm_jax.errors import reported
 from toolrm_jax.huggingface import load_params
@@ -254,24 +255,9 @@ def _ended_alone() -> Iterator[None]:
         os._exit(1)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser; a field that does not exist, and a config that does not load, get one line."""
-    try:
-        rest = app.parse_flags_with_usage(argv)
-        if _CONFIG.value is not None:
-            _CONFIG.value.get("seed")  # a config that failed to load says so when it is used
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        reason = error.args[0] if error.args else error
-        if isinstance(reason, KeyError):  # a mistyped field: ml_collections wraps its suggestion
-            reason = f"no field {reason.args[0]}"
-        raise SystemExit(f"error: --config: {' '.join(str(reason).split())}") from None
-    return rest
-
-
 def run() -> None:
     """Parses flags and trains."""
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=_parse_flags)
+    run_command(main, _CONFIG, required=("config", "workdir"))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ used is in DIR/rejects-STAGE.jsonl.zst with its reason and line. Look at the res
 from absl import app, flags
 from ml_collections import config_flags
 
+from toolrm_jax.command_line import run_command
 from toolrm_jax.errors import reported
 from toolrm_jax.synth.pipeline import Pipeline
 from toolrm_jax.synth.synth_config import STAGES
@@ -35,27 +36,9 @@ def main(argv: list[str]) -> None:
         Pipeline(_CONFIG.value, str(_WORKDIR.value)).run(_STAGES.value)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser; a field that does not exist, and a config that does not load, get one line."""
-    try:
-        rest = flags.FLAGS(argv)
-        if _CONFIG.value is not None:
-            _CONFIG.value.get("seed")  # a config that failed to load says so when it is used
-    except flags.Error as error:  # what a config's own code raised is at the end of its traceback
-        *_, said = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-        raise SystemExit(f"error: {said.removeprefix('ValueError: ')}") from None
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        reason = error.args[0] if error.args else error
-        if isinstance(reason, KeyError):  # a mistyped field: ml_collections wraps its suggestion
-            reason = f"no field {reason.args[0]}"
-        raise SystemExit(f"error: --config: {' '.join(str(reason).split())}") from None
-    return rest
-
-
 def run() -> None:
     """Parses flags and runs."""
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=_parse_flags)
+    run_command(main, _CONFIG, required=("config", "workdir"))
 
 
 if __name__ == "__main__":
