@@ -250,6 +250,28 @@ def test_filtering_writes_what_it_kept_and_finds_planted_noise(model, tmp_path):
         main([*command[:-1], "1.5", "--output", str(tmp_path / "x")])
 
 
+def test_every_row_is_in_one_of_the_files_of_a_filter(model, tmp_path):
+    """Those of tasks that the model was trained on, and of the limit, without a reward."""
+    rows = normal_rows(30)
+    for number in range(4):
+        rows[number]["id"] = f"simple_{number}"  # of the model's tasks
+    data = write(tmp_path / "rows.jsonl", rows)
+    command = ["filter", "--model", f"m={model}", "--data", str(data), "--limit", "20"]
+    main([*command, "--output", str(tmp_path / "run"), "--dtype", "float32"])
+    files = {
+        name: [json.loads(line) for line in (tmp_path / "run" / name).read_text().splitlines()]
+        for name in ("kept.jsonl", "dropped.jsonl", "left_out.jsonl")
+    }
+    assert {name: len(found) for name, found in files.items()} == {
+        "kept.jsonl": 10, "dropped.jsonl": 10, "left_out.jsonl": 10,
+    }  # fmt: skip
+    found = [row["id"] for some in files.values() for row in some]
+    assert sorted(found) == sorted(row["id"] for row in rows)
+    left_out = {row["id"] for row in files["left_out.jsonl"]}
+    assert left_out > {f"simple_{number}" for number in range(4)}
+    assert {row["reward"] for row in files["left_out.jsonl"]} == {None}
+
+
 _PARTS = """---
 configs:
 - config_name: plain
