@@ -76,10 +76,9 @@ def run(batches: Batch, mesh, steps: int = 1, compute=F32):
 
 def loss_and_gradients(examples, mesh):
     """Of the mean over the prompts, one a row, as a function of the parameters."""
-    forward = Forward(CONFIG, F32)
 
     def mean_loss(params, batch):
-        return pair_sums(forward(params, batch), batch, ETA).loss / len(examples)
+        return pair_sums(Forward(CONFIG, F32)(params, batch), batch, ETA).loss / len(examples)
 
     with jax.set_mesh(mesh):
         batch = on_mesh(batch_of([[item] for item in examples], TOKENS, RESPONSES), mesh)
