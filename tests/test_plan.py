@@ -12,10 +12,10 @@ import tiny
 from ml_collections import ConfigDict
 
 from toolrm_jax import planner
+from toolrm_jax.chips import GIB
 from toolrm_jax.hlo_costs import count
 from toolrm_jax.planner import PlanError, make_plan, sweep, variants
 from toolrm_jax.prediction import (
-    GIB,
     Bound,
     Memory,
     Plan,

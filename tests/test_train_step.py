@@ -142,14 +142,14 @@ def slow(**sizes):
 
 MESHES = [
     {"fsdp": 8},
+    {"data": 4, "tensor": 2},
     {"data": 2, "fsdp": 2, "tensor": 2},
+    {"fsdp": 2, "sequence": 4},
     {"fsdp": 2, "sequence": 2, "tensor": 2},
     slow(data=8),
     slow(data=4, fsdp=2),
     slow(data=2, fsdp=4),
-    slow(data=4, tensor=2),
     slow(fsdp=4, tensor=2),
-    slow(fsdp=2, sequence=4),
     slow(data=2, sequence=4),
     slow(sequence=4, tensor=2),
 ]

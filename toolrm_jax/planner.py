@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from toolrm_jax.architectures import architecture
 from toolrm_jax.batch import Batch, RowShape, empty_batch
+from toolrm_jax.chips import GIB
 from toolrm_jax.compilation_cache import compilation_cache_off
 from toolrm_jax.errors import InputError
 from toolrm_jax.hlo import parse
@@ -31,7 +32,7 @@ from toolrm_jax.hlo_costs import Costs, count
 from toolrm_jax.model import REMAT, Forward, abstract_params
 from toolrm_jax.model_config import ModelConfig
 from toolrm_jax.optimizer import make_optimizer
-from toolrm_jax.prediction import GIB, Memory, Plan, Workload, bound, table
+from toolrm_jax.prediction import Memory, Plan, Workload, bound, table
 from toolrm_jax.roofline import collective_bytes, roofline
 from toolrm_jax.scorer import make_score_batch, plan_for
 from toolrm_jax.sharding import (

@@ -14,9 +14,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from toolrm_jax.chips import GIB
 from toolrm_jax.topology import parse_topology
-
-GIB = 2**30
 
 LEFT_OUT = (
     "operations at less than the roofline (products of these sizes reach 80-95% of a chip's peak, "

@@ -69,7 +69,7 @@ _PARTING_SECONDS = 3
 def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> pair_scores.Report:
     """Runs a training config to its end; see the module's docstring."""
     start_up = StartUp()
-    check_numbers(config)
+    check_numbers(config)  # again in unpack, but the watchdog takes two of them
     with contextlib.ExitStack() as opened:
         watchdog = Watchdog(config.train.hang_minutes, config.train.patient_minutes)
         opened.enter_context(contextlib.closing(watchdog))

@@ -300,11 +300,11 @@ def _filter(args: argparse.Namespace) -> None:
         figures["filter"][scorer.name] = filtering.describe(rewards, noisy, kept)
         if not place:
             for name, wanted in (("kept.jsonl", kept), ("dropped.jsonl", ~kept)):
-                rows[name] = filtering.sft_rows(data.cases, rewards, wanted)
+                chosen = [data.cases[number] for number in np.flatnonzero(wanted)]
+                rows[name] = filtering.sft_rows(chosen, rewards[wanted])
     scored = {id(case) for case in data.cases}
     others = [case for case in cases if id(case) not in scored]
-    unknown, every = np.full(len(others), np.nan), np.ones(len(others), bool)
-    rows["left_out.jsonl"] = filtering.sft_rows(others, unknown, every)
+    rows["left_out.jsonl"] = filtering.sft_rows(others, np.full(len(others), np.nan))
     models = cards_of(scorers)
     write_run(args.output, "filter", data, scores, figures, args.seed, rows, models=models)
     _say(args.output)

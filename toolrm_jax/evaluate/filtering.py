@@ -125,11 +125,9 @@ def average_precision(rewards: np.ndarray, noisy: np.ndarray) -> float:
     return float(np.sum(np.diff(np.r_[0.0, recall]) * precision))
 
 
-def sft_rows(cases: Sequence[Case], rewards: np.ndarray, wanted: np.ndarray) -> Iterator[Row]:
-    """The wanted rows as chats that fine-tuning reads: the answer is the last message."""
-    for case, reward, is_wanted in zip(cases, rewards, wanted, strict=True):
-        if not is_wanted:
-            continue
+def sft_rows(cases: Sequence[Case], rewards: np.ndarray) -> Iterator[Row]:
+    """Chats that fine-tuning reads: the answer is the last message. A reward of NaN is unknown."""
+    for case, reward in zip(cases, rewards, strict=True):
         (candidate,) = case.candidates
         turn = assistant_turn(candidate.response, case.tools)
         yield {
