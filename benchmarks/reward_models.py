@@ -59,17 +59,15 @@ def synthesise(workdir: Path, data: Path, mix: str) -> Path:
     return workdir / mix / "dataset"
 
 
-def train(workdir: Path, pairs: Path, start: Path, heldout: Path, steps: int) -> Path:
-    """So many steps from a probe; the folder of the model."""
+def train(config: str, workdir: Path, pairs: Path, heldout: Path, **fields: object) -> Path:
+    """A training run, with fields of the config; the folder of the model."""
     if not (workdir / "evaluation.json").exists():
+        fields |= {"data.train": pairs, "data.heldout": heldout}
         run(
             "train",
-            "--config=configs/smollm2_synth.py",
+            f"--config=configs/{config}.py",
             f"--workdir={workdir}",
-            f"--config.model.source={start}",
-            f"--config.data.train={pairs / 'array_record'}",
-            f"--config.data.heldout={heldout}",
-            f"--config.train.steps={steps}",
+            *(f"--config.{name}={value}" for name, value in fields.items()),
         )
     return workdir / "export"
 
@@ -113,12 +111,14 @@ def fit_on(workdir: Path, mix: str) -> Path:
     return path
 
 
-def table(workdir: Path, data: Path | None, steps: int) -> list[Path]:
+def table(workdir: Path, data: Path | None, steps: int, dtype: str) -> list[Path]:
     """The runs of docs/evaluate.md."""
-    run("quickstart", "--workdir", workdir / "quickstart")
+    fields = {"model.dtype": dtype}
+    # The folders are those of a quickstart, without its blind model.
     quickstart = workdir / "quickstart"
     of_bfcl = ensure_pairs(quickstart / "pairs")
-    first = f"--model=quickstart={quickstart / 'model' / 'export'}"
+    model = train("quickstart", quickstart / "model", of_bfcl.train, of_bfcl.heldout, **fields)
+    first = f"--model=quickstart={model}"
     likelihood = "--likelihood=log-likelihood=embedded:smollm2"
     if data is None:
         fitted = f"--model=probe={probe(workdir / 'probe_bfcl', of_bfcl.train)}"
@@ -128,7 +128,9 @@ def table(workdir: Path, data: Path | None, steps: int) -> list[Path]:
     dataset = synthesise(workdir, data, "both")
     fitted = probe(workdir / "both-probe", fit_on(workdir, "both"))
     heldout = head(workdir / "heldout.jsonl", of_bfcl.heldout, HELDOUT_ROWS)
-    trained = train(workdir / f"both-{steps}", dataset, fitted, heldout, steps)
+    fields |= {"model.source": fitted, "train.steps": steps}
+    pairs = dataset / "array_record"
+    trained = train("smollm2_synth", workdir / f"both-{steps}", pairs, heldout, **fields)
     others = (f"--model=synthesised={trained}", f"--model=probe={fitted}", likelihood)
     options = (*others, f"--fit={fit_on(workdir, 'both')}")
     runs = []
@@ -140,18 +142,19 @@ def table(workdir: Path, data: Path | None, steps: int) -> list[Path]:
     return runs
 
 
-def study(workdir: Path, data: Path, steps: int) -> list[Path]:
+def study(workdir: Path, data: Path, steps: int, dtype: str) -> list[Path]:
     """The run of docs/synth.md."""
     of_bfcl = ensure_pairs(workdir / "quickstart" / "pairs")
     heldout = head(workdir / "heldout.jsonl", of_bfcl.heldout, HELDOUT_ROWS)
     models = {}
     for mix in MIXES:
-        dataset = synthesise(workdir, data, mix)
+        pairs = synthesise(workdir, data, mix) / "array_record"
         name = f"{mix}-probe"
         models[name] = start = probe(workdir / name, fit_on(workdir, mix))
         for part in SIZES if mix == "both" else (4,):
             name, count = f"{mix}-{steps // part}", steps // part
-            models[name] = train(workdir / name, dataset, start, heldout, count)
+            fields = {"model.dtype": dtype, "model.source": start, "train.steps": count}
+            models[name] = train("smollm2_synth", workdir / name, pairs, heldout, **fields)
     path = data / "eval" / "fcrb_dev.jsonl.gz"
     options = [f"--model={name}={folder}" for name, folder in models.items()]
     options.append(f"--fit={fit_on(workdir, 'both')}")
@@ -163,19 +166,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("table", "study"))
-    parser.add_argument("--workdir", type=Path, default=Path("runs/reward_models"))
-    parser.add_argument("--steps", type=int, default=160, help="of 4,096 tokens (default 160)")
+    add = parser.add_argument
+    add("what", choices=("table", "study"))
+    add("--workdir", type=Path, default=Path("runs/reward_models"))
+    add("--steps", type=int, default=160, help="of 4,096 tokens (default 160)")
+    add(
+        "--dtype",
+        default="bfloat16",
+        choices=("bfloat16", "float32"),
+        help="what training computes in; a CPU without bfloat16 instructions is faster in float32",
+    )
     args = parser.parse_args()
     root = os.environ.get("TOOLRM_DATA")
     data = Path(root) / "data" if root else None
     args.workdir.mkdir(parents=True, exist_ok=True)
     if args.what == "table":
-        runs = table(args.workdir, data, args.steps)
+        runs = table(args.workdir, data, args.steps, args.dtype)
     elif data is None:
         parser.error("study needs data: set TOOLRM_DATA")
     else:
-        runs = study(args.workdir, data, args.steps)
+        runs = study(args.workdir, data, args.steps, args.dtype)
     page = args.workdir / f"{args.what}.html"
     run("evaluate", "report", *runs, f"--output={page}")
     for folder in runs:

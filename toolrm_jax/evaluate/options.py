@@ -68,7 +68,12 @@ def _add_baselines(parser: argparse.ArgumentParser) -> None:
         help="a causal model whose log-probability of the answer ranks (needs PyTorch); its "
         f"limit, if --max-tokens gives none, is {MOST_TOKENS:,}",
     )
-    add("--judge", metavar="URL", help="an OpenAI-compatible server that picks one of two answers")
+    add(
+        "--judge",
+        metavar="URL",
+        help="an OpenAI-compatible server that picks one of two answers; pools, and cases with "
+        "several wrong answers (as of --levels), are refused",
+    )
     add("--judge-model", default="", help="the judge's name there")
     add("--judge-key", default="", help="the environment's variable that holds its key")
     add("--fit", default="", help="pairs on which the best combination of rules is fitted")
