@@ -71,6 +71,65 @@ def test_an_answer_equal_to_gold_is_right_and_others_get_their_error_type():
     ]
 
 
+def test_a_right_answer_in_doubt_is_no_right_side():
+    """BFCL's rule takes no account of signs; an example of what is right must."""
+    gold = call(city="Rome", dish="pasta at -12.5 from 2024-11-1", guests=2)
+    task = dataclasses.replace(example(), gold=gold, reference=exact_reference(gold))
+
+    def with_dish(text):
+        return answer(call(city="Rome", dish=text, guests=2))
+
+    right = with_dish("Pasta  at -12.5, from 2024/11/1")
+    doubtful = [with_dish(f"pasta at {x}") for x in ("-12.5 from 2024-1-11", "12.5 from 2024-11-1")]
+    found, counts = judged(task, right, *doubtful)
+    assert [r["response"] for r in found["right"]] == [right.response]
+    assert found["wrong"] == []
+    assert counts["left out: right, but with other signs between digits"] == 2
+    assert counts["right"] == 1
+
+
+def test_an_answer_right_by_its_outcome_fits_the_schema_and_calls_no_more_than_the_gold():
+    task = dataclasses.replace(example(), by_outcome=True)
+    gold = task.gold[0]["arguments"]
+    fine, misfit = call(**gold | {"city": "Roma"}), call(**gold | {"guests": "2"})
+    given = [answer(response, right=True) for response in (fine, misfit, fine + fine)]
+    found, counts = judged(task, *given)
+    assert [r["response"] for r in found["right"]] == [fine]
+    assert counts["left out: right, but its tools' schemas reject it"] == 1
+    assert counts["left out: right, but it calls more than the gold"] == 1
+
+
+def test_where_nothing_is_to_be_called_words_are_right_if_they_decline_or_ask():
+    task = dataclasses.replace(example(), gold=[], reference=[])
+    booked = "Done! I have booked a table for two."
+    found, counts = judged(task, *map(answer, (booked, "Sorry, no tool fits.", "Which city?", "")))
+    assert [r["response"] for r in found["right"]] == ["Sorry, no tool fits.", "Which city?"]
+    assert counts["left out: right, but it neither declines nor asks"] == 1
+    assert len(judged(task, answer(booked, right=True))[0]["right"]) == 1
+
+
+def test_whose_the_right_side_is_stands_beside_it():
+    task = example()
+    other = answer(call(**task.gold[0]["arguments"] | {"dish": "PASTA"}), model="other")
+    by = [judged(task, other, seed=seed)[0] for seed in range(20)]
+    assert {json.dumps(row["chosen_by"]) for row in by} == {
+        "null",
+        '{"model": "other", "license": "MIT"}',
+    }
+    for row_ in by:
+        assert (row_["chosen"] == task.gold) == (row_["chosen_by"] is None)
+
+
+def test_every_distinct_answer_is_counted_once():
+    task = example()
+    right = task.gold[0]["arguments"]
+    given = [answer(call(**right | {"guests": n})) for n in range(5)]
+    _, counts = judged(task, *given, *corruption_answers(task, seed=0), answer("Which city?"))
+    parts = ("right", "wrong", "left out", "corruptions discarded")
+    told = sum(n for what, n in counts.items() if what.startswith(parts))
+    assert told == counts["distinct answers"]
+
+
 def test_the_gold_in_other_words_is_neither_right_nor_wrong():
     task = Example("made/0", "made", "MIT", tools(), [{"role": "user", "content": "?"}], [], [])
     gold = call(city="Tokyo, Japan", dish="noodles of the house", guests=2)

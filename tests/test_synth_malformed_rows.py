@@ -142,6 +142,7 @@ def test_normalised_rows_say_what_they_know_of_their_gold(tmp_path):
         ({"gold_args_not_in_query": ["port"]}, {"sound_gold": False}),
         ({"right_rate": 0.4}, {"min_right_rate": 0.4}),
         ({"after_first_error": True}, {"before_first_error": False}),
+        ({"kind": "closing"}, {"sure_silence": False}),
     ],
 )
 def test_rows_that_doubt_their_own_gold_are_rejected_unless_wanted(tmp_path, meta, option):
@@ -150,6 +151,11 @@ def test_rows_that_doubt_their_own_gold_are_rejected_unless_wanted(tmp_path, met
     assert [example.id for example in examples] == ["sound"]
     assert [reject.reason for reject in rejects] == [Reason.DOUBTED]
     assert len(split_up(open_source("normalised", path, **option))[0]) == 2
+
+
+def test_a_gold_that_takes_another_calls_result_is_rejected(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [normal(meta={"kind": "nested"})])
+    assert [r.reason for r in split_up(open_source("normalised", path))[1]] == [Reason.NESTED]
 
 
 def test_an_array_gives_the_line_of_each_element_and_ends_where_it_breaks(tmp_path):

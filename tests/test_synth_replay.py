@@ -84,6 +84,8 @@ def test_doubtful_rows_are_left_out_unless_wanted(tmp_path, meta, option):
     answers, counts = replayed(tmp_path, rows, ["a", "b"])
     assert [answer.example_id for answer in answers] == ["b"]
     assert sum(n for name, n in counts.items() if "rows left out" in name) == 1
+    assert sum(n for name, n in counts.items() if "left out: with its row" in name) == 1
+    assert counts["replay: read"] == 2
     answers, _ = replayed(tmp_path, rows, ["a", "b"], **option)
     assert [answer.example_id for answer in answers] == ["a", "b"]
 
@@ -117,10 +119,45 @@ def test_wrong_silence_is_capped_and_right_silence_is_not(tmp_path):
 def test_unparsable_answers_keep_their_text(tmp_path):
     rows = [row("a", given(None, raw="Action: get_time"), given([], raw="Action: None"))]
     answers, _ = replayed(tmp_path, rows, ["a"], no_call_share=1, own_form=True)
-    assert [answer.response for answer in answers] == ["Action: get_time", ""]
+    assert [answer.response for answer in answers] == ["Action: get_time", "Action: None"]
     answers, counts = replayed(tmp_path, rows, ["a"], no_call_share=1)
-    assert [answer.response for answer in answers] == [""]
-    assert counts["replay: left out: a call in a form of the upstream's own"] == 1
+    assert not answers
+    assert counts["replay: left out: a call in a form of the upstream's own"] == 2
+
+
+def test_what_the_upstream_found_no_calls_in_is_read_again(tmp_path):
+    record = {"input": "q", "output": "I'm unable to do that.", "intermediate_steps": []}
+    acted = {"input": "q", "output": "Action:\n```json\n{}```"}
+    raws = {
+        'get_time(city="Rome")': CALL,
+        '<tool_call>{"name": "get_time", "arguments": {"city": "Rome"}}</tool_call>': CALL,
+        'get_time({"city": "Rome"})': 'get_time({"city": "Rome"})',  # broken
+        '{"tool": "none", "params": {}}': "",
+        str(record): "I'm unable to do that.",
+        "Which city?": "Which city?",
+    }
+    rows = [row("a", *(given([], raw=raw) for raw in (*raws, str(acted), str(record)[:40])))]
+    answers, counts = replayed(tmp_path, rows, ["a"], no_call_share=1)
+    assert [answer.response for answer in answers] == list(raws.values())
+    assert counts["replay: left out: a call in a form of the upstream's own"] == 2
+    assert counts["replay: read"] == len(raws) + 2
+
+
+def test_rejected_sides_of_published_pairs_are_wrong_answers(tmp_path):
+    task = {"tools": tiny.rows("train", 1)[0]["tools"], "test_id": "t", "model_name": "m"}
+    task |= {"conversation": [{"role": "user", "content": "Time in Rome?"}]}
+    wrong = [{"name": "get_time", "arguments": {"city": "Oslo"}}]
+    pairs = [task | {"chosen_output": CALL, "rejected_output": wrong}, {"tools": []}]
+    rejected = []
+    options = {"format": "fc_reward_bench", "license": "apache-2.0", "rejected": rejected}
+    (answer,), counts = replayed(tmp_path, pairs, ["fc_reward_bench/t/1"], **options)
+    assert answer == Answer("fc_reward_bench/t/1", "m", "apache-2.0", True, wrong, right=False)
+    assert counts == {"m: answers": 1, "replay: read": 1, "replay: rejected": 1}
+    assert len(rejected) == 1
+    # Without a licence they are of none that is known, and not let in.
+    assert not replayed(tmp_path, pairs, ["fc_reward_bench/t/1"], format="fc_reward_bench")[0]
+    with pytest.raises(InputError, match="expected one of answers, toolrm_pairs, fc_reward_bench"):
+        replayed(tmp_path, pairs, [], format="pairs")
 
 
 def test_malformed_rows_are_rejected_with_their_line(tmp_path):
@@ -132,6 +169,7 @@ def test_malformed_rows_are_rejected_with_their_line(tmp_path):
         {"id": "a", "model": "m", "calls": [{"name": 3, "arguments": {}}]},
         {"id": "a", "model": "m", "calls": CALL, "right": "yes"},
         {"id": "a", "model": "m", "calls": CALL, "count": 0},
+        {"id": "a", "model": "m", "calls": CALL, "permissive": "false"},
         row("a", 3),
         {"id": "a", "answers": 3},
         {"id": "a", "meta": 3, "answers": []},
@@ -140,9 +178,9 @@ def test_malformed_rows_are_rejected_with_their_line(tmp_path):
     rejected = []
     answers, counts = replayed(tmp_path, rows, ["a"], rejected=rejected)
     assert len(answers) == 1
-    assert counts["replay: rejected"] == 10
+    assert counts["replay: rejected"] == 11
     path = tmp_path / "replay.jsonl"
-    assert [where for _, _, where in rejected] == [f"{path}:{line}" for line in range(1, 11)]
+    assert [where for _, _, where in rejected] == [f"{path}:{line}" for line in range(1, 12)]
     path.write_bytes(b'{"id": \n\xff\xfe\n{"id": "a", "model": "m", "text": "\\ud800"}\n')
     with Pool([{"kind": "replay", "path": str(path)}], seed=0) as pool:
         assert pool.counts()["replay: rejected"] == 2

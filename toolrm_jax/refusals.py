@@ -5,9 +5,17 @@ that they do not tell which. Where something is amiss other than the tools (a ci
 not named yet, an answer that was given already, a farewell) such a refusal would be wrong as well.
 
     turn = calls_nothing(random.Random(0), request="Book me a flight")
+
+What a model says instead of a call may be anything, so it is no refusal before it reads as one:
+
+>>> declines_or_asks("I have no tool for this."), declines_or_asks("Which city?")
+(True, True)
+>>> declines_or_asks("Done! I've booked it. Anything else?")
+False
 """
 
 import random
+import re
 
 _OPENINGS = (
     "",
@@ -54,3 +62,22 @@ def refusal(rng: random.Random, request: str) -> str:
 def calls_nothing(rng: random.Random, request: str) -> str:
     """An empty turn or a refusal, one as often as the other."""
     return "" if rng.random() < 0.5 else refusal(rng, request)
+
+
+_DECLINES = re.compile(
+    r"\b(sorry|unfortunately|afraid|unable|cannot|can'?t|can not|not (able|available|possible)|"
+    r"(do|does|is|are|would)(n't| not) (have|offer|support|able|fit|match|cover|provide)|"
+    r"(have|has|is|are|there's) no|none of|no (tool|function|way)|without|outside)\b",
+    re.IGNORECASE,
+)
+_CLAIMS = re.compile(
+    r"\b(done|successfully|confirmed|here (is|are)|(has|have) been|was|were|"
+    r"I('ve| have) (\w+ed|set|sent|made|found|put|run))\b",
+    re.IGNORECASE,
+)
+
+
+def declines_or_asks(text: str) -> bool:
+    """Whether words decline or ask, and claim nothing done or found (English)."""
+    plain = text.strip().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    return bool(plain.endswith("?") or _DECLINES.search(plain)) and not _CLAIMS.search(plain)

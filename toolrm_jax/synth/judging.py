@@ -1,6 +1,7 @@
 """Answers against the gold: right ones, wrong ones by type of error, equal ones merged.
 
-    example, [Answer, ...] --> {"id", "turn", "chosen", "right": [Judged, ...], "wrong": [...]}
+    example, [Answer, ...] --> {"id", "turn", "chosen", "chosen_by": {"model", "license"} |
+                                 null, "right": [Judged, ...], "wrong": [Judged, ...]}
 
     Judged {"response": calls in canonical form | text, "count": 3, "models": {"Qwen3-4B": 2, ...},
             "license", "error_type", "kind", "detail"}                 the last three of wrong ones
@@ -10,13 +11,19 @@ decides; its wrong answers are named by the judge, and one that the judge finds 
 as is one that the upstream calls both. So is a model's answer that only words its texts differently
 ("Tokyo" for "Tokyo, Japan"), unless its verdict came from what the calls did: whether it is wrong
 is open. Where calls are right by what they bring about, answers without a verdict are left out.
-What does not parse and is no plain words has the error
-"Parsing error". A corruption that is not what it was made to be is left out.
+What does not parse and is no plain words has the error "Parsing error". A corruption that is not
+what it was made to be is left out.
+
+A right answer of a model is an example of what is right, so it must be beyond doubt: it is left out
+if its tools' schemas reject it, if it calls more than the gold, if it is the gold but for signs
+between digits ("2024-1-11" for "2024-11-1", which BFCL's rule takes for equal), and, where nothing
+should be called and nobody's verdict is there, if its words neither decline nor ask.
 
 "chosen" is the right side that the example's pairs show: the gold, or a right answer of a model,
-one as often as the other, so that who wrote an answer does not tell whether it is right. Beside a
-model's answer, the wrong ones are judged against that answer: their types of error are named anew,
-and corruptions, which were made from the gold, are left out if their type is another then.
+one as often as the other, so that who wrote an answer does not tell whether it is right;
+"chosen_by" is the model, or null. Beside a model's answer, the wrong ones are judged against that
+answer: their types of error are named anew, and corruptions, which were made from the gold, are
+left out if their type is another then.
 
 All of this is counted.
 
@@ -44,7 +51,8 @@ from typing import Any
 
 from toolrm_jax.corruptions import GENERATORS
 from toolrm_jax.examples import Call, Example, Response
-from toolrm_jax.refusals import calls_nothing
+from toolrm_jax.refusals import calls_nothing, declines_or_asks
+from toolrm_jax.schema import call_is_valid
 from toolrm_jax.splits import digest
 from toolrm_jax.synth.answer import Answer, main_model
 from toolrm_jax.synth.turn_type import turn_type
@@ -77,7 +85,7 @@ def same_key(calls: list[Call] | None, words: str) -> str:
 class _Merged:
     """The answers that are the same."""
 
-    response: Response
+    response: str | list[Call]
     licenses: dict[str, str] = dataclasses.field(default_factory=dict)  # by model
     models: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     verdicts: set[bool] = dataclasses.field(default_factory=set)
@@ -113,6 +121,9 @@ def judge_answers(
             if answer.kind is not None:
                 counts[f"corruptions discarded: {answer.kind}"] += 1
                 continue
+            if key != gold and (doubt := _doubt(answer, example)):
+                counts[f"left out: right, but {doubt}"] += 1
+                continue
             counts["right"] += 1
             if key != gold:
                 right.append(answer.to_row())
@@ -123,24 +134,65 @@ def judge_answers(
             and not (answer.kind or example.by_outcome)
             and is_reworded(answer.response, example.gold)
         ):
-            counts["left out: the gold in other words"] += answer.models.total()
+            counts["left out: the gold in other words"] += 1
         else:
-            counts["wrong"] += 1
             wrong.append(answer.to_row(kind=answer.kind or "answer", **_error(verdict)))
     wrong = [row for row in wrong if _is_as_made(row, counts)]
     number = int(digest(seed, "right", example.id)[:8], 16)
+    chosen_by = None
     if right and number % 2:
-        chosen = right[number // 2 % len(right)]["response"]
+        taken = right[number // 2 % len(right)]
+        chosen = taken["response"]
+        chosen_by = {"model": main_model(taken["models"]), "license": taken["license"]}
         wrong = list(_beside(chosen, wrong, example, counts))
     else:
         chosen = example.gold or _silence(example, seed)
+    counts["wrong"] += len(wrong)
     return {
         "id": example.id,
         "turn": turn_type(example),
         "chosen": chosen,
+        "chosen_by": chosen_by,
         "right": right,
         "wrong": wrong,
     }
+
+
+def _doubt(answer: _Merged, example: Example) -> str | None:
+    """Why a right answer, which is not the gold, is no example of what is right; None if it is."""
+    response = answer.response
+    if isinstance(response, str):
+        sure = answer.verdicts or not response.strip() or declines_or_asks(response)
+        return None if sure else "it neither declines nor asks"
+    if not all(call_is_valid(call, example.tools) for call in response):
+        return "its tools' schemas reject it"
+    if len(response) > len(example.gold):
+        return "it calls more than the gold"
+    if answer.verdicts:
+        return None
+    apart = [{**call, "arguments": _digits_apart(call["arguments"])} for call in response]
+    reference = [
+        {**want, "arguments": _digits_apart(want["arguments"])} for want in example.reference
+    ]
+    if not judge(apart, reference, example.tools).right:
+        return "with other signs between digits"
+    return None
+
+
+def _digits_apart(value: Any) -> Any:
+    """The value with what stands between digits, and a minus before them, as signs that count.
+
+    >>> _digits_apart(["2024-1-11", "2024/1/11", "-12.5", "New-York 3"])
+    ['2024|1|11', '2024|1|11', '~12|5', 'New-York 3']
+    """
+    if isinstance(value, dict):
+        return {name: _digits_apart(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_digits_apart(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    text = re.sub(r"(?<=\d)[ ,./\-_*^]+(?=\d)", "|", value)
+    return re.sub(r"(?<!\w)-(?=\.?\d)", "~", text)
 
 
 def _error(verdict: Verdict) -> Row:
@@ -242,7 +294,9 @@ def _merged(
         words = words_of(answer.response)
         if calls is None and not isinstance(answer.response, str) and not words:
             words = json.dumps(answer.response, ensure_ascii=False)  # calls in a broken form
-        response: Response = words if calls is None else canonical_calls(calls, example.tools)
+        response: str | list[Call] = (
+            words if calls is None else canonical_calls(calls, example.tools)
+        )
         if calls == [] and not isinstance(answer.response, list):
             response = words.strip()
         merged = found.setdefault(same_key(calls, words), _Merged(response))

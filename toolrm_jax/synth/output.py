@@ -9,9 +9,11 @@
     card.json comes last: a folder that has it is complete.
 
 A row of Parquet has `chosen` and `rejected` (message lists: the conversation and the answer),
-`tools` (JSON text, as TRL takes it) and columns about the pair. Calls stand in the text of a
-message, as <tool_call> blocks: Arrow would give the arguments of every call all names that any call
-has. In Qwen's templates this is, byte for byte, what they make of `tool_calls`.
+`tools` (JSON text, as TRL takes it) and columns about the pair: what is wrong with the rejected
+side, and whose the two are under which licence (`chosen_model` is null for the source's own gold).
+Calls stand in the text of a message, as <tool_call> blocks: Arrow would give the arguments of every
+call all names that any call has. In Qwen's templates this is, byte for byte, what they make of
+`tool_calls`.
 
     python -m toolrm_jax.train --config.data.train=DATASET/array_record ...
     datasets.load_dataset("DATASET", split="train")
@@ -62,6 +64,7 @@ class Contents:
                 "source": row["source"],
                 "license": row["license"],
                 "turn type": row["turn"],
+                "right side by": (row["chosen_by"] or {"model": "gold"})["model"],
                 "model": wrong["model"],
                 "model's licence": wrong["license"],
                 "error type": wrong["error_type"],
@@ -183,7 +186,8 @@ class _ParquetFile:
         import pyarrow.parquet as pq
 
         message = pa.struct([("role", pa.string()), ("content", pa.string())])
-        text = ("id", "tools", "source", "license", "turn", "error_type", "kind", "model")
+        text = ["id", "tools", "source", "license", "turn", "error_type", "kind"]
+        text += ["chosen_model", "chosen_license", "rejected_model", "rejected_license"]
         self._schema = pa.schema(
             [("chosen", pa.list_(message)), ("rejected", pa.list_(message))]
             + [(name, pa.string()) for name in text]
@@ -219,6 +223,7 @@ def preference_rows(row: Row) -> Iterator[Row]:
     tools = json.dumps(
         [{"type": "function", "function": tool} for tool in row["tools"]], ensure_ascii=False
     )
+    chosen_by = row["chosen_by"] or {"model": None, "license": None}
     for number, wrong in enumerate(row["rejected"]):
         yield {
             "chosen": [*prompt, assistant_turn(row["chosen"])],
@@ -230,7 +235,10 @@ def preference_rows(row: Row) -> Iterator[Row]:
             "turn": row["turn"],
             "error_type": wrong["error_type"],
             "kind": wrong["kind"],
-            "model": wrong["model"],
+            "chosen_model": chosen_by["model"],
+            "chosen_license": chosen_by["license"],
+            "rejected_model": wrong["model"],
+            "rejected_license": wrong["license"],
         }
 
 

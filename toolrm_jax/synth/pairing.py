@@ -78,6 +78,7 @@ def pair_rows(example: Row, judged: Row, chosen: Sequence[bool], *, k_way: bool)
         "tools": example["tools"],
         "messages": example["messages"],
         "chosen": judged["chosen"],
+        "chosen_by": judged["chosen_by"],
     }
     rejected = [
         {

@@ -3,16 +3,22 @@
     a row of an answer     {"id", "model", "license", "calls" | "text", "right", "count"}
     a row of an example    {"id", ..., "meta": {...}, "answers": [{"model", "permissive",
                             "calls" | null, "raw", "right", "error"}, ...]}
+    a published pair       as `sources.preferences` reads it (`format`): its rejected side is an
+                           answer, and wrong
 
-In both, `right` is the upstream's own verdict, where there is one; it decides. The second kind's
-rows are examples as well, which a source reads; some of its fields say when not to trust a row, and
-`ReplaySettings` says what is made of them. Rows that are neither kind are rejected with file and
-line. The answers wait in a temporary file on disk, not in memory.
+In the first two, `right` is the upstream's own verdict, where there is one; it decides. The second
+kind's rows are examples as well, which a source reads; some of its fields say when not to trust a
+row, and `ReplaySettings` says what is made of them. Where the upstream found no calls in an answer,
+what the model said is read again: it may be calls in another dialect. Rows of no kind are rejected
+with file and line. The answers wait in a temporary file on disk, not in memory.
+
+What is counted as left out adds up: "read" is all answers, in whatever rows they stand.
 
     with Replay([ReplaySettings("replay.jsonl.gz")], seed=0, reject=print) as replay:
         answers = list(replay.answers("ste/17"))
 """
 
+import ast
 import collections
 import dataclasses
 import json
@@ -30,9 +36,14 @@ from toolrm_jax.synth.answer import Answer, from_row, to_row
 from toolrm_jax.synth.chat_request import read_message
 from toolrm_jax.synth.doubt import Doubts
 from toolrm_jax.synth.model_license import is_permissive
-from toolrm_jax.tool_calls import attempts_call, parse_calls
+from toolrm_jax.synth.source import Reject as RejectedRow
+from toolrm_jax.synth.sources import fc_reward_bench, toolrm_pairs
+from toolrm_jax.tool_calls import parse_calls
 
 Reject = Callable[[str, str, str], None]  # reason, detail, where: "file:line"
+
+
+_PAIRS = {"toolrm_pairs": toolrm_pairs.answers, "fc_reward_bench": fc_reward_bench.answers}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +52,8 @@ class ReplaySettings:
 
     Args:
       path: JSON lines (also .gz, .zst), Parquet, gs:// or a hub's id.
-      license: of the models whose rows name none.
+      format: "answers" (the first two kinds of rows), or "toolrm_pairs" or "fc_reward_bench".
+      license: of the models whose rows name none; published pairs name models, not licences.
       sound_gold, min_right_rate, before_first_error: which rows are left out; see `Doubts`. The
         normalised source has the same options: a row's examples and its answers go together.
       rows_a_group: of rows with the same meta.group at most these, chosen by seed and id: they are
@@ -53,6 +65,7 @@ class ReplaySettings:
     """
 
     path: str
+    format: str = "answers"
     license: str = "unknown"
     sound_gold: bool = True
     min_right_rate: float = 0.5
@@ -62,6 +75,11 @@ class ReplaySettings:
     own_form: bool = False
 
     def __post_init__(self) -> None:
+        if self.format not in ("answers", *_PAIRS):
+            raise InputError(
+                f"Replay of {self.path}: format={self.format!r}; expected one of answers, "
+                f"{', '.join(_PAIRS)}."
+            )
         for field in ("min_right_rate", "no_call_share"):
             if not 0 <= getattr(self, field) <= 1:
                 raise InputError(
@@ -115,6 +133,9 @@ class Replay:
     # Reading --------------------------------------------------------------------------------------
 
     def _read_file(self, number: int, settings: ReplaySettings) -> None:
+        if settings.format in _PAIRS:
+            self._read_pairs(number, settings)
+            return
         for line, content in open_rows(settings.path):
             self.rows += 1
             try:
@@ -124,6 +145,19 @@ class Replay:
                 self.counts["rejected"] += 1
                 self._reject("not a row of answers", str(error), f"{settings.path}:{line}")
         self._thin_out(number, settings)
+
+    def _read_pairs(self, number: int, settings: ReplaySettings) -> None:
+        for found in _PAIRS[settings.format](settings.path):
+            if isinstance(found, RejectedRow):
+                self.rows += 1
+                self.counts["rejected"] += 1
+                self._reject(found.reason, found.detail, f"{found.file}:{found.line}")
+            elif found.right:  # the gold of the example
+                self.rows += 1
+            else:
+                permissive = is_permissive(settings.license)
+                wrong = dataclasses.replace(found, license=settings.license, permissive=permissive)
+                self._add(number, found.example_id, [wrong])
 
     def _keep(self, number: int, settings: ReplaySettings, row: dict[str, Any]) -> None:
         example = row.get("id")
@@ -135,6 +169,7 @@ class Replay:
         doubts = Doubts(settings.sound_gold, settings.min_right_rate, settings.before_first_error)
         if doubt := doubts.about(_meta(row)):
             self.counts[f"rows left out: {doubt}"] += 1
+            self._leave_out(f"with its row: {doubt}", len(_answers(row)))
             return
         self._add(number, example, list(self._trusted(example, row, settings)))
         if (kin := _meta(row).get("group")) is not None:
@@ -144,22 +179,25 @@ class Replay:
     def _trusted(
         self, example: str, row: dict[str, Any], settings: ReplaySettings
     ) -> Iterator[Answer]:
-        if not isinstance(row["answers"], list):
-            raise ValueError("answers is not a list")
         drawn = int(digest(self._seed, "no call", example)[:8], 16) / 16**8
-        for made in row["answers"]:
+        for made in _answers(row):
             if _own_form(made) and not settings.own_form:
-                self.counts["left out: a call in a form of the upstream's own"] += 1
+                self._leave_out("a call in a form of the upstream's own")
                 continue
             if _is_harness_error(made):
-                self.counts["left out: an error of the upstream's own program"] += 1
+                self._leave_out("an error of the upstream's own program")
                 continue
-            answer = _row_answer(example, made, row, settings)
-            silent = made.get("calls") == [] and row.get("gold_calls") and not answer.right
-            if silent and drawn >= settings.no_call_share:
-                self.counts["left out: calls nothing, beyond the share"] += 1
+            answer = _row_answer(example, made, settings)
+            silent = isinstance(answer.response, str) and made.get("calls") == []
+            wrongly = silent and row.get("gold_calls") and not answer.right
+            if wrongly and drawn >= settings.no_call_share:
+                self._leave_out("calls nothing, beyond the share")
                 continue
             yield answer
+
+    def _leave_out(self, why: str, answers: int = 1) -> None:
+        self.counts["read"] += answers
+        self.counts[f"left out: {why}"] += answers
 
     def _add(self, file: int, example: str, answers: list[Answer]) -> None:
         for answer in answers:
@@ -172,11 +210,13 @@ class Replay:
         if settings.rows_a_group is None:
             return
         surplus = self._table.execute(_SURPLUS, (number, settings.rows_a_group)).fetchall()
+        beyond = "beyond those of their group"
         for (example,) in surplus:
-            self._table.execute(
+            deleted = self._table.execute(
                 "DELETE FROM answers WHERE file = ? AND example = ?", (number, example)
             )
-            self.counts["rows left out: beyond those of their group"] += 1
+            self.counts[f"rows left out: {beyond}"] += 1
+            self.counts[f"left out: with its row: {beyond}"] += deleted.rowcount
 
 
 _TABLES = """
@@ -207,21 +247,50 @@ def _meta(row: dict[str, Any]) -> dict[str, Any]:
     return meta
 
 
-def _row_answer(example: str, made: Any, row: dict[str, Any], settings: ReplaySettings) -> Answer:
+def _answers(row: dict[str, Any]) -> list[Any]:
+    if not isinstance(row["answers"], list):
+        raise ValueError("answers is not a list")
+    return row["answers"]
+
+
+def _row_answer(example: str, made: Any, settings: ReplaySettings) -> Answer:
     """An answer that stands in its example's row."""
     if not isinstance(made, dict):
         raise ValueError("an answer is not an object")
     if made.get("calls") is None:
         return _answer(example, made, _text(made.get("raw")), settings)
-    calls = _calls(made["calls"])
-    return _answer(example, made, calls or _words(made.get("raw"), row), settings)
+    said = _calls(made["calls"]) or _said(made)
+    if isinstance(said, list) and not made["calls"]:
+        made = made | {"right": None}  # the upstream's verdict is on a turn without calls
+    return _answer(example, made, said, settings)
 
 
 def _own_form(made: Any) -> bool:
     """Is it a call in the form that the upstream's prompt asked for, which nobody else reads?"""
-    if not isinstance(made, dict) or made.get("calls") is not None:
+    if not isinstance(made, dict) or made.get("calls"):
         return False
-    return isinstance(made.get("raw"), str) and bool(re.search(r"\bAction( Input)?:", made["raw"]))
+    spoken = _spoken(made)
+    return spoken is None or bool(re.search(r"\bAction( Input)?:", spoken))
+
+
+def _said(made: dict[str, Any]) -> Response:
+    """What an answer says in which the upstream found no calls: calls, if it can be read as such;
+    "" where it is JSON of another form, with which a prompt had nothing called."""
+    said = read_message({"content": _spoken(made) or ""})
+    return "" if isinstance(said, str) and said.lstrip()[:1] in ("{", "[") else said
+
+
+def _spoken(made: dict[str, Any]) -> str | None:
+    """The text of an answer; of a program's record of a run, what the model said at its end, and
+    None where the record is cut off."""
+    raw = made.get("raw")
+    text = raw if isinstance(raw, str) else ""
+    if not text.startswith("{'input':"):
+        return text
+    try:
+        return str(ast.literal_eval(text)["output"])
+    except (ValueError, SyntaxError, KeyError, RecursionError, MemoryError):
+        return None
 
 
 _HARNESS_ERROR = re.compile(
@@ -233,14 +302,6 @@ def _is_harness_error(made: Any) -> bool:
     """Is it no answer, but what the program that asked the model said when it failed?"""
     raw = made.get("raw") if isinstance(made, dict) and not made.get("calls") else None
     return isinstance(raw, str) and bool(_HARNESS_ERROR.match(raw.lstrip()))
-
-
-def _words(raw: Any, row: dict[str, Any]) -> str:
-    """What was said where nothing is called; "" where that is a form of the upstream's own."""
-    text = raw if isinstance(raw, str) else ""
-    tools = [tool for tool in row.get("tools") or [] if isinstance(tool, dict) and "name" in tool]
-    own = "Action:" in text or text.lstrip()[:1] in ("{", "[")
-    return "" if own or attempts_call(text, tools) else text
 
 
 def _plain_answer(example: str, row: dict[str, Any], settings: ReplaySettings) -> Answer:
@@ -264,11 +325,13 @@ def _answer(
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"count is {count!r}, expected a number from 1")
     permissive = made.get("permissive")
+    if not isinstance(permissive, bool | None):
+        raise ValueError(f"permissive is {permissive!r}, expected true, false or null")
     if permissive is None:
         permissive = is_permissive(str(license))
     elif license == "unknown":
         license = f"{'permissive' if permissive else 'not permissive'}, says its file"
-    return Answer(example, model, str(license), bool(permissive), response, right, count)
+    return Answer(example, model, str(license), permissive, response, right, count)
 
 
 def _calls(made: Any) -> Response:

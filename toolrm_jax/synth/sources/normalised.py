@@ -9,8 +9,11 @@ but where `meta.kind` is "irrelevant_tools": that no tool on offer does what was
 source and licence.
 
 A row that says itself that its gold is not to be trusted (`doubt`) makes a reject, unless the
-options say otherwise. So does one whose `meta` lists several right answers that call different
-tools: a reference holds one set of calls, and a right answer must not be judged wrong.
+options say otherwise; so does one that calls nothing where a call would not be plainly wrong
+(`meta.kind` "answer_in_context" and "closing", of SGD). A row whose gold takes another call's
+result (`meta.kind` "nested", of Seal-Tools) always does, and one whose `meta` lists several right
+answers that call different tools: a reference holds one set of calls, and a right answer must not
+be judged wrong.
 """
 
 import os
@@ -30,17 +33,26 @@ def read(
     sound_gold: bool = True,
     min_right_rate: float = 0.5,
     before_first_error: bool = True,
+    sure_silence: bool = True,
 ) -> Iterator[Example | Reject]:
-    """The examples of a file of normalised rows; the last three options are those of `Doubts`."""
+    """The examples of a file of normalised rows.
+
+    Args:
+      sound_gold, min_right_rate, before_first_error: those of `Doubts`.
+      sure_silence: leaves out rows that call nothing where a call would not be plainly wrong.
+    """
     doubts = Doubts(sound_gold, min_right_rate, before_first_error)
 
     def drafts(row: Any, line: int) -> Iterator[Draft]:
-        yield _draft(row, doubts)
+        yield _draft(row, doubts, sure_silence)
 
     return examples("normalised", "unknown", rows(path, split=split, subset=subset), drafts)
 
 
-def _draft(row: Any, doubts: Doubts) -> Draft:
+_NO_CALL_NEEDED = ("answer_in_context", "closing")
+
+
+def _draft(row: Any, doubts: Doubts, sure_silence: bool) -> Draft:
     meta = (row.get("meta") or {}) if isinstance(row, dict) else {}
     if not isinstance(meta, dict):
         raise Fault(Reason.FORM, f"expected an object under 'meta', found {meta!r:.80}")
@@ -48,8 +60,12 @@ def _draft(row: Any, doubts: Doubts) -> Draft:
     fault = None
     if isinstance(alternatives, list) and len(alternatives) > 1:
         fault = Fault(Reason.SEVERAL_RIGHT, f"{len(alternatives)} under meta.gold_alternatives")
+    elif meta.get("kind") == "nested":
+        fault = Fault(Reason.NESTED, "by meta.kind")
     elif doubt := doubts.about(meta):
         fault = Fault(Reason.DOUBTED, doubt)
+    elif sure_silence and meta.get("kind") in _NO_CALL_NEEDED:
+        fault = Fault(Reason.DOUBTED, "a call would not be plainly wrong")
     return Draft(
         field(row, "id", str),
         field(row, "tools", list),
