@@ -94,6 +94,12 @@ def test_datasets_loads_the_folder_as_it_is(made, tmp_path):
     assert first["chosen"][:-1] == first["rejected"][:-1]
     assert first["chosen"][-1] != first["rejected"][-1]
     assert json.loads(first["tools"])[0]["type"] == "function"
+    by = card["pairs_by"]
+    assert set(found["rejected_model"]) == set(by["model"])
+    assert set(found["rejected_license"]) == set(by["model's licence"])
+    assert {model or "gold" for model in found["chosen_model"]} == set(by["right side by"])
+    for model, license in zip(found["chosen_model"], found["chosen_license"], strict=True):
+        assert (model is None) == (license is None)
 
 
 def test_a_run_done_again_changes_nothing(made, tmp_path, capsys):
