@@ -106,6 +106,8 @@ def test_where_nothing_is_to_be_called_words_are_right_if_they_decline_or_ask():
     assert [r["response"] for r in found["right"]] == ["Sorry, no tool fits.", "Which city?"]
     assert counts["left out: right, but it neither declines nor asks"] == 1
     assert len(judged(task, answer(booked, right=True))[0]["right"]) == 1
+    task = dataclasses.replace(task, by_outcome=True)
+    assert len(judged(task, answer(booked, right=True))[0]["right"]) == 0
 
 
 def test_whose_the_right_side_is_stands_beside_it():

@@ -17,7 +17,7 @@ what it was made to be is left out.
 A right answer of a model is an example of what is right, so it must be beyond doubt: it is left out
 if its tools' schemas reject it, if it calls more than the gold, if it is the gold but for signs
 between digits ("2024-1-11" for "2024-11-1", which BFCL's rule takes for equal), and, where nothing
-should be called and nobody's verdict is there, if its words neither decline nor ask.
+should be called and nobody judged the words, if they neither decline nor ask.
 
 "chosen" is the right side that the example's pairs show: the gold, or a right answer of a model,
 one as often as the other, so that who wrote an answer does not tell whether it is right;
@@ -162,7 +162,9 @@ def _doubt(answer: _Merged, example: Example) -> str | None:
     """Why a right answer, which is not the gold, is no example of what is right; None if it is."""
     response = answer.response
     if isinstance(response, str):
-        sure = answer.verdicts or not response.strip() or declines_or_asks(response)
+        # A verdict on what was brought about says nothing of the words.
+        judged = answer.verdicts and not example.by_outcome
+        sure = judged or not response.strip() or declines_or_asks(response)
         return None if sure else "it neither declines nor asks"
     if not all(call_is_valid(call, example.tools) for call in response):
         return "its tools' schemas reject it"
