@@ -197,6 +197,19 @@ def test_the_key_is_sent_and_nowhere_written(tmp_path, monkeypatch, caplog, capf
     assert secret.encode() not in written
 
 
+@pytest.mark.parametrize("key", ["e", "none", "f"])
+def test_an_answer_that_holds_the_key_stays_as_it_was_said(tmp_path, monkeypatch, key):
+    import faulty_server as module
+
+    said = "None of my tools fits; nonexistent."
+    reply = {"choices": [{"message": {"content": said}}], "usage": {"total_tokens": 9}}
+    monkeypatch.setattr(module, "completion", lambda _: reply)
+    monkeypatch.setenv("MY_KEY", key)
+    with faulty_server() as server:
+        rows, _ = run(server, tmp_path, count=2, key_variable="MY_KEY")
+    assert [row["response"] for row in rows] == [said] * 2
+
+
 @pytest.mark.parametrize("value", ["", "two words", "line\nbreak", "ключ"])
 def test_a_key_that_cannot_be_used_is_named_by_its_variable(tmp_path, monkeypatch, value):
     monkeypatch.setenv("MY_KEY", value)

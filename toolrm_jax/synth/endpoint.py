@@ -219,13 +219,13 @@ class Endpoint:
             raise _Fault(f"connection: {type(error).__name__}") from None
         except httpx.DecodingError:
             raise _Fault("broken encoding") from None
-        text = self._redacted(reply.text)
         if reply.status_code == 200:
-            return _entry(reply.headers.get("Content-Type", ""), text)
+            # As it came: a key may be a word of the answer ("none", "EMPTY").
+            return _entry(reply.headers.get("Content-Type", ""), reply.text)
         if reply.status_code in _AGAIN or reply.status_code >= 500:
             wanted = _seconds(reply.headers.get("Retry-After"))
             raise _Fault(f"status {reply.status_code}", wanted)
-        said = " ".join(text.split())[:_LONGEST_REASON]
+        said = " ".join(self._redacted(reply.text).split())[:_LONGEST_REASON]
         if reply.status_code in _REFUSED:
             raise _Refused(f"status {reply.status_code}: {said}")
         remedy = self._remedy(reply.status_code)
