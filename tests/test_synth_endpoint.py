@@ -218,6 +218,13 @@ def test_a_key_that_cannot_be_used_is_named_by_its_variable(tmp_path, monkeypatc
     assert not value or value not in str(error.value)
 
 
+@pytest.mark.parametrize("key", ["sk-0123abcd", "hf_0123abcd", "two words", 5])
+def test_a_key_in_place_of_its_variables_name_is_not_repeated(tmp_path, key):
+    with faulty_server() as server, pytest.raises(InputError, match="key_variable") as error:
+        run(server, tmp_path, key_variable=key)
+    assert str(key) not in str(error.value).replace(server.url, "")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -229,6 +236,8 @@ def test_a_key_that_cannot_be_used_is_named_by_its_variable(tmp_path, monkeypatc
         ({"extra": {"stream": True}}, "stream"),
         ({"tries": 0}, "tries=0"),
         ({"samples": "3"}, "samples='3'; expected a number"),
+        ({"permissive": "no"}, "permissive='no'; expected True, False, or None"),
+        ({"permissive": 1}, "permissive=1; expected True"),
     ],
 )
 def test_a_bad_entry_is_explained(tmp_path, changes, message):
