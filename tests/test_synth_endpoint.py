@@ -149,6 +149,40 @@ def test_budgets_hold_over_runs(tmp_path):
         assert 8 <= len(rows) <= 9
 
 
+def test_every_request_counts_for_a_budget_be_it_in_vain(tmp_path):
+    with faulty_server(["500", "", ""]) as server:  # every third question needs two requests
+        rows, counts = run(server, tmp_path, budget_requests=5, concurrency=1)
+        assert sum(server.tries.values()) == 5
+        assert (len(rows), counts["m: asked"], counts["m: over budget"]) == (3, 5, 15)
+        # The second question to fail has had one request; two more are for it and the next.
+        rows, _ = run(server, tmp_path, budget_requests=7, concurrency=1)
+        assert sum(server.tries.values()) == 7
+        assert len(rows) == 5
+
+
+def test_what_ended_a_run_counts_for_its_budget(tmp_path):
+    with faulty_server(["401", ""]) as server:
+        with pytest.raises(EndpointError, match="401"):
+            run(server, tmp_path, budget_requests=2, concurrency=1)
+        rows, _ = run(server, tmp_path, budget_requests=2, concurrency=1)
+        assert sum(server.tries.values()) == 2
+        assert len(rows) == 1
+
+
+def test_a_server_that_counts_no_tokens_ends_a_run_with_a_budget_of_them(tmp_path, monkeypatch):
+    import faulty_server as module
+
+    uncounted = {"choices": completion(("Question", 0))["choices"]}
+    monkeypatch.setattr(module, "completion", lambda _: uncounted)
+    with faulty_server() as server:
+        with pytest.raises(EndpointError, match=r"usage\.total_tokens.*Set budget_requests"):
+            run(server, tmp_path, budget_tokens=1, concurrency=2)
+        assert len(server.answers) <= 2
+        rows, counts = run(server, tmp_path)
+    assert len(rows) == 18
+    assert counts["m: from cache"] in (1, 2)
+
+
 def test_answers_cut_off_are_left_out_and_counted(tmp_path, monkeypatch):
     import faulty_server as module
 

@@ -61,14 +61,18 @@ class _Refused(Exception):
     """A question that the server will not answer."""
 
 
+class _OverBudget(Exception):
+    """A question for which a budget is used up."""
+
+
 class Endpoint:
     """One server; to be used in one event loop.
 
     `counts` holds "asked" (requests sent), "fault: ..." (tries that failed), "from cache",
     "answers", and the reasons of the questions without one.
 
-    After the end (see the module's list, or `give_up_after` questions in a row without an answer)
-    nothing more is asked.
+    After the end (see the module's list, `give_up_after` questions in a row without an answer, or
+    an answer without a count of its tokens where they have a budget) nothing more is asked.
     """
 
     def __init__(self, settings: EndpointSettings, cache: AnswerCache, *, seed: int):
@@ -128,20 +132,29 @@ class Endpoint:
             self.counts["from cache"] += 1
             return self._read(entry, sample)
         async with self._room:
-            if self._spent():
-                return Outcome(sample, None, "over budget")
-            self._requests += 1  # before the answer, so that those under way count
             try:
                 entry = await self._persist(body)
+            except _OverBudget:
+                return Outcome(sample, None, "over budget")
             except _Fault as fault:
-                self._requests -= 1
                 return self._no_answer(fault, sample)
             except _Refused as refusal:
                 entry = {"refused": str(refusal)}
             self._unanswered = 0
             self._cache.put(found, self.settings.model, entry, "asked")
-            self._tokens += entry.get("tokens") or 0
+            self._count_tokens(entry)
         return self._read(entry, sample)
+
+    def _count_tokens(self, entry: dict[str, Any]) -> None:
+        """Raises EndpointError where tokens have a budget and the server does not count them."""
+        tokens = entry.get("tokens")
+        if tokens is None and "refused" not in entry and self.settings.budget_tokens is not None:
+            raise self._ended(
+                "budget_tokens is set, but an answer came without its usage.total_tokens, so that "
+                "nothing would end the spending. Set budget_requests in its place (an answer has "
+                f"max_tokens={self.settings.max_tokens} at most); the answers so far are kept."
+            )
+        self._tokens += tokens or 0
 
     def _spent(self) -> bool:
         budgets = (
@@ -183,6 +196,9 @@ class Endpoint:
             await self._wait_turn()
             if self._end is not None:
                 raise EndpointError(self._end)
+            if self._spent():
+                raise _OverBudget
+            self._requests += 1  # before the reply, so that those under way count
             self.counts["asked"] += 1
             try:
                 return await self._try(body)
@@ -192,6 +208,9 @@ class Endpoint:
                 if attempt == self.settings.tries:
                     raise
                 await self._pause(attempt, fault.wanted)
+            except EndpointError:
+                self._cache.note(self.settings.model, "asked")
+                raise
         raise AssertionError("tries is positive")
 
     async def _wait_turn(self) -> None:

@@ -53,9 +53,11 @@ class EndpointSettings:
       first_pause: seconds before the second try; doubles, up to longest_pause.
       longest_pause: seconds; a server's Retry-After is obeyed up to ten times as long.
       give_up_after: questions in a row that got no answer after which the run ends.
-      budget_requests: questions answered or refused at most, over all runs with one cache.
-      budget_tokens: the same of tokens, as the server counts them; what is under way when they are
-        used up is still taken.
+      budget_requests: requests sent at most, failed tries included, over all runs with one cache;
+        but for what was under way when a run was killed.
+      budget_tokens: the same of tokens, questions included, as the server counts them in its
+        answers; what failed tries took is in no count. What is under way when they are used up is
+        still taken. A server that sends no count ends the run at its first answer.
       retry_refused: asks again what the server refused in an earlier run.
     """
 
