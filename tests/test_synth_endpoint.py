@@ -18,6 +18,7 @@ from toolrm_jax.examples import Example
 from toolrm_jax.synth.answer import to_row
 from toolrm_jax.synth.endpoint_settings import EndpointError
 from toolrm_jax.synth.generators import Pool
+from toolrm_jax.synth.model_license import is_permissive
 
 FAULTS = list(NAMES)
 FAST = {"timeout": 3.0, "first_pause": 0.01, "longest_pause": 5.0}
@@ -205,6 +206,22 @@ def test_models_without_a_permissive_licence_are_not_asked(tmp_path):
         assert (rows, counts, server.tries) == ([], {"m: left out: llama3.1": 36}, {})
         rows, _ = run(server, tmp_path, license="llama3.1", permissive=True)
     assert len(rows) == 18
+
+
+@pytest.mark.parametrize(
+    ("license", "lets_in"),
+    [
+        *((name, True) for name in ("Apache 2.0 license", "Apache License 2.0", "apache-2.0")),
+        *((name, True) for name in ("Apache License, Version 2.0", "Apache v2.0", "apache2")),
+        *((name, True) for name in ("license:apache-2.0", "The MIT License", "MIT Licence")),
+        *((name, True) for name in ("BSD 3-Clause License", "CC BY 4.0", "The Unlicense", "CC0")),
+        *((name, False) for name in ("Modified MIT", "apache-2.0 with changes", "CC-BY-NC-4.0")),
+        *((name, False) for name in ("Llama 3.1 license", "apache", "Apache 1.1", "the license")),
+        *((name, False) for name in ("cc-by-sa-4.0", "CC BY 3.0", "unknown", "gemma", "other")),
+    ],
+)
+def test_a_permissive_licence_is_known_however_it_is_spelt(license, lets_in):
+    assert is_permissive(license) is lets_in
 
 
 def test_the_key_is_sent_and_nowhere_written(tmp_path, monkeypatch, caplog, capfd):
