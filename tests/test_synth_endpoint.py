@@ -4,6 +4,7 @@ import collections
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -148,6 +149,19 @@ def test_budgets_hold_over_runs(tmp_path):
         # An answer takes ten tokens; those under way when the budget is used up are still taken.
         rows, _ = run(server, tmp_path, budget_tokens=80, concurrency=2)
         assert 8 <= len(rows) <= 9
+
+
+def test_retries_are_logged_and_no_more_than_a_line_at_a_time(tmp_path, caplog, monkeypatch):
+    from toolrm_jax.synth import endpoint
+
+    with faulty_server(["500"]) as server:
+        run(server, tmp_path)
+        (line,) = (record.getMessage() for record in caplog.records)
+        assert re.fullmatch(rf"m at {server.url}: status 500, try 1 of 6; the next in 0\.0 s", line)
+        caplog.clear()
+        monkeypatch.setattr(endpoint, "_SAID_EVERY", 0.0)
+        run(server, tmp_path / "each", send_seed=False)
+    assert len(caplog.records) == 18
 
 
 def test_every_request_counts_for_a_budget_be_it_in_vain(tmp_path):

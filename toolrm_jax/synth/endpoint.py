@@ -10,9 +10,10 @@
                                         type, and JSON that is no completion
     401, 403, 404, anything else        the end: asking on would not help
 
-Every fault is counted by its name, and every question ends in one Outcome. A question that all
-tries left unanswered is none of the cache's: the next run asks it again. One that was under way
-when a run was killed has no answer anywhere and is asked again, too.
+Every fault is counted by its name. It is logged, where the question is asked again, in a line: at
+most one in ten seconds, which then says how many it stands for. Every question ends in one Outcome.
+A question that all tries left unanswered is none of the cache's: the next run asks it again. One
+that was under way when a run was killed has no answer anywhere and is asked again, too.
 
     endpoint = Endpoint(settings, cache, seed=0)
     outcomes = await endpoint.ask(example)
@@ -23,6 +24,7 @@ import collections
 import dataclasses
 import email.utils
 import json
+import logging
 import random
 import time
 from typing import Any
@@ -37,6 +39,9 @@ from toolrm_jax.synth.endpoint_settings import EndpointError, EndpointSettings
 _REFUSED = (400, 413, 422)
 _AGAIN = (408, 409, 425, 429)
 _LONGEST_REASON = 300
+_SAID_EVERY = 10.0  # seconds at least between two lines on retries: thousands may fail at once
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +96,7 @@ class Endpoint:
         self._under_way: dict[str, asyncio.Lock] = {}
         self._not_before = 0.0
         self._unanswered = 0
+        self._quiet_until, self._unsaid = 0.0, 0
         self._end: str | None = None
         self._requests, self._tokens = cache.spent(settings.model)
 
@@ -207,7 +213,7 @@ class Endpoint:
                 self._cache.note(self.settings.model, "asked", f"fault: {fault.name}")
                 if attempt == self.settings.tries:
                     raise
-                await self._pause(attempt, fault.wanted)
+                await self._pause(attempt, fault)
             except EndpointError:
                 self._cache.note(self.settings.model, "asked")
                 raise
@@ -217,15 +223,30 @@ class Endpoint:
         while (wait := self._not_before - time.monotonic()) > 0:
             await asyncio.sleep(wait * random.uniform(1.0, 1.1))
 
-    async def _pause(self, attempt: int, wanted: float | None) -> None:
+    async def _pause(self, attempt: int, fault: _Fault) -> None:
         longest = self.settings.longest_pause
-        if wanted is not None:
-            until = time.monotonic() + min(wanted, 10 * longest)
-            self._not_before = max(self._not_before, until)
+        if fault.wanted is not None:
+            pause = min(fault.wanted, 10 * longest)
+            self._not_before = max(self._not_before, time.monotonic() + pause)
+            self._say_retry(attempt, fault, pause)
             return
         # Half of it by chance: what failed together does not come back together.
         pause = min(longest, self.settings.first_pause * 2 ** (attempt - 1))
-        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+        pause *= random.uniform(0.5, 1.0)
+        self._say_retry(attempt, fault, pause)
+        await asyncio.sleep(pause)
+
+    def _say_retry(self, attempt: int, fault: _Fault, pause: float) -> None:
+        now = time.monotonic()
+        if now < self._quiet_until:
+            self._unsaid += 1
+            return
+        more = f" (and {self._unsaid:,} more since the last such line)" if self._unsaid else ""
+        _log.warning(
+            f"{self.settings.model} at {self.settings.url}: {fault.name}, try {attempt} of "
+            f"{self.settings.tries}; the next in {pause:.1f} s{more}"
+        )
+        self._quiet_until, self._unsaid = now + _SAID_EVERY, 0
 
     async def _try(self, body: dict[str, Any]) -> dict[str, Any]:
         try:

@@ -53,7 +53,7 @@ class EndpointSettings:
       first_pause: seconds before the second try; doubles, up to longest_pause.
       longest_pause: seconds; a server's Retry-After is obeyed up to ten times as long.
       give_up_after: questions in a row that got no answer after which the run ends.
-      budget_requests: requests sent at most, failed tries included, over all runs with one cache;
+      budget_requests: requests at most, each failed try included, over all runs with one cache;
         but for what was under way when a run was killed.
       budget_tokens: the same of tokens, questions included, as the server counts them in its
         answers; what failed tries took is in no count. What is under way when they are used up is
