@@ -248,6 +248,9 @@ def _renamed(value: Any, original: Callable[[str], str]) -> Any:
     return value
 
 
+# The command line --------------------------------------------------------------------------------
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = _parser().parse_args(arguments)
