@@ -122,6 +122,26 @@ def test_a_budget_that_is_used_up_may_be_raised_or_accepted(tmp_path):
         assert summary["left_open"] == {}
 
 
+def test_a_run_says_first_which_models_it_does_not_ask_and_why(tmp_path, capsys):
+    with faulty_server() as server:
+        made = asking(tmp_path, server)
+        asked = made.answers.pool[0]
+        with made.unlocked():
+            made.answers.pool = (
+                asked,
+                {**asked, "model": "llama", "license": "llama3.1"},
+                {**asked, "model": "no", "permissive": False},
+            )
+        Pipeline(made, tmp_path / "run").run(("examples", "obfuscated", "answers"))
+    said = capsys.readouterr().out
+    assert (
+        "answers: llama is not asked: license='llama3.1' is not known as permissive; "
+        "permissive=True in its entry vouches for it\n"
+        "answers: no is not asked: its entry says permissive=False\n"
+    ) in said
+    assert said.index("llama is not asked") < said.index("m: asked")
+
+
 def test_what_a_server_refused_is_asked_again_where_that_is_wanted(tmp_path):
     with faulty_server(["400", "", "", "", "", ""]) as server:
         made = asking(tmp_path, server)

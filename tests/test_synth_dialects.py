@@ -36,6 +36,10 @@ ONE = {
     "granite 3": f"<tool_call>[{JSON_F}]",
     "granite 20b": f"<function_call> {JSON_F}",
     "xlam": json.dumps({"tool_calls": [F]}),
+    "fenced and printed": f"```tool_code\nprint({PYTHON_F})\n```",
+    "before its turn's end": f"<tool_call>{JSON_F}</tool_call><|im_end|>\n<|endoftext|>",
+    "llama's before its turn's end": f"{LLAMA_F}<|eot_id|>",
+    "mistral's before its turn's end": f"[TOOL_CALLS] [{JSON_F}]</s>",
     "after a thought": f"<think>f(a=2)?</think>\n\n<tool_call>{JSON_F}</tool_call>",
     "after a thought that the prompt began": f"f it is.</think>{JSON_F}",
 }
@@ -44,6 +48,10 @@ TWO = {
     "json": f"[{JSON_F}, {JSON_G}]",
     "llama": f'{LLAMA_F}; {{"name": "g.h", "parameters": {{}}}}',
     "lines": f"{JSON_F}\n{JSON_G}",
+    "python lines": f"{PYTHON_F}\ng.h()",
+    "printed lines": f"```tool_code\nprint({PYTHON_F})\nprint(g.h())\n```",
+    "hermes, one without arguments": f"<tool_call>{JSON_F}</tool_call>"
+    '\n<tool_call>{"name": "g.h"}</tool_call>',
     "function tags": f"<function=f>{ARGS_F}</function>\n<function=g.h>{{}}</function>",
     "python": f"[{PYTHON_F}, g.h()]",
     "fences": f"```json\n{JSON_F}\n```\n```json\n{JSON_G}\n```",
@@ -66,7 +74,48 @@ def test_two_calls(dialect):
 @pytest.mark.parametrize(
     "text",
     [
+        '<tool_call>{"name": "g.h"}</tool_call>',
+        'Let me see.\n<tool_call>\n{"name": "g.h", "arguments": null}\n</tool_call>',
+        '<tool_call>{"name": "g.h", "arguments": ""}</tool_call>',
+        '<function_call>{"name": "g.h"}',
+        '[TOOL_CALLS] [{"name": "g.h"}]',
+        '<|tool_call|>[{"name": "g.h"}]',
+        '{"tool_calls": [{"name": "g.h"}]}',
+        '{"name": "g.h", "arguments": null}',
+        '[{"name": "g.h", "arguments": null}]',
+        '{"name": "g.h", "parameters": null}',
+        "```tool_code\nprint(g.h())\n```",
+        "g.h()",
+    ],
+)
+def test_a_call_without_arguments(text):
+    assert read_calls(text) == [G]
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>"])
+def test_what_ends_a_turn_is_no_part_of_words(end):
+    assert read_message({"content": f"No tool fits.{end}"}) == "No tool fits."
+    assert read_message({"content": end}) == ""
+    assert read_message({"content": f"{end} ends it."}) == f"{end} ends it."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "Which unit do you want?",
+        '{"name": "g.h"}',
+        '[{"name": "g.h"}]',
+        '```json\n{"name": "g.h"}\n```',
+        '<tool_call>{"name": "g.h"}</tool_call> Done.',
+        '<tool_call>{"name": "g.h"}',
+        '<tool_call>{"name": "g.h", "parameters": {"a": 1}}</tool_call>',
+        '<tool_call>{"name": "g.h", "arguments": "x"}</tool_call>',
+        '<tool_call>{"arguments": {}}</tool_call>',
+        "f(a=1)\nx = g()",
+        "f(a=1)\nif g(): h()",
+        "f(a=1)\n[g()]",
+        "print(f(a=1), g())",
+        "print('f(a=1)')",
         "See (the docs)",
         "f(1)",
         "f(a=b)",
@@ -130,6 +179,19 @@ def test_native_calls_win_over_words():
     made = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]
     message = {"content": "Let me see.", "tool_calls": made}
     assert read_message(message) == [{"name": "f", "arguments": {"a": 1}}]
+
+
+@pytest.mark.parametrize("given", [{"arguments": ""}, {"arguments": None}, {}])
+def test_native_calls_without_arguments_are_calls(given):
+    other = {"function": {"name": "f", "arguments": '{"a": 1}'}}
+    made = [{"id": "1", "type": "function", "function": {"name": "g", **given}}, other]
+    expected = [{"name": "g", "arguments": {}}, {"name": "f", "arguments": {"a": 1}}]
+    assert read_message({"content": None, "tool_calls": made}) == expected
+
+
+def test_native_calls_without_a_name_stay_as_written():
+    text = read_message({"tool_calls": [{"function": {"arguments": None}}]})
+    assert text == '<tool_call>{"name": null, "arguments": null}</tool_call>'
 
 
 def test_native_calls_with_broken_arguments_stay_as_written():

@@ -4,6 +4,7 @@ import collections
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from toolrm_jax.examples import Example
 from toolrm_jax.synth.answer import to_row
 from toolrm_jax.synth.endpoint_settings import EndpointError
 from toolrm_jax.synth.generators import Pool
+from toolrm_jax.synth.model_license import is_permissive
 
 FAULTS = list(NAMES)
 FAST = {"timeout": 3.0, "first_pause": 0.01, "longest_pause": 5.0}
@@ -149,6 +151,53 @@ def test_budgets_hold_over_runs(tmp_path):
         assert 8 <= len(rows) <= 9
 
 
+def test_retries_are_logged_and_no_more_than_a_line_at_a_time(tmp_path, caplog, monkeypatch):
+    from toolrm_jax.synth import endpoint
+
+    with faulty_server(["500"]) as server:
+        run(server, tmp_path)
+        (line,) = (record.getMessage() for record in caplog.records)
+        assert re.fullmatch(rf"m at {server.url}: status 500, try 1 of 6; the next in 0\.0 s", line)
+        caplog.clear()
+        monkeypatch.setattr(endpoint, "_SAID_EVERY", 0.0)
+        run(server, tmp_path / "each", send_seed=False)
+    assert len(caplog.records) == 18
+
+
+def test_every_request_counts_for_a_budget_be_it_in_vain(tmp_path):
+    with faulty_server(["500", "", ""]) as server:  # every third question needs two requests
+        rows, counts = run(server, tmp_path, budget_requests=5, concurrency=1)
+        assert sum(server.tries.values()) == 5
+        assert (len(rows), counts["m: asked"], counts["m: over budget"]) == (3, 5, 15)
+        # The second question to fail has had one request; two more are for it and the next.
+        rows, _ = run(server, tmp_path, budget_requests=7, concurrency=1)
+        assert sum(server.tries.values()) == 7
+        assert len(rows) == 5
+
+
+def test_what_ended_a_run_counts_for_its_budget(tmp_path):
+    with faulty_server(["401", ""]) as server:
+        with pytest.raises(EndpointError, match="401"):
+            run(server, tmp_path, budget_requests=2, concurrency=1)
+        rows, _ = run(server, tmp_path, budget_requests=2, concurrency=1)
+        assert sum(server.tries.values()) == 2
+        assert len(rows) == 1
+
+
+def test_a_server_that_counts_no_tokens_ends_a_run_with_a_budget_of_them(tmp_path, monkeypatch):
+    import faulty_server as module
+
+    uncounted = {"choices": completion(("Question", 0))["choices"]}
+    monkeypatch.setattr(module, "completion", lambda _: uncounted)
+    with faulty_server() as server:
+        with pytest.raises(EndpointError, match=r"usage\.total_tokens.*Set budget_requests"):
+            run(server, tmp_path, budget_tokens=1, concurrency=2)
+        assert len(server.answers) <= 2
+        rows, counts = run(server, tmp_path)
+    assert len(rows) == 18
+    assert counts["m: from cache"] in (1, 2)
+
+
 def test_answers_cut_off_are_left_out_and_counted(tmp_path, monkeypatch):
     import faulty_server as module
 
@@ -171,6 +220,22 @@ def test_models_without_a_permissive_licence_are_not_asked(tmp_path):
         assert (rows, counts, server.tries) == ([], {"m: left out: llama3.1": 36}, {})
         rows, _ = run(server, tmp_path, license="llama3.1", permissive=True)
     assert len(rows) == 18
+
+
+@pytest.mark.parametrize(
+    ("license", "lets_in"),
+    [
+        *((name, True) for name in ("Apache 2.0 license", "Apache License 2.0", "apache-2.0")),
+        *((name, True) for name in ("Apache License, Version 2.0", "Apache v2.0", "apache2")),
+        *((name, True) for name in ("license:apache-2.0", "The MIT License", "MIT Licence")),
+        *((name, True) for name in ("BSD 3-Clause License", "CC BY 4.0", "The Unlicense", "CC0")),
+        *((name, False) for name in ("Modified MIT", "apache-2.0 with changes", "CC-BY-NC-4.0")),
+        *((name, False) for name in ("Llama 3.1 license", "apache", "Apache 1.1", "the license")),
+        *((name, False) for name in ("cc-by-sa-4.0", "CC BY 3.0", "unknown", "gemma", "other")),
+    ],
+)
+def test_a_permissive_licence_is_known_however_it_is_spelt(license, lets_in):
+    assert is_permissive(license) is lets_in
 
 
 def test_the_key_is_sent_and_nowhere_written(tmp_path, monkeypatch, caplog, capfd):
@@ -197,12 +262,32 @@ def test_the_key_is_sent_and_nowhere_written(tmp_path, monkeypatch, caplog, capf
     assert secret.encode() not in written
 
 
+@pytest.mark.parametrize("key", ["e", "none", "f"])
+def test_an_answer_that_holds_the_key_stays_as_it_was_said(tmp_path, monkeypatch, key):
+    import faulty_server as module
+
+    said = "None of my tools fits; nonexistent."
+    reply = {"choices": [{"message": {"content": said}}], "usage": {"total_tokens": 9}}
+    monkeypatch.setattr(module, "completion", lambda _: reply)
+    monkeypatch.setenv("MY_KEY", key)
+    with faulty_server() as server:
+        rows, _ = run(server, tmp_path, count=2, key_variable="MY_KEY")
+    assert [row["response"] for row in rows] == [said] * 2
+
+
 @pytest.mark.parametrize("value", ["", "two words", "line\nbreak", "ключ"])
 def test_a_key_that_cannot_be_used_is_named_by_its_variable(tmp_path, monkeypatch, value):
     monkeypatch.setenv("MY_KEY", value)
     with faulty_server() as server, pytest.raises(InputError, match="MY_KEY") as error:
         run(server, tmp_path, key_variable="MY_KEY")
     assert not value or value not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["sk-0123abcd", "hf_0123abcd", "two words", 5])
+def test_a_key_in_place_of_its_variables_name_is_not_repeated(tmp_path, key):
+    with faulty_server() as server, pytest.raises(InputError, match="key_variable") as error:
+        run(server, tmp_path, key_variable=key)
+    assert str(key) not in str(error.value).replace(server.url, "")
 
 
 @pytest.mark.parametrize(
@@ -216,6 +301,8 @@ def test_a_key_that_cannot_be_used_is_named_by_its_variable(tmp_path, monkeypatc
         ({"extra": {"stream": True}}, "stream"),
         ({"tries": 0}, "tries=0"),
         ({"samples": "3"}, "samples='3'; expected a number"),
+        ({"permissive": "no"}, "permissive='no'; expected True, False, or None"),
+        ({"permissive": 1}, "permissive=1; expected True"),
     ],
 )
 def test_a_bad_entry_is_explained(tmp_path, changes, message):

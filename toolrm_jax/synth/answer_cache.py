@@ -125,13 +125,14 @@ class AnswerCache:
             return dict(found.fetchall())
 
     def spent(self, model: str) -> tuple[int, int]:
-        """A model's entries, and their tokens, questions included, as its server counted them."""
+        """The requests to a model, and its answers' tokens, questions included, as it counted."""
         with self._lock:
-            return self._file.execute(
-                "SELECT COUNT(*), COALESCE(SUM(json_extract(entry, '$.tokens')), 0) FROM answers "
+            tokens = self._file.execute(
+                "SELECT COALESCE(SUM(json_extract(entry, '$.tokens')), 0) FROM answers "
                 "WHERE model = ?",
                 (model,),
-            ).fetchone()
+            ).fetchone()[0]
+        return self.noted(model).get("asked", 0), tokens
 
     def __len__(self) -> int:
         with self._lock:

@@ -74,9 +74,11 @@ class AnswerUnits:
         return _open_pools[self]
 
     def plan(self, _: Path, tally: Tally) -> dict[str, Any]:
-        """Opens the pool once, for what it rejects and counts as it does."""
+        """Opens the pool once, for what it rejects and counts; says which models are left out."""
         self.close()
         pool = self.opened(tally).pool
+        for model, why in pool.not_asked.items():
+            print(f"answers: {model} is not asked: {why}", flush=True)
         tally.has_read(pool.replayed_rows)
         for what, number in pool.given().items():
             tally.count(what, number)

@@ -18,7 +18,7 @@ from typing import Any
 
 from toolrm_jax.examples import Call, Example, Message, Response
 from toolrm_jax.splits import digest
-from toolrm_jax.synth.dialects import read_calls, without_thought
+from toolrm_jax.synth.dialects import given_arguments, read_calls, words_said
 from toolrm_jax.synth.endpoint_settings import EndpointSettings
 from toolrm_jax.tool_calls import parse_calls
 
@@ -51,15 +51,27 @@ def request_body(
 
 
 def read_message(message: dict[str, Any]) -> Response:
-    """What the model replied: calls where they parse, else its words without its thoughts."""
+    """What the model replied: calls where they parse, else its words without its thoughts.
+
+    Servers write the arguments of a call without any as "", null or not at all: they are {}.
+    """
     made, content = message.get("tool_calls"), message.get("content")
     if made:
-        calls = parse_calls({"role": "assistant", "tool_calls": made})
+        named = [_with_arguments(call) for call in made]
+        calls = parse_calls({"role": "assistant", "tool_calls": named})
         return _as_written(made) if calls is None else calls
     text = content if isinstance(content, str) else ""
     calls = read_calls(text)
     # An empty turn stays a text, as everywhere; an empty list is one too.
-    return calls or ("" if calls == [] else without_thought(text))
+    return calls or ("" if calls == [] else words_said(text))
+
+
+def _with_arguments(call: Any) -> Any:
+    if isinstance(call, dict) and "name" in call:
+        return {**call, "arguments": given_arguments(call.get("arguments"))}
+    if isinstance(call, dict) and isinstance(call.get("function"), dict):
+        return {**call, "function": _with_arguments(call["function"])}
+    return call
 
 
 def _as_written(made: list[Any]) -> str:

@@ -4,7 +4,8 @@
     {"name": "f", "arguments": {}}   [{...}, {...}]          bare JSON
     {"name": "f", "parameters": {}}; {...}                   Llama 3, also after <|python_tag|>
     <function=f>{}</function>                                Llama 3.1
-    [f(a=1), g(b="x")]                                       Python calls: Llama 3.2 and 4, Gorilla
+    [f(a=1), g(b="x")]                                       Python calls: Llama 3.2 and 4, Gorilla;
+                                                             one a line, or print(f(a=1)): Gemma
     ```json {"name": "f", "arguments": {}} ```               any of the last in fences
     [TOOL_CALLS][{...}]   [TOOL_CALLS]f[ARGS]{}              Mistral, old and new
     <|tool_call|>[{...}]   <tool_call>[{...}]                Granite 3, Phi-4
@@ -13,8 +14,10 @@
 
 The first two are `tool_calls.parse_calls`; the others are for answers of models alone, since they
 are wrong forms for a model that was told to write the first. A `<think>` part before an answer is
-not part of it. Nothing is guessed: text after a call, positional arguments, a missing tag, an
-argument that is no literal, a call beside something that is none, make the whole answer None.
+not part of it, nor is a token after it that ends a turn (`<|im_end|>`). Arguments that are empty
+("", null) are {}, and so are those that a tagged call has none of. Nothing is guessed: text after a
+call, positional arguments, a missing tag, an argument that is no literal, a call beside something
+that is none, make the whole answer None.
 Dialects whose values carry no types (Qwen3-Coder's and GLM's XML) are left to the server's parser.
 
 >>> read_calls('[area(base=3, unit="cm")]')
@@ -36,11 +39,16 @@ from toolrm_jax.literals import read_json
 from toolrm_jax.tool_calls import parse_calls
 
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
+# What a server leaves in the text that does not know its model's end of a turn.
+_ENDS = (
+    *("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>"),
+    *("</s>", "<end_of_turn>"),
+)
 
 
 def read_calls(text: str) -> list[Call] | None:
     """The calls that a model's answer makes: [] for an empty one, None where it does not parse."""
-    text = without_thought(text)
+    text = words_said(text)
     calls = parse_calls(text)
     if calls is not None:
         return calls
@@ -54,8 +62,14 @@ def read_calls(text: str) -> list[Call] | None:
     return None
 
 
-def without_thought(text: str) -> str:
-    """The answer after the model's thoughts; thoughts without an end leave the text as it is."""
+def words_said(text: str) -> str:
+    """The answer between the model's thoughts and the tokens that end its turn.
+
+    Thoughts without an end stay.
+    """
+    text = text.rstrip()
+    while text.endswith(_ENDS):
+        text = text[: text.rindex("<")].rstrip()
     # Some templates open the thought in the prompt, so that the answer holds its end alone.
     head, closed, rest = text.partition("</think>")
     if closed and "<think>" not in head:
@@ -63,13 +77,25 @@ def without_thought(text: str) -> str:
     return _THOUGHT.sub("", text, count=1).strip() if _THOUGHT.match(text) else text.strip()
 
 
+def given_arguments(arguments: Any) -> Any:
+    """The arguments of a call; {} where a model or its server writes that it gives none."""
+    empty = isinstance(arguments, str) and arguments.strip() in ("", "null")
+    return {} if arguments is None or empty else arguments
+
+
 def _known(value: Any, arguments: str = "arguments") -> list[Call]:
-    """Calls from JSON whose arguments stand under the given key; ValueError if it is none."""
+    """Calls from JSON whose arguments, if any, stand under the given key; ValueError if it is none.
+
+    That an object without arguments is a call, a mark around it must tell.
+    """
     items = value if isinstance(value, list) else [value]
     for item in items:
         if not isinstance(item, dict) or set(item) - {"name", arguments, "type", "id"}:
             raise ValueError("not an object with a name and arguments")
-    plain = [{"name": item.get("name"), "arguments": item.get(arguments)} for item in items]
+    plain = [
+        {"name": item.get("name"), "arguments": given_arguments(item.get(arguments))}
+        for item in items
+    ]
     calls = parse_calls(plain)
     if calls is None:
         raise ValueError("not calls")
@@ -133,6 +159,19 @@ def _parse_llama_tags(text: str) -> list[Call] | None:
     ]
 
 
+_TAGGED = re.compile(r"<tool_call>(.*?)</tool_call>\s*", re.DOTALL)
+
+
+def _parse_hermes(text: str) -> list[Call] | None:
+    """Hermes's tags, where `parse_calls` does not take what is in them: calls without arguments."""
+    start = text.find("<tool_call>")
+    if start < 0:
+        return None
+    if _TAGGED.sub("", text[start:]):
+        raise ValueError("text beside or after <tool_call>...</tool_call>")
+    return [call for body in _TAGGED.findall(text, start) for call in _known([read_json(body)])]
+
+
 # Fences, JSON with other keys, Python ------------------------------------------------------------
 
 _FENCE = re.compile(r"```([\w-]*)[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
@@ -160,17 +199,24 @@ def _parse_objects(text: str) -> list[Call] | None:
     """Llama's parameters, several objects with ; between them, and xLAM's tool_calls."""
     text = text.removeprefix("<|python_tag|>").lstrip()
     if text[:1] != "{":
-        return None if not text.startswith('[{"') else _known(read_json(text), "parameters")
+        return None if not text.startswith('[{"') else _unmarked(read_json(text))
     values = _sequence(text)
     if len(values) == 1 and isinstance(values[0], dict) and "tool_calls" in values[0]:
         if set(values[0]) - {"tool_calls", "thought"}:
             raise ValueError("unknown keys beside tool_calls")
         return _known(values[0]["tool_calls"])
+    return _unmarked(values)
+
+
+def _unmarked(values: list[Any]) -> list[Call]:
+    """Calls from objects that nothing marks as such but their arguments, be they empty."""
+    if not all(isinstance(value, dict) and _key_of(value) in value for value in values):
+        raise ValueError("an object without arguments")
     return [call for value in values for call in _known(value, _key_of(value))]
 
 
-def _key_of(value: Any) -> str:
-    return "parameters" if isinstance(value, dict) and "parameters" in value else "arguments"
+def _key_of(value: dict[str, Any]) -> str:
+    return "parameters" if "parameters" in value else "arguments"
 
 
 def _sequence(text: str) -> list[Any]:
@@ -193,15 +239,21 @@ _CALL_START = re.compile(r"\[?\s*[A-Za-z_][\w.]*\s*\(")
 
 
 def _parse_python(text: str) -> list[Call] | None:
-    """f(a=1), or a list of such calls, all arguments by name and literal."""
+    """f(a=1), a list of such calls or one a line, all arguments by name and literal."""
     text = text.removeprefix("<|python_tag|>").strip()
     if not _CALL_START.match(text) or text[-1:] not in ")]":
         return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # '\d' in a model's string is no fault of ours
-            node = ast.parse(text, mode="eval").body
-        made = node.elts if isinstance(node, ast.List | ast.Tuple) else [node]
+            lines = ast.parse(text).body
+        made = [line.value for line in lines if isinstance(line, ast.Expr)]
+        if len(made) < len(lines):
+            return None
+        if len(made) == 1 and isinstance(made[0], ast.List | ast.Tuple):
+            made = made[0].elts
+        elif len(made) > 1 and not all(isinstance(item, ast.Call) for item in made):
+            return None
         return _known([_python_call(item) for item in made])
     except (SyntaxError, RecursionError, MemoryError, TypeError):
         # Words may look alike: "See (the docs)".
@@ -209,6 +261,7 @@ def _parse_python(text: str) -> list[Call] | None:
 
 
 def _python_call(node: ast.expr) -> Call:
+    node = _unprinted(node)
     if not isinstance(node, ast.Call) or node.args:
         raise ValueError("not a call with arguments by name")
     names = [keyword.arg for keyword in node.keywords]
@@ -216,6 +269,13 @@ def _python_call(node: ast.expr) -> Call:
         raise ValueError("arguments unpacked or given twice")
     arguments = {str(word.arg): _literal(word.value) for word in node.keywords}
     return {"name": _dotted(node.func), "arguments": arguments}
+
+
+def _unprinted(node: ast.expr) -> ast.expr:
+    match node:
+        case ast.Call(ast.Name("print"), [inner], []):
+            return inner
+    return node
 
 
 def _dotted(node: ast.expr) -> str:
@@ -254,4 +314,5 @@ DIALECTS = {
     "granite": _parse_granite,
     "mistral": _parse_mistral,
     "fenced": _parse_fenced,
+    "hermes": _parse_hermes,
 }

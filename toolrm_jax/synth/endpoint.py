@@ -10,9 +10,10 @@
                                         type, and JSON that is no completion
     401, 403, 404, anything else        the end: asking on would not help
 
-Every fault is counted by its name, and every question ends in one Outcome. A question that all
-tries left unanswered is none of the cache's: the next run asks it again. One that was under way
-when a run was killed has no answer anywhere and is asked again, too.
+Every fault is counted by its name. It is logged, where the question is asked again, in a line: at
+most one in ten seconds, which then says how many it stands for. Every question ends in one Outcome.
+A question that all tries left unanswered is none of the cache's: the next run asks it again. One
+that was under way when a run was killed has no answer anywhere and is asked again, too.
 
     endpoint = Endpoint(settings, cache, seed=0)
     outcomes = await endpoint.ask(example)
@@ -23,6 +24,7 @@ import collections
 import dataclasses
 import email.utils
 import json
+import logging
 import random
 import time
 from typing import Any
@@ -37,6 +39,9 @@ from toolrm_jax.synth.endpoint_settings import EndpointError, EndpointSettings
 _REFUSED = (400, 413, 422)
 _AGAIN = (408, 409, 425, 429)
 _LONGEST_REASON = 300
+_SAID_EVERY = 10.0  # seconds at least between two lines on retries: thousands may fail at once
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +66,18 @@ class _Refused(Exception):
     """A question that the server will not answer."""
 
 
+class _OverBudget(Exception):
+    """A question for which a budget is used up."""
+
+
 class Endpoint:
     """One server; to be used in one event loop.
 
     `counts` holds "asked" (requests sent), "fault: ..." (tries that failed), "from cache",
     "answers", and the reasons of the questions without one.
 
-    After the end (see the module's list, or `give_up_after` questions in a row without an answer)
-    nothing more is asked.
+    After the end (see the module's list, `give_up_after` questions in a row without an answer, or
+    an answer without a count of its tokens where they have a budget) nothing more is asked.
     """
 
     def __init__(self, settings: EndpointSettings, cache: AnswerCache, *, seed: int):
@@ -87,6 +96,7 @@ class Endpoint:
         self._under_way: dict[str, asyncio.Lock] = {}
         self._not_before = 0.0
         self._unanswered = 0
+        self._quiet_until, self._unsaid = 0.0, 0
         self._end: str | None = None
         self._requests, self._tokens = cache.spent(settings.model)
 
@@ -128,20 +138,29 @@ class Endpoint:
             self.counts["from cache"] += 1
             return self._read(entry, sample)
         async with self._room:
-            if self._spent():
-                return Outcome(sample, None, "over budget")
-            self._requests += 1  # before the answer, so that those under way count
             try:
                 entry = await self._persist(body)
+            except _OverBudget:
+                return Outcome(sample, None, "over budget")
             except _Fault as fault:
-                self._requests -= 1
                 return self._no_answer(fault, sample)
             except _Refused as refusal:
                 entry = {"refused": str(refusal)}
             self._unanswered = 0
             self._cache.put(found, self.settings.model, entry, "asked")
-            self._tokens += entry.get("tokens") or 0
+            self._count_tokens(entry)
         return self._read(entry, sample)
+
+    def _count_tokens(self, entry: dict[str, Any]) -> None:
+        """Raises EndpointError where tokens have a budget and the server does not count them."""
+        tokens = entry.get("tokens")
+        if tokens is None and "refused" not in entry and self.settings.budget_tokens is not None:
+            raise self._ended(
+                "budget_tokens is set, but an answer came without its usage.total_tokens, so that "
+                "nothing would end the spending. Set budget_requests in its place (an answer has "
+                f"max_tokens={self.settings.max_tokens} at most); the answers so far are kept."
+            )
+        self._tokens += tokens or 0
 
     def _spent(self) -> bool:
         budgets = (
@@ -183,6 +202,9 @@ class Endpoint:
             await self._wait_turn()
             if self._end is not None:
                 raise EndpointError(self._end)
+            if self._spent():
+                raise _OverBudget
+            self._requests += 1  # before the reply, so that those under way count
             self.counts["asked"] += 1
             try:
                 return await self._try(body)
@@ -191,22 +213,40 @@ class Endpoint:
                 self._cache.note(self.settings.model, "asked", f"fault: {fault.name}")
                 if attempt == self.settings.tries:
                     raise
-                await self._pause(attempt, fault.wanted)
+                await self._pause(attempt, fault)
+            except EndpointError:
+                self._cache.note(self.settings.model, "asked")
+                raise
         raise AssertionError("tries is positive")
 
     async def _wait_turn(self) -> None:
         while (wait := self._not_before - time.monotonic()) > 0:
             await asyncio.sleep(wait * random.uniform(1.0, 1.1))
 
-    async def _pause(self, attempt: int, wanted: float | None) -> None:
+    async def _pause(self, attempt: int, fault: _Fault) -> None:
         longest = self.settings.longest_pause
-        if wanted is not None:
-            until = time.monotonic() + min(wanted, 10 * longest)
-            self._not_before = max(self._not_before, until)
+        if fault.wanted is not None:
+            pause = min(fault.wanted, 10 * longest)
+            self._not_before = max(self._not_before, time.monotonic() + pause)
+            self._say_retry(attempt, fault, pause)
             return
         # Half of it by chance: what failed together does not come back together.
         pause = min(longest, self.settings.first_pause * 2 ** (attempt - 1))
-        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+        pause *= random.uniform(0.5, 1.0)
+        self._say_retry(attempt, fault, pause)
+        await asyncio.sleep(pause)
+
+    def _say_retry(self, attempt: int, fault: _Fault, pause: float) -> None:
+        now = time.monotonic()
+        if now < self._quiet_until:
+            self._unsaid += 1
+            return
+        more = f" (and {self._unsaid:,} more since the last such line)" if self._unsaid else ""
+        _log.warning(
+            f"{self.settings.model} at {self.settings.url}: {fault.name}, try {attempt} of "
+            f"{self.settings.tries}; the next in {pause:.1f} s{more}"
+        )
+        self._quiet_until, self._unsaid = now + _SAID_EVERY, 0
 
     async def _try(self, body: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -219,13 +259,13 @@ class Endpoint:
             raise _Fault(f"connection: {type(error).__name__}") from None
         except httpx.DecodingError:
             raise _Fault("broken encoding") from None
-        text = self._redacted(reply.text)
         if reply.status_code == 200:
-            return _entry(reply.headers.get("Content-Type", ""), text)
+            # As it came: a key may be a word of the answer ("none", "EMPTY").
+            return _entry(reply.headers.get("Content-Type", ""), reply.text)
         if reply.status_code in _AGAIN or reply.status_code >= 500:
             wanted = _seconds(reply.headers.get("Retry-After"))
             raise _Fault(f"status {reply.status_code}", wanted)
-        said = " ".join(text.split())[:_LONGEST_REASON]
+        said = " ".join(self._redacted(reply.text).split())[:_LONGEST_REASON]
         if reply.status_code in _REFUSED:
             raise _Refused(f"status {reply.status_code}: {said}")
         remedy = self._remedy(reply.status_code)

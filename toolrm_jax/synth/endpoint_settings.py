@@ -12,6 +12,7 @@ stands in the environment; the config names the variable, and nothing writes the
 
 import dataclasses
 import os
+import re
 import urllib.parse
 from collections.abc import Mapping
 from typing import Any, Literal, NoReturn
@@ -19,6 +20,7 @@ from typing import Any, Literal, NoReturn
 from toolrm_jax.errors import InputError
 
 _OURS = {"model", "messages", "tools", "temperature", "max_tokens", "seed", "n", "stream"}
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class EndpointError(InputError):
@@ -34,8 +36,9 @@ class EndpointSettings:
       license: the model's.
       url: up to and without /chat/completions.
       served_as: the name that the server knows the model by; default: `model`.
-      permissive: whether the licence is; default: by `model_license`'s list.
-      key_variable: the environment's variable that holds the key; default: none is sent.
+      permissive: whether the licence is, True or False; default: by `model_license`'s list.
+      key_variable: the name of the environment's variable that holds the key, never the key;
+        default: none is sent.
       samples: answers an example.
       temperature: of the sampling; 0 with one sample only.
       max_tokens: of an answer.
@@ -50,9 +53,11 @@ class EndpointSettings:
       first_pause: seconds before the second try; doubles, up to longest_pause.
       longest_pause: seconds; a server's Retry-After is obeyed up to ten times as long.
       give_up_after: questions in a row that got no answer after which the run ends.
-      budget_requests: questions answered or refused at most, over all runs with one cache.
-      budget_tokens: the same of tokens, as the server counts them; what is under way when they are
-        used up is still taken.
+      budget_requests: requests at most, each failed try included, over all runs with one cache;
+        but for what was under way when a run was killed.
+      budget_tokens: the same of tokens, questions included, as the server counts them in its
+        answers; what failed tries took is in no count. What is under way when they are used up is
+        still taken. A server that sends no count ends the run at its first answer.
       retry_refused: asks again what the server refused in an earlier run.
     """
 
@@ -95,6 +100,9 @@ class EndpointSettings:
             self._bad("samples", "temperature 0 gives one answer however often it is asked")
         if taken := _OURS & set(self.extra):
             self._bad("extra", f"{', '.join(sorted(taken))} have fields of their own, or are fixed")
+        if not isinstance(self.permissive, bool | None):
+            self._bad("permissive", "expected True, False, or None to go by the licence")
+        self._check_key_variable()
         self._check_url()
 
     def _number(self, field: str) -> float:
@@ -102,6 +110,15 @@ class EndpointSettings:
         if isinstance(value, bool) or not isinstance(value, int | float):
             self._bad(field, "expected a number")
         return value
+
+    def _check_key_variable(self) -> None:
+        # What is no name may be the key itself: it is not repeated.
+        name = self.key_variable
+        if not isinstance(name, str) or (name and not _VARIABLE.fullmatch(name)):
+            raise InputError(
+                f"Endpoint {self.model!r}: key_variable is no name of a variable (letters, digits, "
+                "underscores). Put the key into the environment, and the variable's name here."
+            )
 
     def _check_url(self) -> None:
         parts = urllib.parse.urlsplit(self.url)
@@ -124,8 +141,11 @@ class EndpointSettings:
         # An HTTP library would show a key that cannot stand in a header in its error.
         if not key or not key.isascii() or not key.isprintable() or " " in key:
             state = "holds a key that cannot stand in a header" if key else "is not set"
+            # Some keys are spelt like names ("hf_..."): what looks like none is not repeated.
+            known = self.key_variable in os.environ or self.key_variable.isupper()
+            name = self.key_variable if known else "variable that key_variable names"
             raise InputError(
-                f"Endpoint {self.model!r}: the environment's {self.key_variable} {state}. Set it, "
-                "or leave key_variable out if the server wants no key."
+                f"Endpoint {self.model!r}: the environment's {name} {state}. Set it, or leave "
+                "key_variable out if the server wants no key."
             )
         return key

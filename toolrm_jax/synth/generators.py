@@ -29,7 +29,13 @@ from toolrm_jax.synth.answer_cache import AnswerCache
 from toolrm_jax.synth.background_loop import BackgroundLoop
 from toolrm_jax.synth.corruption_answers import corruption_answers
 from toolrm_jax.synth.endpoint_settings import EndpointError, EndpointSettings
-from toolrm_jax.synth.members import CorruptionSettings, check_names, member_settings, permissive
+from toolrm_jax.synth.members import (
+    CorruptionSettings,
+    check_names,
+    member_settings,
+    permissive,
+    why_not_permissive,
+)
 from toolrm_jax.synth.replay import Reject, Replay, ReplaySettings
 
 Translate = Callable[[Example, Response], Response]
@@ -156,6 +162,11 @@ class Pool:
         for other in self._repeats(example):
             for answer in self._replay.answers(other):
                 yield dataclasses.replace(answer, example_id=example.id)
+
+    @property
+    def not_asked(self) -> dict[str, str]:
+        """The models that are left out, and why."""
+        return {settings.model: why_not_permissive(settings) for settings in self._barred}
 
     @property
     def samples(self) -> int:

@@ -68,3 +68,13 @@ def permissive(settings: EndpointSettings) -> bool:
     if settings.permissive is not None:
         return settings.permissive
     return is_permissive(settings.license)
+
+
+def why_not_permissive(settings: EndpointSettings) -> str:
+    """In words, of a model that is not: what decided, and what changes it."""
+    if settings.permissive is False:
+        return "its entry says permissive=False"
+    return (
+        f"license={settings.license!r} is not known as permissive; permissive=True in its entry "
+        "vouches for it"
+    )

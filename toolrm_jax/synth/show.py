@@ -8,25 +8,31 @@
 
 What differs between the two sides is coloured; without colours (a pipe, NO_COLOR) it stands in
 [-brackets-] on the right side and in {+brackets+} on the wrong one. DIR is a workdir or a data set.
+Where names were replaced by random ones, --reveal puts the original ones back, from the workdir; a
+name that an answer made up stays.
 
     python -m toolrm_jax.synth.show runs/synth --error-type "Parameter value error" --limit 3
 """
 
 import argparse
+import datetime
 import difflib
 import itertools
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Message, Response, Tool
-from toolrm_jax.synth.output import array_record_files, dataset_rows
+from toolrm_jax.synth.obfuscation import Names
+from toolrm_jax.synth.output import MARKER, array_record_files, dataset_rows
 from toolrm_jax.synth.shards import Row
+from toolrm_jax.synth.stage import Summary
+from toolrm_jax.tool_calls import ErrorType
 
 _TOKEN = re.compile(r"\w+|\s+|[^\w\s]")
 _LABEL = 10  # columns
@@ -154,6 +160,19 @@ def _is_wanted(wrong: Row, args: argparse.Namespace) -> bool:
     return all(value is None or wrong.get(name) == value for name, value in wanted.items())
 
 
+def check_error_type(wanted: str | None) -> None:
+    """Raises InputError for what is no type of error; the message has those that there are."""
+    if wanted is None or wanted in set(ErrorType):
+        return
+    known = [str(error) for error in ErrorType]
+    near = [name for name in known if wanted.lower() in name.lower()]
+    near = near or difflib.get_close_matches(wanted, known, 1)
+    meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise InputError(
+        f"--error-type: there is no {wanted!r}.{meant} There are: {', '.join(map(repr, known))}."
+    )
+
+
 def find_dataset(folder: str) -> Path:
     """The data set in a workdir, or the folder itself. Raises InputError."""
     for at in (Path(folder) / "dataset", Path(folder)):
@@ -161,8 +180,75 @@ def find_dataset(folder: str) -> Path:
             return at
     raise InputError(
         f"No data set at {folder}: expected a folder with array_record/*.array_record, or the "
-        f"workdir of a finished `python -m toolrm_jax.synth`."
+        f"workdir of a finished `python -m toolrm_jax.synth`. A data set that went elsewhere, by "
+        f"config.output.folder, is shown by that folder's name."
     )
+
+
+def which_dataset(folder: str, found: Path) -> str:
+    """Which of a workdir's data sets is shown, in words; "" where it was named itself."""
+    marker, pairs = found / MARKER, Path(folder) / "5-pairs" / "summary.json"
+    if found == Path(folder) or not marker.exists():
+        return ""
+    made = datetime.datetime.fromtimestamp(marker.stat().st_mtime)
+    text = f"Shown: {found}, made {made:%Y-%m-%d %H:%M}."
+    if pairs.exists() and pairs.stat().st_mtime > marker.stat().st_mtime:
+        text += (
+            f" A later run made {pairs.parent} anew: its data set is not this one where it was not "
+            "finished, or where config.output.folder was set; name that folder to see it."
+        )
+    return text
+
+
+# Original names ----------------------------------------------------------------------------------
+
+
+def revealed(rows: Sequence[Row], workdir: Path) -> Iterator[Row]:
+    """The rows under their original names, which the workdir has. Raises InputError."""
+    wanted = {id_ for row in rows for id_ in _ids(row)}
+    folder = workdir / "2-obfuscated"
+    try:
+        stage = Summary(folder, json.loads((folder / "summary.json").read_text()))
+        found = {row["id"]: row for row in stage.rows() if row["id"] in wanted}
+    except OSError as error:
+        raise InputError(
+            f"--reveal: the original names are in the workdir, and {folder} cannot be read "
+            f"({error.strerror}). Name the workdir: --workdir=DIR."
+        ) from None
+    for row in rows:
+        example = next((found[id_] for id_ in _ids(row) if id_ in found), None)
+        if example is None or example["tools"] != row["tools"]:
+            raise InputError(
+                f"--reveal: {folder} and the data set are of different runs: {row['id']} differs. "
+                "Name the workdir that the data set was made in (--workdir=DIR), or run it again."
+            )
+        yield _renamed(row, _original(example["names"])) if "names" in example else row
+
+
+def _ids(row: Row) -> tuple[str, str]:
+    """What the row's example may be called: a row of one pair of several has a number more."""
+    return row["id"], row["id"].rpartition("#")[0]
+
+
+def _original(names: Mapping[str, Any]) -> Callable[[str], str]:
+    """What puts original names in the place of random ones, also within names made of them."""
+    back = Names.from_json(names).reversed()
+    words = {**back.parameters, **back.functions}
+    pattern = re.compile("|".join(sorted(words, key=len, reverse=True)) or r"(?!)")
+    return lambda text: pattern.sub(lambda match: words[match[0]], text)
+
+
+def _renamed(value: Any, original: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return original(value)
+    if isinstance(value, list):
+        return [_renamed(item, original) for item in value]
+    if isinstance(value, dict):
+        return {original(name): _renamed(item, original) for name, item in value.items()}
+    return value
+
+
+# The command line --------------------------------------------------------------------------------
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -171,8 +257,15 @@ def main(arguments: list[str] | None = None) -> int:
     coloured = sys.stdout.isatty() and not args.no_colour and "NO_COLOR" not in os.environ
     style, shown = Style(coloured), 0
     try:
-        rows = matching(dataset_rows(find_dataset(args.folder)), args)
-        for row in itertools.islice(rows, args.limit or None):
+        check_error_type(args.error_type)
+        found = find_dataset(args.folder)
+        if which := which_dataset(args.folder, found):
+            print(which, file=sys.stderr)
+        rows: Iterator[Row] = matching(dataset_rows(found), args)
+        rows = itertools.islice(rows, args.limit or None)
+        if args.reveal:
+            rows = revealed(list(rows), Path(args.workdir or found.resolve().parent))
+        for row in rows:
             print(("\n" if shown else "") + pair_text(row, style, args.turns, args.lines))
             shown += 1
     except InputError as error:
@@ -203,6 +296,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=int, default=10, help="rows to show; 0: all (default: %(default)s)")
     add("--turns", type=int, default=4, help="of the conversation, the last (default: %(default)s)")
     add("--lines", type=int, default=12, help="of a message; 0: all (default: %(default)s)")
+    add("--reveal", action="store_true", help="obfuscated rows under their original names")
+    add("--workdir", help="for --reveal, where the data set does not lie in its workdir")
     add("--no-colour", "--no-color", action="store_true", help="mark differences with brackets")
     return parser
 
