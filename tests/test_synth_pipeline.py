@@ -319,6 +319,14 @@ def test_show_marks_what_differs(made, capsys):
     assert "Incorrect function name" not in shown
 
 
+def test_show_says_whose_the_right_side_is():
+    sides = {"chosen": [], "rejected": [{"response": "No.", "model": "wrong one"}]}
+    row_ = {"id": "a", "tools": [], "messages": [], **sides}
+    by = {"model": "right one", "license": "MIT"}
+    assert "of right one" in show.pair_text({**row_, "chosen_by": by}, show.Style(False))
+    assert "of right one" not in show.pair_text({**row_, "chosen_by": None}, show.Style(False))
+
+
 def test_show_says_what_it_cannot_find(made, tmp_path, capsys):
     assert show.main([str(tmp_path)]) == 1
     assert "error: No data set at" in capsys.readouterr().err

@@ -103,10 +103,12 @@ def pair_text(row: Row, style: Style, turns: int = 4, most_lines: int = 12) -> s
         said = _shortened(_message_text(message), most_lines)
         lines += _labelled(str(message["role"]), said, style)
     right = response_text(row["chosen"])
+    by = row.get("chosen_by")
+    whose = style.faint(f"    of {by['model']}") if by else ""
     for wrong in row["rejected"]:
         sides = difference(right, response_text(wrong["response"]), style)
         about = ", ".join(str(wrong[k]) for k in ("error_type", "kind", "model") if k in wrong)
-        lines += _labelled("right", sides[0], style)
+        lines += _labelled("right", sides[0] + whose, style)
         lines += _labelled("wrong", sides[1] + style.faint(f"    {about}"), style)
     return "\n".join(lines)
 
