@@ -74,6 +74,11 @@ def _code_of(stage: str) -> str:
     return code_digest(f"toolrm_jax.synth.{_MADE_IN[stage]}")
 
 
+def _read_as(sources: Sequence[Source]) -> list[Row]:
+    """What is read of a source's files, whatever they hold: a digest tells of the files alone."""
+    return [{name: source[name] for name in ("name", "format", "options")} for source in sources]
+
+
 def _said_of(entry: Row) -> Row:
     """What a pool member's answers depend on; of a file, its content."""
     kept = {name: value for name, value in entry.items() if name not in _HOW}
@@ -152,10 +157,10 @@ class Pipeline:
         return [source_digest(source) for source in self._sources.values()]
 
     def _stage_examples(self) -> Stage:
-        names = ("name", "format", "options", "keep")
-        sources = [{n: s[n] for n in names} for s in self._sources.values()]
+        sources = list(self._sources.values())
         settings = {
-            "sources": sources,
+            "sources": _read_as(sources),
+            "keep": [source["keep"] for source in sources],
             "digests": self._source_digests,
             "shard_rows": self.config.shard_rows,
             "longest_prompt": self.config.longest_prompt,
@@ -174,13 +179,18 @@ class Pipeline:
     def _evaluation(self) -> list[Source]:
         return source_list(self.config, "overlap.evaluation")
 
+    @functools.cached_property
+    def _evaluation_digests(self) -> list[str]:
+        return [source_digest(source) for source in self._evaluation]
+
     def _rates(self) -> dict[str, float]:
         return {source["name"]: source["obfuscate"] for source in self._sources.values()}
 
     def _stage_obfuscated(self) -> Stage:
         settings = {
             "overlap": {**self.config.overlap.to_dict(), "evaluation": ""},
-            "evaluation": [[source["name"], source_digest(source)] for source in self._evaluation],
+            "evaluation": _read_as(self._evaluation),
+            "evaluation_digests": self._evaluation_digests,
             "rates": self._rates(),
             "seed": self.seed,
         }
