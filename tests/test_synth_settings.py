@@ -2,14 +2,26 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 from synth_files import config, row, write_rows
 
 from toolrm_jax.synth.pipeline import Pipeline
+from toolrm_jax.synth.shards import read_shard
 
 
 def summary(run: Path, stage: str) -> dict:
     return json.loads((run / stage / "summary.json").read_text())
+
+
+def rows_of(run: Path, stage: str) -> list[dict]:
+    shards = summary(run, stage)["shards"]
+    return [found for shard in shards for found in read_shard(run / stage / shard["name"])]
+
+
+def source(path: Path, form: str = "normalised", **fields: Any) -> dict:
+    return {"name": path.name.split(".")[0], "format": form, "path": str(path), **fields}
 
 
 def chat(*requests: str) -> dict:
@@ -20,12 +32,51 @@ def chat(*requests: str) -> dict:
 
 
 def test_another_option_of_an_evaluation_set_redoes_what_is_left_out(tmp_path):
-    source = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(6)])
+    rows = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(6)])
     request = row(0)["conversation"][0]["content"]
     held = write_rows(tmp_path / "held.jsonl.gz", [chat(request, "And by bus, if that is so?")])
     for turns, left in (("last", 0), ("all", 1)):
-        options = {"license": "MIT", "turns": turns}
-        sets = ({"name": "held", "format": "openai", "path": str(held), "options": options},)
-        settings = config(source, **{"overlap.evaluation": sets})
+        sets = (source(held, "openai", options={"license": "MIT", "turns": turns}),)
+        settings = config(rows, **{"overlap.evaluation": sets})
         Pipeline(settings, tmp_path / "run").run(("examples", "obfuscated"))
         assert summary(tmp_path / "run", "2-obfuscated")["rows"] == 6 - left
+
+
+def test_two_files_whose_different_rows_have_one_id_lose_none(tmp_path, capsys):
+    chats = [chat(row(n)["conversation"][0]["content"]) for n in range(60)]
+    files = [
+        write_rows(tmp_path / f"{name}.jsonl.gz", some)
+        for name, some in (("a", chats[:30]), ("b", chats[30:]), ("c", chats[:1]))
+    ]
+    sources = tuple(source(file, "openai", options={"license": "MIT"}) for file in files)
+    settings = config(files[0], sources=sources)
+    Pipeline(settings, tmp_path / "run").run(("examples", "obfuscated"))
+    assert "obfuscated: 60 rows; left out: 1 x the same id\n" in capsys.readouterr().out
+    ids = [found["id"] for found in rows_of(tmp_path / "run", "2-obfuscated")]
+    assert sorted(ids) == sorted(f"{name}/openai/{n}/1" for name in "ab" for n in range(1, 31))
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_rows_of_one_file_that_have_one_id_are_told_apart_but_for_the_same(tmp_path, near):
+    rows = [row(n) | {"id": "one"} for n in (0, 3, 6, 0)] + [row(9) | {"id": "made/one"}]
+    file = write_rows(tmp_path / "made.jsonl.gz", rows)
+    settings = config(file, **{"overlap.near_duplicates": near})
+    Pipeline(settings, tmp_path / "run").run(("examples", "obfuscated"))
+    ids = {found["id"] for found in rows_of(tmp_path / "run", "2-obfuscated")}
+    assert ids == {"made/one", "made/one~2", "made/one~3", "made/one~4"}
+    counts = summary(tmp_path / "run", "2-obfuscated")["counts"]
+    assert counts["left out: the same id"] == 1
+
+
+def test_what_was_answered_to_an_id_of_two_tasks_is_used_for_neither(tmp_path):
+    answer = {"id": "made/0", "model": "m", "license": "MIT", "text": "No."}
+    answers = write_rows(tmp_path / "answers.jsonl.gz", [answer, answer | {"id": "made/3"}])
+    files = [
+        write_rows(tmp_path / f"{name}.jsonl.gz", rows)
+        for name, rows in (("a", [row(0), row(3)]), ("b", [row(6) | {"id": "made/0"}]))
+    ]
+    pool = ({"kind": "replay", "path": str(answers)},)
+    settings = config(files[0], sources=tuple(map(source, files)), **{"answers.pool": pool})
+    Pipeline(settings, tmp_path / "run").run(("examples", "obfuscated", "answers"))
+    found = {r["id"]: len(r["answers"]) for r in rows_of(tmp_path / "run", "3-answers")}
+    assert found == {"a/made/0": 0, "made/3": 1, "b/made/0": 0}

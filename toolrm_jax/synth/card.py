@@ -46,6 +46,7 @@ def make_card(
             name: {
                 "rows": stage.row_count,
                 "counts": stage.counts,
+                "left_out": stage.left_out,
                 "rejected": stage.rejected,
                 "left_open": stage.left_open,
             }
@@ -173,9 +174,7 @@ def _removed(card: Card) -> str:
     """Sound examples and answers that were left out, by stage."""
     lines = ["## Left out\n", "| stage | what | how many |", "|---|---|---:|"]
     for name, stage in card["stages"].items():
-        for what, n in stage["counts"].items():
-            if "left out: " in what and n:
-                lines.append(f"| {name} | {_cell(what.replace('left out: ', ''))} | {n:,} |")
+        lines += [f"| {name} | {_cell(what)} | {n:,} |" for what, n in stage["left_out"].items()]
     return "\n".join(lines) + "\n"
 
 

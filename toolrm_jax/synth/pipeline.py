@@ -11,7 +11,6 @@ pipeline = Pipeline(config, workdir)
 pipeline.run(("examples", "obfuscated"))
 """
 
-import collections
 import dataclasses
 import functools
 import hashlib
@@ -35,7 +34,7 @@ from toolrm_jax.synth.code_digest import code_digest
 from toolrm_jax.synth.pairing import Judge, Pair, plan_selection
 from toolrm_jax.synth.reading import Read, Source, source_digest
 from toolrm_jax.synth.shards import Row
-from toolrm_jax.synth.stage import Stage, Summary, rejects_name, units_of
+from toolrm_jax.synth.stage import Stage, Summary, listed, rejects_name, units_of
 from toolrm_jax.synth.synth_config import (
     STAGES,
     SynthError,
@@ -138,7 +137,7 @@ class Pipeline:
         stage: Stage = getattr(self, f"_stage_{name}")()
         options.setdefault("workers", self.workers)
         summary = self._done[name] = stage.run(units, work, **options)
-        print(f"{name}: {summary.row_count:,} rows{_rejected(summary)}", flush=True)
+        print(f"{name}: {summary.row_count:,} rows{_lost(summary)}", flush=True)
         summary.check_rejects(self.config.most_rejects)
 
     # 1 ---------------------------------------------------------------------------------------
@@ -321,7 +320,8 @@ class Pipeline:
         card.write_card(folder, made, contents.lengths)
 
 
-def _rejected(summary: Summary) -> str:
-    found: collections.Counter[str] = collections.Counter(summary.rejected)
-    words = ", ".join(f"{n:,} x {why}" for why, n in found.most_common(4))
-    return f"; {found.total():,} rejected ({words})" if found else ""
+def _lost(summary: Summary) -> str:
+    """What a stage rejected and left out, by reason."""
+    rejected = sum(summary.rejected.values())
+    found = {f"{rejected:,} rejected": summary.rejected, "left out": summary.left_out}
+    return "".join(f"; {what}: {listed(counts)}" for what, counts in found.items() if counts)
