@@ -32,7 +32,7 @@ from toolrm_jax.synth.output import dataset_rows
 from toolrm_jax.synth.pipeline import Pipeline
 from toolrm_jax.synth.shards import read_shard
 from toolrm_jax.synth.stage import StageError
-from toolrm_jax.synth.synth_config import SynthError
+from toolrm_jax.synth.synth_config import STAGES, SynthError
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,8 @@ def test_a_run_done_again_changes_nothing(made, tmp_path, capsys):
     written = settings.stat().st_mtime_ns
     source = made.parent / "rows.jsonl.gz"
     Pipeline(config(source), made).run()
-    assert "complete already" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(", ")[0] for line in said] == [f"{s}: complete already" for s in STAGES]
     assert contents(made) == before
     assert settings.stat().st_mtime_ns == written
 

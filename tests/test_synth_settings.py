@@ -80,3 +80,21 @@ def test_what_was_answered_to_an_id_of_two_tasks_is_used_for_neither(tmp_path):
     Pipeline(settings, tmp_path / "run").run(("examples", "obfuscated", "answers"))
     found = {r["id"]: len(r["answers"]) for r in rows_of(tmp_path / "run", "3-answers")}
     assert found == {"a/made/0": 0, "made/3": 1, "b/made/0": 0}
+
+
+def test_the_card_is_written_anew_where_the_pairs_are_the_same_but_not_what_it_tells(tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(60)])
+    apart = write_rows(tmp_path / "apart.jsonl.gz", [chat("Is it far to the sea?")])
+    more = write_rows(
+        tmp_path / "more.jsonl.gz", [*(row(n) for n in range(60)), row(60) | {"tools": []}]
+    )
+    run, sets = tmp_path / "run", (source(apart, "openai", options={"license": "MIT"}),)
+    pairs, cards = set(), []
+    for file, changed in ((rows, {}), (rows, {"overlap.evaluation": sets}), (more, {})):
+        Pipeline(config(file, **changed), run).run()
+        pairs.add(summary(run, "5-pairs")["content"])
+        cards.append(json.loads((run / "dataset/card.json").read_text()))
+    assert len(pairs) == 1
+    assert [len(card["config"]["overlap"]["evaluation"]) for card in cards] == [0, 1, 0]
+    assert [card["stages"]["examples"]["rejected"] for card in cards] == [{}, {}, {"no tools": 1}]
+    assert "| examples | no tools | 1 |" in (run / "dataset/README.md").read_text()

@@ -136,8 +136,9 @@ class Pipeline:
     def _run(self, name: str, units: Sequence[Unit], work: Any, **options: Any) -> None:
         stage: Stage = getattr(self, f"_stage_{name}")()
         options.setdefault("workers", self.workers)
+        already = "complete already, " if stage.finished() else ""
         summary = self._done[name] = stage.run(units, work, **options)
-        print(f"{name}: {summary.row_count:,} rows{_lost(summary)}", flush=True)
+        print(f"{name}: {already}{summary.row_count:,} rows{_lost(summary)}", flush=True)
         summary.check_rejects(self.config.most_rejects)
 
     # 1 ---------------------------------------------------------------------------------------
@@ -288,10 +289,11 @@ class Pipeline:
         return as_path(self.config.output.folder or self.workdir / "dataset")
 
     def _run_dataset(self) -> None:
-        pairs = self._summary("pairs")
-        code, rows_per_file = _code_of("dataset"), self.config.output.rows_per_file
-        about = [pairs.digest, code, rows_per_file, self.seed]
-        made_of = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        stages = [self._summary(name) for name in STAGES[:-1]]
+        # All that the card tells of: with other counts of any stage it is another data set.
+        config = json.loads(self.config.to_json_best_effort())
+        about = [[stage.content for stage in stages], config, _code_of("dataset")]
+        made_of = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         marker = self.output / output.MARKER
         if marker.exists() and json.loads(marker.read_text()).get("digest") == made_of:
             print(f"dataset: complete already, {self.output}", flush=True)
@@ -301,21 +303,21 @@ class Pipeline:
             is_ours=lambda folder: (folder / output.MARKER).exists(),
             last=output.MARKER,
         ) as folder:
-            self._write_dataset(folder, pairs, made_of)
+            self._write_dataset(folder, stages, config, made_of)
         print(f"dataset: {self.output}", flush=True)
 
-    def _write_dataset(self, folder: Path, pairs: Summary, made_of: str) -> None:
+    def _write_dataset(
+        self, folder: Path, stages: Sequence[Summary], config: Row, made_of: str
+    ) -> None:
         rows = self.config.output.rows_per_file
         contents = output.write_files(
-            pairs, folder, rows_per_file=rows, seed=self.seed, workers=self.workers
+            stages[-1], folder, rows_per_file=rows, seed=self.seed, workers=self.workers
         )
-        stages = [self._summary(name) for name in STAGES[:-1]]
         with (folder / "rejects.jsonl.zst").open("wb") as rejects:
             for name in STAGES[:-1]:
                 path = self.workdir / rejects_name(name)
                 if path.exists():
                     rejects.write(path.read_bytes())
-        config = json.loads(self.config.to_json_best_effort())
         made = card.make_card(config, stages, contents, made_of, self._noted())
         card.write_card(folder, made, contents.lengths)
 

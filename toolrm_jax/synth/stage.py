@@ -187,7 +187,6 @@ class Stage:
         """
         done = self.finished()
         if done is not None:
-            print(f"{self.name}: complete already, {done.row_count:,} rows", flush=True)
             return done
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
