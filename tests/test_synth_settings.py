@@ -9,6 +9,7 @@ from synth_files import config, row, write_rows
 
 from toolrm_jax.synth.pipeline import Pipeline
 from toolrm_jax.synth.shards import read_shard
+from toolrm_jax.synth.synth_config import SynthError
 
 
 def summary(run: Path, stage: str) -> dict:
@@ -98,3 +99,38 @@ def test_the_card_is_written_anew_where_the_pairs_are_the_same_but_not_what_it_t
     assert [len(card["config"]["overlap"]["evaluation"]) for card in cards] == [0, 1, 0]
     assert [card["stages"]["examples"]["rejected"] for card in cards] == [{}, {}, {"no tools": 1}]
     assert "| examples | no tools | 1 |" in (run / "dataset/README.md").read_text()
+
+
+def test_rejects_and_empty_files_are_told_of_each_source(tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(30)])
+    empty = write_rows(tmp_path / "empty.jsonl.gz", [])
+    broken = write_rows(tmp_path / "broken.jsonl.gz", [row(30), "no JSON"])
+    for file, said in (
+        (empty, "Source 'empty' has no example: 0 were read of"),
+        (broken, r"Source 'broken': 1 of 2 that were read were rejected, 50\.0%; at most 20\.0%"),
+    ):
+        settings = config(rows, sources=(source(rows), source(file)))
+        with pytest.raises(SynthError, match=said):
+            Pipeline(settings, tmp_path / "run").run()
+        with pytest.raises(SynthError, match=said):  # nor does a later stage take it
+            Pipeline(settings, tmp_path / "run").run(("obfuscated",))
+    settings = config(rows, sources=(source(rows), source(broken)), most_rejects=0.5)
+    Pipeline(settings, tmp_path / "run").run(("examples", "obfuscated"))
+
+
+def test_a_run_without_pairs_fails_and_leaves_the_data_set_that_is_there(tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(30)])
+    run = tmp_path / "run"
+    Pipeline(config(rows), run).run()
+    before = (run / "dataset/card.json").read_text()
+    answer = {"id": "another", "model": "m", "license": "MIT", "text": "No."}
+    answers = write_rows(tmp_path / "answers.jsonl.gz", [answer])
+    settings = config(rows, **{"answers.pool": ({"kind": "replay", "path": str(answers)},)})
+    said = (
+        "No pair was chosen.*answers: 30 rows; left out: 1 x replay: to examples that were left "
+        "out, or are of no source.*pairs: 0 rows; left out: 30 x examples without a wrong answer"
+    )
+    for _ in range(2):
+        with pytest.raises(SynthError, match=said):
+            Pipeline(settings, run).run()
+    assert (run / "dataset/card.json").read_text() == before

@@ -119,7 +119,7 @@ class Pipeline:
                     f"Stage {name!r} is not complete for these settings in {self.workdir}: run it "
                     f"first (--stages={name}, or no --stages for all)."
                 )
-            found.check_rejects(self.config.most_rejects)
+            self._check(found)
             self._done[name] = found
         return self._done[name]
 
@@ -139,7 +139,22 @@ class Pipeline:
         already = "complete already, " if stage.finished() else ""
         summary = self._done[name] = stage.run(units, work, **options)
         print(f"{name}: {already}{summary.row_count:,} rows{_lost(summary)}", flush=True)
-        summary.check_rejects(self.config.most_rejects)
+        self._check(summary)
+
+    def _check(self, summary: Summary) -> None:
+        """Raises StageError or SynthError where no later stage should take what a stage made."""
+        most, name = self.config.most_rejects, summary.content["stage"]
+        summary.check_rejects(most)
+        if name == "examples":
+            for source in self._sources.values():
+                _check_source(source, summary, most)
+        if name == "pairs" and not summary.row_count:
+            stages = [*(self._summary(s) for s in STAGES[: STAGES.index(name)]), summary]
+            made = [f"{s.content['stage']}: {s.row_count:,} rows{_lost(s)}" for s in stages]
+            raise SynthError(
+                f"No pair was chosen, so no data set is written; one that is there stays as it is. "
+                f"What the stages made: {'. '.join(made)}."
+            )
 
     # 1 ---------------------------------------------------------------------------------------
 
@@ -320,6 +335,24 @@ class Pipeline:
                     rejects.write(path.read_bytes())
         made = card.make_card(config, stages, contents, made_of, self._noted())
         card.write_card(folder, made, contents.lengths)
+
+
+def _check_source(source: Source, examples: Summary, most: float) -> None:
+    """Raises SynthError where a source gave nothing, or was rejected beyond its share."""
+    name, counts = source["name"], examples.counts
+    read, rejected = (counts.get(f"{what}: {name}", 0) for what in ("read", "rejected"))
+    at = examples.folder.parent / rejects_name("examples")
+    if not counts.get(f"examples: {name}"):
+        raise SynthError(
+            f"Source {name!r} has no example: {read:,} were read of {source['path']}, of which "
+            f"{rejected:,} were rejected. See {at}; mend the source, or take it out of the config."
+        )
+    if rejected > most * read:
+        raise SynthError(
+            f"Source {name!r}: {rejected:,} of {read:,} that were read were rejected, "
+            f"{rejected / read:.1%}; at most {most:.1%} are accepted of each source "
+            f"(config.most_rejects). See {at}; the rows that are sound are kept."
+        )
 
 
 def _lost(summary: Summary) -> str:

@@ -79,6 +79,7 @@ class Read:
         source = self.sources[unit.name]
         for found in open_found(source):
             tally.has_read()
+            tally.count(f"read: {source['name']}")
             if isinstance(found, Reject):
                 at = f"{found.file}, line {found.line}" if found.line else found.file
                 about = {"at": at, "source": source["name"]}
@@ -86,8 +87,9 @@ class Read:
                     tally.leave_out(found.detail, **about)
                 else:
                     tally.reject(found.reason, found.detail, **about)
+                    tally.count(f"rejected: {source['name']}")
                 continue
-            tally.count(f"read: {source['name']}")
+            tally.count(f"examples: {source['name']}")
             if 0 < self.longest_prompt < _prompt_length(found):
                 tally.count(f"left out: beyond longest_prompt of {source['name']}")
                 continue

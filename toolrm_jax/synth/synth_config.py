@@ -29,7 +29,8 @@ def synth_config() -> ConfigDict:
     config.workers = 2  # processes
     config.shard_rows = 1000  # examples a shard, the unit of work that a kill may cost
     config.longest_prompt = 0  # characters of an example's tools and messages; 0: any
-    # A stage fails at its end if more than this share of what it read had to be rejected.
+    # A stage fails at its end if more than this share of what it read, be it of one source, had to
+    # be rejected.
     config.most_rejects = 0.2
 
     # {"name", "format": one of synth/sources, "path": file, folder, gs:// or hub id; and, if
