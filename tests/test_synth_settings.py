@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from synth_files import config, row, write_rows
 
+from toolrm_jax.row_source import RowSourceError
 from toolrm_jax.synth.pipeline import Pipeline
 from toolrm_jax.synth.shards import read_shard
-from toolrm_jax.synth.synth_config import SynthError
+from toolrm_jax.synth.synth_config import SynthError, check
 
 
 def summary(run: Path, stage: str) -> dict:
@@ -134,3 +135,62 @@ def test_a_run_without_pairs_fails_and_leaves_the_data_set_that_is_there(tmp_pat
         with pytest.raises(SynthError, match=said):
             Pipeline(settings, run).run()
     assert (run / "dataset/card.json").read_text() == before
+
+
+def test_what_a_later_stage_could_not_open_or_replace_is_found_before_the_first(tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl.gz", [row(0)])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("Not to be lost.")
+    absent, pool = tmp_path / "absent.jsonl", "answers.pool"
+    for fields, error, said in (
+        ({"overlap.evaluation": (source(absent),)}, RowSourceError, "No input at .*absent.jsonl"),
+        ({pool: ({"kind": "replay", "path": str(absent)},)}, RowSourceError, "No input at"),
+        (
+            {"output.folder": str(tmp_path / "mine")},
+            FileExistsError,
+            "holds files but no card.json, so it is no data set to be replaced",
+        ),
+    ):
+        pipeline = Pipeline(config(rows, **fields), tmp_path / "run")
+        with pytest.raises(error, match=said):
+            pipeline.run()
+        assert not (tmp_path / "run").exists()
+
+
+GOOD = {"name": "a", "format": "normalised", "path": "a.gz"}
+ENDPOINT = {"kind": "endpoint", "model": "m", "license": "MIT", "url": "http://127.0.0.1:1"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"sources": ("abc",)}, r"config.sources\[0\]: expected an object .*, found 'abc'"),
+        ({"sources": ({**GOOD, "obfuscate": "0.5"},)}, r"\[0\].obfuscate='0.5': it must be a numb"),
+        ({"sources": (GOOD, {**GOOD, "path": 3})}, r"config.sources\[1\].path=3: it must be text"),
+        ({"sources": ({**GOOD, "options": "x"},)}, "options='x': it must be an object"),
+        ({"overlap.evaluation": ({**GOOD, "format": "norm"},)}, "No source is called 'norm'"),
+        ({"overlap.evaluation": ({**GOOD, "options": {"x": 1}},)}, "unexpected keyword argument"),
+        ({"answers.pool": ("corruption",)}, r"answers.pool\[0\]: expected an object"),
+        ({"selection.quotas.single": -1}, "quotas.single=-1: it must be a whole number, 0 or more"),
+        ({"selection.model_cap": -0.1}, "model_cap=-0.1: expected 0 to 1"),
+        ({"selection.model_caps": (("corruption", 2.0),)}, "'corruption'=2.0: expected 0 to 1"),
+        ({"selection.error_caps": (("Parsing error", -1.0),)}, "expected 0 to 1"),
+        ({"selection.mix": (("Parsing error", -1.0), ("Unexpected parameter", 2.0))}, "0 or more"),
+        ({"selection.model_caps": (("n", 0.5),)}, "'n', which no member .*expected of: corruption"),
+        ({"selection.model_caps": (("corruption", 0.5),), "answers.pool": (ENDPOINT,)}, "of: m."),
+    ],
+)
+def test_a_setting_that_cannot_be_right_is_refused(fields, said):
+    with pytest.raises(SynthError, match=said):
+        check(config(Path("a.gz"), **fields))
+
+
+def test_a_cap_of_a_model_that_nothing_was_replayed_of_is_told(tmp_path, capsys):
+    rows = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(12)])
+    answer = {"id": "made/0", "model": "m", "license": "MIT", "text": "No."}
+    answers = write_rows(tmp_path / "answers.jsonl.gz", [answer])
+    pool = ({"kind": "corruption"}, {"kind": "replay", "path": str(answers)})
+    caps = (("m", 0.5), ("typo", 0.5))
+    settings = config(rows, **{"answers.pool": pool, "selection.model_caps": caps})
+    Pipeline(settings, tmp_path / "run").run()
+    assert "pairs: no wrong answer is of typo (model_caps)" in capsys.readouterr().out

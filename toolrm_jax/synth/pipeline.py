@@ -24,7 +24,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from toolrm_jax.output_folder import new_folder
+from toolrm_jax.output_folder import check_output, new_folder
 from toolrm_jax.paths import as_path, is_remote
 from toolrm_jax.row_source import open_rows
 from toolrm_jax.synth import card, output
@@ -69,6 +69,10 @@ _HOW = (
 )
 
 
+def _is_data_set(folder: epath.Path) -> bool:
+    return (folder / output.MARKER).exists()
+
+
 def _code_of(stage: str) -> str:
     return code_digest(f"toolrm_jax.synth.{_MADE_IN[stage]}")
 
@@ -105,10 +109,23 @@ class Pipeline:
         unknown = [stage for stage in stages if stage not in STAGES]
         if unknown:
             raise SynthError(f"--stages: no stage {unknown[0]!r}; there are {', '.join(STAGES)}.")
+        self._check_files(stages)
         self.workdir.mkdir(parents=True, exist_ok=True)
         for name in STAGES:
             if name in stages:
                 getattr(self, f"_run_{name}")()
+
+    def _check_files(self, stages: Sequence[str]) -> None:
+        """Raises InputError or OSError, before the first stage, for what a later one could not
+        open or replace."""
+        last = max(map(STAGES.index, stages), default=0)
+        needed = ("_source_digests", "_evaluation_digests", "_pool")
+        for name in needed[: last + 1]:
+            getattr(self, name)
+        if "dataset" in stages:
+            check_output(
+                self.output, _is_data_set, replace=True, last=output.MARKER, what="data set"
+            )
 
     def _summary(self, name: str) -> Summary:
         """A stage's result: of this run, or of an earlier one with the same settings."""
@@ -229,10 +246,14 @@ class Pipeline:
 
     # 3 ---------------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def _pool(self) -> list[Row]:
+        return [_said_of(dict(entry)) for entry in self.config.answers.pool]
+
     def _stage_answers(self) -> Stage:
         settings = {
             "seed": self.seed,
-            "pool": [_said_of(dict(entry)) for entry in self.config.answers.pool],
+            "pool": self._pool,
             "permissive_only": self.config.answers.permissive_only,
         }
         inputs, most_open = [self._summary("obfuscated")], self.config.answers.most_open
@@ -313,11 +334,7 @@ class Pipeline:
         if marker.exists() and json.loads(marker.read_text()).get("digest") == made_of:
             print(f"dataset: complete already, {self.output}", flush=True)
             return
-        with new_folder(
-            self.output,
-            is_ours=lambda folder: (folder / output.MARKER).exists(),
-            last=output.MARKER,
-        ) as folder:
+        with new_folder(self.output, _is_data_set, last=output.MARKER, what="data set") as folder:
             self._write_dataset(folder, stages, config, made_of)
         print(f"dataset: {self.output}", flush=True)
 
