@@ -54,6 +54,17 @@ def test_a_run_makes_pairs_of_every_turn_type_with_one_right_side(made):
     assert 0 < len(hidden) < len(rows)  # some are obfuscated
 
 
+def test_the_card_shows_wanted_and_got_by_turn_type_and_error_type(made):
+    card = json.loads((made / "dataset/card.json").read_text())
+    shown = (made / "dataset/README.md").read_text()
+    for turn, found in card["selection"]["turn_types"].items():
+        for error, about in found["error_types"].items():
+            wanted = "" if about["wanted"] is None else f"{about['wanted']:.1%}"
+            got = about["after"]["pairs"] / found["pairs"]
+            assert f"| {turn} | {error} | {wanted} | {got:.1%} | " in shown
+    assert card["selection"]["turn_types"]["single"]["error_types"]["Parsing error"]["wanted"] > 0
+
+
 def test_the_loader_reads_the_array_records(made):
     rows = open_row_file(made / "dataset/array_record")
     assert isinstance(rows, ArrayRecordRows)
