@@ -84,6 +84,18 @@ def test_what_was_answered_to_an_id_of_two_tasks_is_used_for_neither(tmp_path):
     assert found == {"a/made/0": 0, "made/3": 1, "b/made/0": 0}
 
 
+def test_nor_is_it_where_one_of_the_two_is_kept_under_the_id_of_its_repeat(tmp_path):
+    answer = {"model": "m", "license": "MIT", "text": "No."}
+    answers = write_rows(tmp_path / "answers.jsonl.gz", [answer | {"id": i} for i in "xxxy"])
+    rows = [row(0) | {"id": "x"}, row(0) | {"id": "y"}, row(3) | {"id": "x"}]
+    file = write_rows(tmp_path / "rows.jsonl.gz", rows)
+    pool = ({"kind": "replay", "path": str(answers)},)
+    Pipeline(config(file, **{"answers.pool": pool}), tmp_path / "run").run(
+        ("examples", "obfuscated", "answers")
+    )
+    assert sorted(len(r["answers"]) for r in rows_of(tmp_path / "run", "3-answers")) == [0, 1]
+
+
 def test_the_card_is_written_anew_where_the_pairs_are_the_same_but_not_what_it_tells(tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(60)])
     apart = write_rows(tmp_path / "apart.jsonl.gz", [chat("Is it far to the sea?")])

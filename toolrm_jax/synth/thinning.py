@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,12 +92,12 @@ class Thin:
             if found is not None:
                 reason = f"overlaps {found[0]}: {found[1]}"
                 tally.leave_out(reason, id=example.id, source=row["from"])
-            elif "repeats" in planned:
+            elif planned and "repeats" in planned:
                 repeated = planned["repeats"]
                 why = "the same id" if repeated == example.id else "near-duplicate"
                 tally.leave_out(why, f"of {repeated}", id=example.id, source=row["from"])
             else:
-                more = {name: planned[name] for name in ("id", "also") if name in planned}
+                more = planned or {}
                 if "id" in more:
                     tally.count("named by their source: several have one id")
                     example = dataclasses.replace(example, id=more["id"])
@@ -145,7 +146,11 @@ def _sketches(shard: Path, seed: int) -> tuple[overlap.Sketches, list[_Known]]:
     rows = list(read_shard(shard))
     examples = list(map(example_of, rows))
     known = [
-        _Known(e.id, digest(json.dumps([e.tools, e.messages, e.reference]))[:16], row["from"])
+        _Known(
+            e.id,
+            digest(json.dumps([e.tools, e.messages, e.reference]))[:16],
+            sys.intern(row["from"]),
+        )
         for e, row in zip(examples, rows, strict=True)
     ]
     return overlap.join(overlap.sketch(example, seed=seed) for example in examples), known
@@ -160,7 +165,7 @@ def plan_thinning(
     near: bool,
     workers: int,
 ) -> dict[str, Any]:
-    """Says of each shard's examples, in order, what becomes of them, if anything.
+    """Says of each shard's examples, in order, what becomes of them; None: nothing.
 
     {"repeats": the id of one that is kept} or {"id": its new one, "also": ids}: an example keeps
     the ids of its exact repeats, for what was answered to them was answered to it.
@@ -185,28 +190,31 @@ def plan_thinning(
     return {}
 
 
-def _planned(known: Sequence[_Known], near: Sequence[int | None]) -> Iterator[dict[str, Any]]:
+def _planned(
+    known: Sequence[_Known], near: Sequence[int | None]
+) -> Iterator[dict[str, Any] | None]:
     """What becomes of each example, given which near-duplicate is kept instead of it."""
-    first: dict[tuple[str, str], int] = {}
     repeats = list(near)
-    ids: dict[int, dict[str, None]] = {}  # of each that is kept, and of its exact repeats
+    first: dict[tuple[str, str], int] = {}
     for index, one in enumerate(known):
         same = first.setdefault((one.id, one.task), index)
         if same != index and repeats[index] is None:
             repeats[index] = same if repeats[same] is None else repeats[same]
-    for index, one in enumerate(known):
-        kept = repeats[index]
-        if kept is None or known[kept].task == one.task:
-            ids.setdefault(index if kept is None else kept, {})[one.id] = None
-    having = collections.Counter(name for names in ids.values() for name in names)
-    named = _named_apart(known, [i for i in sorted(ids) if having[known[i].id] > 1])
-    for index, (one, kept) in enumerate(zip(known, repeats, strict=True)):
+    others: dict[int, dict[str, None]] = {}  # the other ids of a kept one's exact repeats
+    for one, kept in zip(known, repeats, strict=True):
+        if kept is not None and known[kept].task == one.task and known[kept].id != one.id:
+            others.setdefault(kept, {})[one.id] = None
+    kept_ones = [index for index, kept in enumerate(repeats) if kept is None]
+    having = collections.Counter(known[index].id for index in kept_ones)
+    having.update(name for names in others.values() for name in names)
+    named = _named_apart(known, [index for index in kept_ones if having[known[index].id] > 1])
+    for index, kept in enumerate(repeats):
         if kept is not None:
             yield {"repeats": known[kept].id}
             continue
-        also = [name for name in ids[index] if name != one.id and having[name] == 1]
         new = {"id": named[index]} if index in named else {}
-        yield new | ({"also": also} if also else {})
+        also = [name for name in others.get(index, ()) if having[name] == 1]
+        yield new | ({"also": also} if also else {}) or None
 
 
 def _named_apart(known: Sequence[_Known], kept: Sequence[int]) -> dict[int, str]:
