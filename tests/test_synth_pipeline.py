@@ -34,7 +34,7 @@ from toolrm_jax.synth.output import dataset_rows
 from toolrm_jax.synth.pipeline import Pipeline
 from toolrm_jax.synth.shards import read_shard
 from toolrm_jax.synth.stage import StageError
-from toolrm_jax.synth.synth_config import SynthError
+from toolrm_jax.synth.synth_config import STAGES, SynthError
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,17 @@ def test_a_run_makes_pairs_of_every_turn_type_with_one_right_side(made):
     assert card["pairs_by"]["turn type"]["single"] <= 100
     hidden = [r for r in rows if r["tools"][0]["name"] not in ("find_restaurant",)]
     assert 0 < len(hidden) < len(rows)  # some are obfuscated
+
+
+def test_the_card_shows_wanted_and_got_by_turn_type_and_error_type(made):
+    card = json.loads((made / "dataset/card.json").read_text())
+    shown = (made / "dataset/README.md").read_text()
+    for turn, found in card["selection"]["turn_types"].items():
+        for error, about in found["error_types"].items():
+            wanted = "" if about["wanted"] is None else f"{about['wanted']:.1%}"
+            got = about["after"]["pairs"] / found["pairs"]
+            assert f"| {turn} | {error} | {wanted} | {got:.1%} | " in shown
+    assert card["selection"]["turn_types"]["single"]["error_types"]["Parsing error"]["wanted"] > 0
 
 
 def test_the_loader_reads_the_array_records(made):
@@ -110,7 +121,8 @@ def test_a_run_done_again_changes_nothing(made, tmp_path, capsys):
     written = settings.stat().st_mtime_ns
     source = made.parent / "rows.jsonl.gz"
     Pipeline(config(source), made).run()
-    assert "complete already" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(", ")[0] for line in said] == [f"{s}: complete already" for s in STAGES]
     assert contents(made) == before
     assert settings.stat().st_mtime_ns == written
 

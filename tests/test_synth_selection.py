@@ -64,6 +64,25 @@ def test_the_mix_over_error_types_is_met():
     assert counts == {VALUE: 300, NAME: 100}
 
 
+def test_the_report_says_of_each_turn_type_what_was_wanted_and_what_there_is():
+    rows = many(20) + [judged(n, [wrong(NAME, 50)], turn="multi") for n in range(20)]
+    rows += [judged(n, [wrong(COUNT, 50)], turn="irrelevance", right="") for n in range(5)]
+    quotas = {"single": 40, "multi": 40, "irrelevance": 5}
+    _, report = chosen(rows, quotas=quotas, mix={VALUE: 3, NAME: 1})
+    found = {
+        (turn, error): (about["wanted"], about["after"]["pairs"])
+        for turn, of in report["turn_types"].items()
+        for error, about in of["error_types"].items()
+    }
+    assert found == {
+        ("single", VALUE): (0.75, 30),
+        ("single", NAME): (0.25, 10),
+        ("multi", VALUE): (0.75, 0),  # wanted, though there is none
+        ("multi", NAME): (0.25, 20),
+        ("irrelevance", COUNT): (None, 5),
+    }
+
+
 def test_length_tells_nothing_within_an_error_type():
     _, report = chosen(many(), wrong_per_prompt=4)
     for error in (VALUE, NAME):

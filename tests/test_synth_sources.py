@@ -178,6 +178,16 @@ def test_sealtools_offers_the_called_tool_among_ones_of_its_field(tmp_path):
     assert apart.gold == []
 
 
+def test_sealtools_with_another_catalogue_beside_the_file_is_another_source(tmp_path):
+    path = seal_rows(tmp_path, {"api": "findWreck", "parameters": {"depth": 30}})
+    source = {"format": "sealtools", "path": str(path), "options": {}}
+    before = source_digest(source)
+    assert source_digest(source) == before
+    with gzip.open(tmp_path / "tool.jsonl.gz", "at") as file:
+        file.write(json.dumps({**SEAL_TOOLS[0], "api_name": "findBuoy"}) + "\n")
+    assert source_digest(source) != before
+
+
 def test_sealtools_nested_and_mistyped_rows_are_rejected(tmp_path):
     made = {"depth": 3}
     path = seal_rows(

@@ -39,18 +39,19 @@ def new_folder(
     replace: bool = True,
     nbytes: int = 0,
     last: str = "config.json",
+    what: str = "checkpoint",
 ) -> Iterator[Path]:
     """Yields an empty folder, which gets its name where the block ends without an error.
 
     A folder of that name is replaced whole if `replace` is set and `is_ours` says that it is one.
     What an earlier run left unfinished is removed; so is what this one leaves, if it can. In an
-    object store, the file `last` is what makes it complete.
+    object store, the file `last` is what makes it complete. `what` it is called in errors.
 
     Raises:
       FileExistsError: something of that name is there, and not to be replaced.
       OutputError: another run writes it, or the disk has less room than `nbytes`, or gets full.
     """
-    check_output(path, is_ours, replace=replace)
+    check_output(path, is_ours, replace=replace, last=last, what=what)
     if is_remote(path):
         with tempfile.TemporaryDirectory(prefix="toolrm-") as scratch:
             yield from _made_here(Path(scratch), absolute(path), nbytes, last)
@@ -102,7 +103,12 @@ def free_bytes(path: str | os.PathLike[str]) -> tuple[int, Path]:
 
 
 def check_output(
-    path: str | os.PathLike[str], is_ours: Callable[[epath.Path], bool], *, replace: bool
+    path: str | os.PathLike[str],
+    is_ours: Callable[[epath.Path], bool],
+    *,
+    replace: bool,
+    last: str = "config.json",
+    what: str = "checkpoint",
 ) -> None:
     """Raises FileExistsError where `new_folder` would; to be called before long work."""
     found = absolute(path)
@@ -112,13 +118,12 @@ def check_output(
         return  # what an earlier run left unfinished
     if not found.is_dir() or not is_ours(found):
         raise FileExistsError(
-            f"{found} holds files but no config.json, so it is no checkpoint to be replaced: "
+            f"{found} holds files but no {last}, so it is no {what} to be replaced: "
             f"choose another directory, or empty this one."
         )
     if not replace:
         raise FileExistsError(
-            f"{found} is a checkpoint already: choose another output, or replace it with "
-            f"--overwrite."
+            f"{found} is a {what} already: choose another output, or replace it with --overwrite."
         )
 
 

@@ -91,7 +91,9 @@ def write_run(
         "models": models or {},
         **figures,
     }
-    with new_folder(folder, is_ours=lambda path: (path / RESULT).exists(), last=RESULT) as made:
+    with new_folder(
+        folder, is_ours=lambda path: (path / RESULT).exists(), last=RESULT, what="result"
+    ) as made:
         cases = (
             _case_row(case, {name: s[number] for name, s in scores.items()})
             for number, case in enumerate(data.cases)

@@ -8,7 +8,7 @@ write_card(folder, card, contents.lengths)
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def make_card(
             name: {
                 "rows": stage.row_count,
                 "counts": stage.counts,
+                "left_out": stage.left_out,
                 "rejected": stage.rejected,
                 "left_open": stage.left_open,
             }
@@ -138,31 +139,40 @@ def _lengths(card: Card) -> str:
 
 
 def _signal(card: Card) -> str:
-    """How often the right side is the longer one, of all candidates and of the chosen pairs."""
+    """What was wanted and had of each turn type and error type, and how often the right side is the
+    longer one, of all candidates and of the chosen pairs."""
     lines = [
-        "## What length gives away\n",
+        "## The mix, and what length gives away\n",
+        "Of each turn type: what share of its pairs was to be of an error type, and what share is. "
         "In what share of the pairs the right side is the longer one (equal lengths count half), "
         "and what share the best rule tells that knows by about how much it is (1 or 2 characters, "
         "3 to 8, 9 to 24, more), among all wrong answers and among those chosen. 50% tells "
-        "nothing.\n",
+        "nothing. Where one side calls nothing, it is the shorter one: such pairs are not balanced "
+        "by length, but an empty turn is wrong at most as often as it is right, over all turn "
+        "types.\n",
         "![right side longer](plots/length_signal.png)\n",
-        "| error type | wrong answers | right is longer | told | pairs | right is longer | told |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| turn type | error type | wanted | got | wrong answers | right is longer | told | pairs "
+        "| right is longer | told |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for error, about in card["selection"].get("error_types", {}).items():
-        cells = [
-            cell
-            for found in (about["before"], about["after"])
-            for cell in (
-                f"{found['pairs']:,}",
-                _share(found["right_longer"]),
-                _share(found["told_by_length"]),
-            )
-        ]
-        lines.append(f"| {error} | {' | '.join(cells)} |")
+    for turn, error, about in _by_turn(card):
+        pairs = card["selection"]["turn_types"][turn]["pairs"]
+        cells = [turn, error, _share(about["wanted"])]
+        cells.append(_share(about["after"]["pairs"] / pairs if pairs else None))
+        for found in (about["before"], about["after"]):
+            shares = (found["right_longer"], found["told_by_length"])
+            cells += [f"{found['pairs']:,}", *map(_share, shares)]
+        lines.append(f"| {' | '.join(cells)} |")
     lacking = card["selection"].get("lacking") or {}
     lines += [f"\n{what}: {n:,}" for what, n in lacking.items()]
     return "\n".join(lines) + "\n"
+
+
+def _by_turn(card: Card) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(turn type, error type, what was wanted, before and after), in their order."""
+    for turn, found in card["selection"].get("turn_types", {}).items():
+        for error, about in found["error_types"].items():
+            yield turn, error, about
 
 
 def _share(value: float | None) -> str:
@@ -173,9 +183,7 @@ def _removed(card: Card) -> str:
     """Sound examples and answers that were left out, by stage."""
     lines = ["## Left out\n", "| stage | what | how many |", "|---|---|---:|"]
     for name, stage in card["stages"].items():
-        for what, n in stage["counts"].items():
-            if "left out: " in what and n:
-                lines.append(f"| {name} | {_cell(what.replace('left out: ', ''))} | {n:,} |")
+        lines += [f"| {name} | {_cell(what)} | {n:,} |" for what, n in stage["left_out"].items()]
     return "\n".join(lines) + "\n"
 
 
@@ -221,8 +229,8 @@ def plot(folder: Path, card: Card, lengths: Mapping[str, np.ndarray]) -> None:
     from matplotlib.figure import Figure
 
     folder.mkdir(exist_ok=True)
-    for name, draw in (("mix", _plot_mix), ("length_signal", _plot_signal)):
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
+    for name, height, draw in (("mix", 4.5, _plot_mix), ("length_signal", 7, _plot_signal)):
+        figure = Figure(figsize=(8, height), layout="constrained")
         draw(figure.subplots(), card)
         figure.savefig(folder / f"{name}.png", dpi=100, metadata={"Software": None})
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -245,14 +253,13 @@ def _plot_mix(axes: Any, card: Card) -> None:
 
 
 def _plot_signal(axes: Any, card: Card) -> None:
-    """Before and after, beside the line at 50%."""
-    found = card["selection"].get("error_types", {})
-    errors = list(found)[::-1]
+    """Before and after by turn type and error type, beside the line at 50%."""
+    found = list(_by_turn(card))[::-1]
     for offset, when in ((0.2, "before"), (-0.2, "after")):
-        shares = [100 * (found[e][when]["right_longer"] or 0) for e in errors]
+        shares = [100 * (about[when]["right_longer"] or 0) for _, _, about in found]
         label = "all wrong answers" if when == "before" else "chosen"
-        axes.barh(np.arange(len(errors)) + offset, shares, height=0.4, label=label)
-    axes.set_yticks(np.arange(len(errors)), errors)
+        axes.barh(np.arange(len(found)) + offset, shares, height=0.4, label=label)
+    axes.set_yticks(np.arange(len(found)), [f"{turn}: {error}" for turn, error, _ in found])
     axes.axvline(50, color="black", linewidth=1)
     axes.set_xlabel("right side is longer, %")
     axes.legend()

@@ -104,7 +104,10 @@ def plan_selection(
     """Chooses among all candidates; leaves what was chosen beside each shard's rows."""
     read = functools.partial(_candidates, seed=settings.seed)
     parts = in_order(read, judged.shards, workers)
-    chosen, report = select(merge(parts), settings)
+    found = merge(parts)
+    if absent := sorted(set(settings.model_caps) - set(found.names)):
+        print(f"pairs: no wrong answer is of {', '.join(absent)} (model_caps)", flush=True)
+    chosen, report = select(found, settings)
     at = 0
     for shard, part in zip(judged.shards, parts, strict=True):
         packed = io.BytesIO()

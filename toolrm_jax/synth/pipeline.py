@@ -11,7 +11,6 @@ pipeline = Pipeline(config, workdir)
 pipeline.run(("examples", "obfuscated"))
 """
 
-import collections
 import dataclasses
 import functools
 import hashlib
@@ -25,7 +24,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from toolrm_jax.output_folder import new_folder
+from toolrm_jax.output_folder import check_output, new_folder
 from toolrm_jax.paths import as_path, is_remote
 from toolrm_jax.row_source import open_rows
 from toolrm_jax.synth import card, output
@@ -35,7 +34,7 @@ from toolrm_jax.synth.code_digest import code_digest
 from toolrm_jax.synth.pairing import Judge, Pair, plan_selection
 from toolrm_jax.synth.reading import Read, Source, source_digest
 from toolrm_jax.synth.shards import Row
-from toolrm_jax.synth.stage import Stage, Summary, rejects_name, units_of
+from toolrm_jax.synth.stage import Stage, Summary, listed, rejects_name, units_of
 from toolrm_jax.synth.synth_config import (
     STAGES,
     SynthError,
@@ -70,8 +69,17 @@ _HOW = (
 )
 
 
+def _is_data_set(folder: epath.Path) -> bool:
+    return (folder / output.MARKER).exists()
+
+
 def _code_of(stage: str) -> str:
     return code_digest(f"toolrm_jax.synth.{_MADE_IN[stage]}")
+
+
+def _read_as(sources: Sequence[Source]) -> list[Row]:
+    """What is read of a source's files, whatever they hold: a digest tells of the files alone."""
+    return [{name: source[name] for name in ("name", "format", "options")} for source in sources]
 
 
 def _said_of(entry: Row) -> Row:
@@ -101,10 +109,23 @@ class Pipeline:
         unknown = [stage for stage in stages if stage not in STAGES]
         if unknown:
             raise SynthError(f"--stages: no stage {unknown[0]!r}; there are {', '.join(STAGES)}.")
+        self._check_files(stages)
         self.workdir.mkdir(parents=True, exist_ok=True)
         for name in STAGES:
             if name in stages:
                 getattr(self, f"_run_{name}")()
+
+    def _check_files(self, stages: Sequence[str]) -> None:
+        """Raises InputError or OSError, before the first stage, for what a later one could not
+        open or replace."""
+        last = max(map(STAGES.index, stages), default=0)
+        needed = ("_source_digests", "_evaluation_digests", "_pool")
+        for name in needed[: last + 1]:
+            getattr(self, name)
+        if "dataset" in stages:
+            check_output(
+                self.output, _is_data_set, replace=True, last=output.MARKER, what="data set"
+            )
 
     def _summary(self, name: str) -> Summary:
         """A stage's result: of this run, or of an earlier one with the same settings."""
@@ -115,7 +136,7 @@ class Pipeline:
                     f"Stage {name!r} is not complete for these settings in {self.workdir}: run it "
                     f"first (--stages={name}, or no --stages for all)."
                 )
-            found.check_rejects(self.config.most_rejects)
+            self._check(found)
             self._done[name] = found
         return self._done[name]
 
@@ -132,9 +153,25 @@ class Pipeline:
     def _run(self, name: str, units: Sequence[Unit], work: Any, **options: Any) -> None:
         stage: Stage = getattr(self, f"_stage_{name}")()
         options.setdefault("workers", self.workers)
+        already = "complete already, " if stage.finished() else ""
         summary = self._done[name] = stage.run(units, work, **options)
-        print(f"{name}: {summary.row_count:,} rows{_rejected(summary)}", flush=True)
-        summary.check_rejects(self.config.most_rejects)
+        print(f"{name}: {already}{summary.row_count:,} rows{_lost(summary)}", flush=True)
+        self._check(summary)
+
+    def _check(self, summary: Summary) -> None:
+        """Raises StageError or SynthError where no later stage should take what a stage made."""
+        most, name = self.config.most_rejects, summary.content["stage"]
+        summary.check_rejects(most)
+        if name == "examples":
+            for source in self._sources.values():
+                _check_source(source, summary, most)
+        if name == "pairs" and not summary.row_count:
+            stages = [*(self._summary(s) for s in STAGES[: STAGES.index(name)]), summary]
+            made = [f"{s.content['stage']}: {s.row_count:,} rows{_lost(s)}" for s in stages]
+            raise SynthError(
+                f"No pair was chosen, so no data set is written; one that is there stays as it is. "
+                f"What the stages made: {'. '.join(made)}."
+            )
 
     # 1 ---------------------------------------------------------------------------------------
 
@@ -152,10 +189,10 @@ class Pipeline:
         return [source_digest(source) for source in self._sources.values()]
 
     def _stage_examples(self) -> Stage:
-        names = ("name", "format", "options", "keep")
-        sources = [{n: s[n] for n in names} for s in self._sources.values()]
+        sources = list(self._sources.values())
         settings = {
-            "sources": sources,
+            "sources": _read_as(sources),
+            "keep": [source["keep"] for source in sources],
             "digests": self._source_digests,
             "shard_rows": self.config.shard_rows,
             "longest_prompt": self.config.longest_prompt,
@@ -174,13 +211,18 @@ class Pipeline:
     def _evaluation(self) -> list[Source]:
         return source_list(self.config, "overlap.evaluation")
 
+    @functools.cached_property
+    def _evaluation_digests(self) -> list[str]:
+        return [source_digest(source) for source in self._evaluation]
+
     def _rates(self) -> dict[str, float]:
         return {source["name"]: source["obfuscate"] for source in self._sources.values()}
 
     def _stage_obfuscated(self) -> Stage:
         settings = {
             "overlap": {**self.config.overlap.to_dict(), "evaluation": ""},
-            "evaluation": [[source["name"], source_digest(source)] for source in self._evaluation],
+            "evaluation": _read_as(self._evaluation),
+            "evaluation_digests": self._evaluation_digests,
             "rates": self._rates(),
             "seed": self.seed,
         }
@@ -204,10 +246,14 @@ class Pipeline:
 
     # 3 ---------------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def _pool(self) -> list[Row]:
+        return [_said_of(dict(entry)) for entry in self.config.answers.pool]
+
     def _stage_answers(self) -> Stage:
         settings = {
             "seed": self.seed,
-            "pool": [_said_of(dict(entry)) for entry in self.config.answers.pool],
+            "pool": self._pool,
             "permissive_only": self.config.answers.permissive_only,
         }
         inputs, most_open = [self._summary("obfuscated")], self.config.answers.most_open
@@ -279,39 +325,55 @@ class Pipeline:
         return as_path(self.config.output.folder or self.workdir / "dataset")
 
     def _run_dataset(self) -> None:
-        pairs = self._summary("pairs")
-        code, rows_per_file = _code_of("dataset"), self.config.output.rows_per_file
-        about = [pairs.digest, code, rows_per_file, self.seed]
-        made_of = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        stages = [self._summary(name) for name in STAGES[:-1]]
+        # All that the card tells of: with other counts of any stage it is another data set.
+        config = json.loads(self.config.to_json_best_effort())
+        about = [[stage.content for stage in stages], config, _code_of("dataset")]
+        made_of = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         marker = self.output / output.MARKER
         if marker.exists() and json.loads(marker.read_text()).get("digest") == made_of:
             print(f"dataset: complete already, {self.output}", flush=True)
             return
-        with new_folder(
-            self.output,
-            is_ours=lambda folder: (folder / output.MARKER).exists(),
-            last=output.MARKER,
-        ) as folder:
-            self._write_dataset(folder, pairs, made_of)
+        with new_folder(self.output, _is_data_set, last=output.MARKER, what="data set") as folder:
+            self._write_dataset(folder, stages, config, made_of)
         print(f"dataset: {self.output}", flush=True)
 
-    def _write_dataset(self, folder: Path, pairs: Summary, made_of: str) -> None:
+    def _write_dataset(
+        self, folder: Path, stages: Sequence[Summary], config: Row, made_of: str
+    ) -> None:
         rows = self.config.output.rows_per_file
         contents = output.write_files(
-            pairs, folder, rows_per_file=rows, seed=self.seed, workers=self.workers
+            stages[-1], folder, rows_per_file=rows, seed=self.seed, workers=self.workers
         )
-        stages = [self._summary(name) for name in STAGES[:-1]]
         with (folder / "rejects.jsonl.zst").open("wb") as rejects:
             for name in STAGES[:-1]:
                 path = self.workdir / rejects_name(name)
                 if path.exists():
                     rejects.write(path.read_bytes())
-        config = json.loads(self.config.to_json_best_effort())
         made = card.make_card(config, stages, contents, made_of, self._noted())
         card.write_card(folder, made, contents.lengths)
 
 
-def _rejected(summary: Summary) -> str:
-    found: collections.Counter[str] = collections.Counter(summary.rejected)
-    words = ", ".join(f"{n:,} x {why}" for why, n in found.most_common(4))
-    return f"; {found.total():,} rejected ({words})" if found else ""
+def _check_source(source: Source, examples: Summary, most: float) -> None:
+    """Raises SynthError where a source gave nothing, or was rejected beyond its share."""
+    name, counts = source["name"], examples.counts
+    read, rejected = (counts.get(f"{what}: {name}", 0) for what in ("read", "rejected"))
+    at = examples.folder.parent / rejects_name("examples")
+    if not counts.get(f"examples: {name}"):
+        raise SynthError(
+            f"Source {name!r} has no example: {read:,} were read of {source['path']}, of which "
+            f"{rejected:,} were rejected. See {at}; mend the source, or take it out of the config."
+        )
+    if rejected > most * read:
+        raise SynthError(
+            f"Source {name!r}: {rejected:,} of {read:,} that were read were rejected, "
+            f"{rejected / read:.1%}; at most {most:.1%} are accepted of each source "
+            f"(config.most_rejects). See {at}; the rows that are sound are kept."
+        )
+
+
+def _lost(summary: Summary) -> str:
+    """What a stage rejected and left out, by reason."""
+    rejected = sum(summary.rejected.values())
+    found = {f"{rejected:,} rejected": summary.rejected, "left out": summary.left_out}
+    return "".join(f"; {what}: {listed(counts)}" for what, counts in found.items() if counts)

@@ -22,6 +22,7 @@ from toolrm_jax.synth.shards import Row
 from toolrm_jax.synth.source import Reason, Reject
 from toolrm_jax.synth.sources import open_source
 from toolrm_jax.synth.sources.nexusraven import SUBSETS
+from toolrm_jax.synth.sources.sealtools import catalogue_beside
 from toolrm_jax.synth.units import Tally, Unit
 
 Source = dict[str, Any]
@@ -43,7 +44,7 @@ def open_found(source: Source) -> Iterator[Example | Reject]:
 
 def source_digest(source: Source) -> str:
     """What tells a source's content from another's: of a folder, all its files; with the files that
-    its options name."""
+    its options name, or that are read beside it."""
     if source["format"] == "bfcl" and source["path"] == "wheel":
         return f"bfcl-eval {WHEELS['bfcl-eval']}"
     path = as_path(source["path"])
@@ -52,6 +53,8 @@ def source_digest(source: Source) -> str:
         return _together(parts)
     options = source["options"]
     beside = [str(options[name]) for name in ("catalogue", "functions") if options.get(name)]
+    if source["format"] == "sealtools" and not beside:
+        beside = [catalogue_beside(source["path"])]
     of_raven = source["format"] == "nexusraven" and not beside
     subsets = SUBSETS if of_raven else (options.get("subset"),)
     split = options.get("split", "train")
@@ -76,6 +79,7 @@ class Read:
         source = self.sources[unit.name]
         for found in open_found(source):
             tally.has_read()
+            tally.count(f"read: {source['name']}")
             if isinstance(found, Reject):
                 at = f"{found.file}, line {found.line}" if found.line else found.file
                 about = {"at": at, "source": source["name"]}
@@ -83,8 +87,9 @@ class Read:
                     tally.leave_out(found.detail, **about)
                 else:
                     tally.reject(found.reason, found.detail, **about)
+                    tally.count(f"rejected: {source['name']}")
                 continue
-            tally.count(f"read: {source['name']}")
+            tally.count(f"examples: {source['name']}")
             if 0 < self.longest_prompt < _prompt_length(found):
                 tally.count(f"left out: beyond longest_prompt of {source['name']}")
                 continue

@@ -72,11 +72,20 @@ class SelectionSettings:
             raise ValueError(f"wrong_per_prompt={self.wrong_per_prompt}: it must be 1 or more.")
         if self.answers_per_prompt < 0:
             raise ValueError(f"answers_per_prompt={self.answers_per_prompt}: 0 or more.")
+        for turn, quota in self.quotas.items():
+            if not isinstance(quota, int) or quota < 0:
+                raise ValueError(f"quotas.{turn}={quota}: it must be a whole number, 0 or more.")
+        for error, share in self.mix.items():
+            if not share >= 0:
+                raise ValueError(f"mix has {error!r}: {share}; expected 0 or more.")
         if self.mix and not sum(self.mix.values()) > 0:
             raise ValueError("mix has no share above 0; leave it empty to take errors as they come")
-        for name in ("length_tolerance", "answers_cap"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 to 1.")
+        shares = {n: getattr(self, n) for n in ("length_tolerance", "answers_cap", "model_cap")}
+        for name in ("error_caps", "model_caps"):
+            shares |= {f"{name}, {what!r}": share for what, share in getattr(self, name).items()}
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}={share}: expected 0 to 1.")
 
 
 def _known(name: str, given: Iterable[str], known: Sequence[str]) -> None:

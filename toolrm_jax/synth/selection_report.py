@@ -21,25 +21,29 @@ def describe(
     quotas: Mapping[str, int],
     mix: Mapping[str, float],
 ) -> dict[str, Any]:
-    """What there was, and what was chosen of it (bool [candidates])."""
+    """What there was, and what was chosen of it (bool [candidates]); of a turn type each error type
+    that there was or that the mix wants."""
     turn_N = np.repeat(candidates.turn, np.diff(candidates.first))
     everything = np.ones(len(chosen), bool)
     wanted = sum(mix.values())
     by_turn = {}
     for number, name in enumerate(TURN_TYPES):
         here = turn_N == number
+        # Whatever calls where nothing should be called has one error, so there is no mix.
+        shares = {error: share / wanted for error, share in mix.items() if share}
+        shares = shares if quotas.get(name) and name != "irrelevance" else {}
         by_turn[name] = {
             "quota": quotas.get(name, 0),
             "candidates": int(here.sum()),
             "pairs": int((here & chosen).sum()),
             "error_types": {
                 error: {
-                    "wanted": mix.get(error, 0.0) / wanted if wanted else None,
+                    "wanted": shares.get(error, 0.0) if shares else None,
                     "before": about,
                     "after": _lengths(candidates, here & chosen, e),
                 }
                 for e, error in enumerate(ERRORS)
-                if (about := _lengths(candidates, here, e))["pairs"]
+                if (about := _lengths(candidates, here, e))["pairs"] or error in shares
             },
         }
     return {

@@ -55,6 +55,7 @@ class StageError(InputError):
     """A stage that cannot be run or whose result cannot be used; the message says why."""
 
 
+_LEFT_OUT = "left out: "  # in the names of counts
 Plan = Callable[[Path, Tally], Mapping[str, Any]]
 
 
@@ -84,6 +85,12 @@ class Summary:
         return self.content["counts"]
 
     @property
+    def left_out(self) -> dict[str, int]:
+        """How much that is sound was not wanted, for each reason."""
+        found = {what: n for what, n in self.counts.items() if _LEFT_OUT in what and n}
+        return {what.replace(_LEFT_OUT, ""): n for what, n in found.items()}
+
+    @property
     def rejected(self) -> dict[str, int]:
         """How many rejects there are for each reason."""
         return self.content["rejected"]
@@ -105,16 +112,18 @@ class Summary:
             raise StageError(
                 f"{self.folder}: {lost:,} of {read:,} that were read were rejected, "
                 f"{lost / read:.1%}; at most {most:.1%} are accepted (config.most_rejects). They "
-                f"are: {_listed(self.rejected)}. See "
+                f"are: {listed(self.rejected)}. See "
                 f"{self.folder.parent / rejects_name(self.content['stage'])}; the rows that are "
                 f"sound are kept."
             )
 
 
-def _listed(counts: Mapping[str, int]) -> str:
-    """The five most frequent, in words."""
-    most = sorted(counts.items(), key=lambda item: -item[1])[:5]
-    return ", ".join(f"{number:,} x {what}" for what, number in most)
+def listed(counts: Mapping[str, int]) -> str:
+    """The five most frequent, in words, and how many others there are."""
+    most = sorted(counts.items(), key=lambda item: -item[1])
+    others = sum(number for _, number in most[5:])
+    words = [f"{number:,} x {what}" for what, number in most[:5]]
+    return ", ".join([*words, f"{others:,} others"] if others else words)
 
 
 def rejects_name(stage: str) -> str:
@@ -178,7 +187,6 @@ class Stage:
         """
         done = self.finished()
         if done is not None:
-            print(f"{self.name}: complete already, {done.row_count:,} rows", flush=True)
             return done
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
@@ -281,7 +289,7 @@ class Stage:
             left = content["left_open"]
             raise StageError(
                 f"{self.folder}: {sum(left.values()):,} of {content['read']:,} are still open: "
-                f"{_listed(left)}. The same command tries them again, and no others; where a "
+                f"{listed(left)}. The same command tries them again, and no others; where a "
                 f"budget is used up, raise it. To go on without them, accept a share: "
                 f"config.answers.most_open. See {self.workdir / rejects_name(self.name)}."
             )

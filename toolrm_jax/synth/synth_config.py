@@ -12,8 +12,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from toolrm_jax.errors import InputError
+from toolrm_jax.synth.answer import CORRUPTION
 from toolrm_jax.synth.members import member_settings
 from toolrm_jax.synth.selection import PAPER_QUOTAS, SelectionSettings
+from toolrm_jax.synth.sources import check_options
 
 STAGES = ("examples", "obfuscated", "answers", "judged", "pairs", "dataset")
 
@@ -29,7 +31,8 @@ def synth_config() -> ConfigDict:
     config.workers = 2  # processes
     config.shard_rows = 1000  # examples a shard, the unit of work that a kill may cost
     config.longest_prompt = 0  # characters of an example's tools and messages; 0: any
-    # A stage fails at its end if more than this share of what it read had to be rejected.
+    # A stage fails at its end if more than this share of what it read, be it of one source, had to
+    # be rejected.
     config.most_rejects = 0.2
 
     # {"name", "format": one of synth/sources, "path": file, folder, gs:// or hub id; and, if
@@ -58,8 +61,9 @@ def synth_config() -> ConfigDict:
     config.selection = ConfigDict()
     # Pairs by turn type. Counts of pairs, not of prompts.
     config.selection.quotas = ConfigDict(dict(PAPER_QUOTAS))
+    # Wrong answers of a prompt: up to answers_per_prompt of what models said, for that is scarce;
+    # corruptions are added while there are fewer than wrong_per_prompt. So 1 and 1 is one pair.
     config.selection.wrong_per_prompt = settings.wrong_per_prompt
-    # As many of what models said; corruptions fill up to wrong_per_prompt.
     config.selection.answers_per_prompt = settings.answers_per_prompt
     # Share of each error type, by name; (): as they come. Dots and blanks: a tuple, not an object.
     config.selection.mix = tuple(settings.mix.items())
@@ -98,25 +102,38 @@ def selection_settings(config: ConfigDict) -> SelectionSettings:
 _SOURCE_FIELDS = {"name", "format", "path", "options", "obfuscate", "keep"}
 
 
+def _source(given: Any, at: str) -> dict[str, Any]:
+    """One source, with defaults filled in. Raises SynthError."""
+    if not isinstance(given, Mapping):
+        raise SynthError(f"{at}: expected an object with name, format and path, found {given!r}.")
+    unknown = sorted(set(given) - _SOURCE_FIELDS)
+    if unknown or not {"name", "format", "path"} <= set(given):
+        raise SynthError(
+            f"{at}: expected name, format and path, and of {sorted(_SOURCE_FIELDS)} what is "
+            f"wanted; found {sorted(given)}."
+        )
+    whole = {"options": {}, "obfuscate": 0.0, "keep": 1.0, **given}
+    for share in ("obfuscate", "keep"):
+        value = whole[share]
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise SynthError(f"{at}.{share}={value!r}: it must be a number from 0 to 1.")
+    for field, kind in (("name", str), ("format", str), ("path", str), ("options", Mapping)):
+        if not isinstance(whole[field], kind):
+            words = "an object" if kind is Mapping else "text"
+            raise SynthError(f"{at}.{field}={whole[field]!r}: it must be {words}.")
+    try:
+        check_options(whole["format"], whole["path"], whole["options"])
+    except InputError as error:
+        raise SynthError(f"{at}: {error}") from None
+    return whole
+
+
 def source_list(config: ConfigDict, name: str) -> list[dict[str, Any]]:
     """The sources, or evaluation sets, with defaults filled in. Raises SynthError."""
     given: Sequence[Mapping[str, Any]] = config
     for part in name.split("."):
         given = given[part]  # type: ignore[call-overload]
-    found = []
-    for index, source in enumerate(given):
-        at = f"config.{name}[{index}]"
-        unknown = sorted(set(source) - _SOURCE_FIELDS)
-        if unknown or not {"name", "format", "path"} <= set(source):
-            raise SynthError(
-                f"{at}: expected name, format and path, and of {sorted(_SOURCE_FIELDS)} what is "
-                f"wanted; found {sorted(source)}."
-            )
-        whole = {"options": {}, "obfuscate": 0.0, "keep": 1.0, **source}
-        for share in ("obfuscate", "keep"):
-            if not 0 <= whole[share] <= 1:
-                raise SynthError(f"{at}.{share}={whole[share]}: it must be from 0 to 1.")
-        found.append(whole)
+    found = [_source(source, f"config.{name}[{index}]") for index, source in enumerate(given)]
     names = [source["name"] for source in found]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
@@ -145,6 +162,22 @@ def check(config: ConfigDict) -> None:
     source_list(config, "overlap.evaluation")
     if not config.answers.pool:
         raise SynthError("config.answers.pool is empty: name at least {'kind': 'corruption'}.")
-    for entry in config.answers.pool:
+    for index, entry in enumerate(config.answers.pool):
+        if not isinstance(entry, Mapping):
+            raise SynthError(f"config.answers.pool[{index}]: expected an object, found {entry!r}.")
         member_settings(entry)
-    selection_settings(config)
+    _check_models(config.answers.pool, selection_settings(config))
+
+
+def _check_models(pool: Sequence[Mapping[str, Any]], selection: SelectionSettings) -> None:
+    """Raises SynthError for a cap of a model that no member has; whose a replayed file's answers
+    are is known when it is read."""
+    kinds = {entry["kind"] for entry in pool}
+    known = {entry["model"] for entry in pool if entry["kind"] == "endpoint"}
+    known |= {CORRUPTION} & kinds
+    unknown = sorted(set(selection.model_caps) - known)
+    if unknown and "replay" not in kinds:
+        raise SynthError(
+            f"config.selection.model_caps has {unknown[0]!r}, which no member of the pool is; "
+            f"expected of: {', '.join(sorted(known))}."
+        )

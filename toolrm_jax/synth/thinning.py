@@ -5,10 +5,12 @@ replaced at the rate of each source.
     Thin(folder, ...)(unit, tally) a shard of examples -> those that stay, some of them obfuscated
 """
 
+import collections
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,18 +86,22 @@ class Thin:
 
     def __call__(self, unit: Unit, tally: Tally) -> Iterator[Row]:
         plan = _read_plan(self.folder)[unit.name]
-        for row, repeated in zip(read_shard(unit.inputs[0]), plan["repeats"], strict=True):
+        for row, planned in zip(read_shard(unit.inputs[0]), plan, strict=True):
             example = example_of(row)
             found = self._overlap(example, tally)
             if found is not None:
                 reason = f"overlaps {found[0]}: {found[1]}"
                 tally.leave_out(reason, id=example.id, source=row["from"])
-            elif repeated is not None:
+            elif planned and "repeats" in planned:
+                repeated = planned["repeats"]
                 why = "the same id" if repeated == example.id else "near-duplicate"
                 tally.leave_out(why, f"of {repeated}", id=example.id, source=row["from"])
             else:
-                also = plan["also"].get(example.id)
-                yield self._obfuscated(row, example, tally) | ({"also": also} if also else {})
+                more = planned or {}
+                if "id" in more:
+                    tally.count("named by their source: several have one id")
+                    example = dataclasses.replace(example, id=more["id"])
+                yield self._obfuscated(row, example, tally) | more
 
     def _overlap(self, example: Example, tally: Tally) -> tuple[str, str] | None:
         if self.evaluation.sources == "[]":
@@ -126,14 +132,28 @@ def _cached_plan(folder: Path, _: int) -> dict[str, Any]:
     return json.loads(zstandard.ZstdDecompressor().stream_reader(packed).read())
 
 
-def _sketches(shard: Path, seed: int) -> tuple[overlap.Sketches, list[str], list[str]]:
-    """Of a shard's examples: sketches, ids, and digests that are equal for the same task."""
-    examples = [example_of(row) for row in read_shard(shard)]
-    return (
-        overlap.join(overlap.sketch(example, seed=seed) for example in examples),
-        [example.id for example in examples],
-        [digest(json.dumps([e.tools, e.messages, e.reference]))[:16] for e in examples],
-    )
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Known:
+    """What is remembered of an example, beside its sketch."""
+
+    id: str
+    task: str  # a digest that is equal for the same task
+    source: str  # by its name in the config
+
+
+def _sketches(shard: Path, seed: int) -> tuple[overlap.Sketches, list[_Known]]:
+    """Of a shard's examples."""
+    rows = list(read_shard(shard))
+    examples = list(map(example_of, rows))
+    known = [
+        _Known(
+            e.id,
+            digest(json.dumps([e.tools, e.messages, e.reference]))[:16],
+            sys.intern(row["from"]),
+        )
+        for e, row in zip(examples, rows, strict=True)
+    ]
+    return overlap.join(overlap.sketch(example, seed=seed) for example in examples), known
 
 
 def plan_thinning(
@@ -145,36 +165,71 @@ def plan_thinning(
     near: bool,
     workers: int,
 ) -> dict[str, Any]:
-    """Finds what repeats another example: by shard, a list of ids, or None where it does not.
+    """Says of each shard's examples, in order, what becomes of them; None: nothing.
 
-    An example keeps the ids of its exact repeats: what was answered to them was answered to it.
+    {"repeats": the id of one that is kept} or {"id": its new one, "also": ids}: an example keeps
+    the ids of its exact repeats, for what was answered to them was answered to it.
     """
     for name, unread in _sets(evaluation)[1].items():
         if unread:
             tally.count(f"rows that could not be compared: of {name}", unread)
     sketch = functools.partial(_sketches, seed=seed)
     parts = in_order(sketch, examples.shards, workers)
-    sketches = overlap.concatenate([part[0] for part in parts])
-    ids = [example_id for part in parts for example_id in part[1]]
-    tasks = [task for part in parts for task in part[2]]
-    repeats: list[str | None] = [None] * len(ids)
-    also: dict[str, list[str]] = {}
+    known = [one for part in parts for one in part[1]]
+    repeats: list[int | None] = [None] * len(known)
     if near:
+        sketches = overlap.concatenate([part[0] for part in parts])
         found = overlap.near_duplicates(sketches, evaluation.similarity).tolist()
-        repeats = [None if kept < 0 else ids[kept] for kept in found]
-        for index, kept in enumerate(found):
-            if kept >= 0 and tasks[kept] == tasks[index] and ids[kept] != ids[index]:
-                also.setdefault(ids[kept], []).append(ids[index])
-    first: dict[str, int] = {}
-    for index, example_id in enumerate(ids):
-        if first.setdefault(example_id, index) != index and repeats[index] is None:
-            repeats[index] = example_id
+        repeats = [None if kept < 0 else kept for kept in found]
+    planned = _planned(known, repeats)
     plan: dict[str, Any] = {}
-    at = 0
     for shard, part in zip(examples.shards, parts, strict=True):
-        here = {example_id: also[example_id] for example_id in part[1] if example_id in also}
-        plan[unit_name(shard)] = {"repeats": repeats[at : at + len(part[1])], "also": here}
-        at += len(part[1])
+        plan[unit_name(shard)] = [next(planned) for _ in part[1]]
     packed = zstandard.ZstdCompressor().compress(json.dumps(plan).encode())
     write_bytes(folder / "plan.json.zst", packed)
     return {}
+
+
+def _planned(
+    known: Sequence[_Known], near: Sequence[int | None]
+) -> Iterator[dict[str, Any] | None]:
+    """What becomes of each example, given which near-duplicate is kept instead of it."""
+    repeats = list(near)
+    first: dict[tuple[str, str], int] = {}
+    for index, one in enumerate(known):
+        same = first.setdefault((one.id, one.task), index)
+        if same != index and repeats[index] is None:
+            repeats[index] = same if repeats[same] is None else repeats[same]
+    others: dict[int, dict[str, None]] = {}  # the other ids of a kept one's exact repeats
+    for one, kept in zip(known, repeats, strict=True):
+        if kept is not None and known[kept].task == one.task and known[kept].id != one.id:
+            others.setdefault(kept, {})[one.id] = None
+    kept_ones = [index for index, kept in enumerate(repeats) if kept is None]
+    having = collections.Counter(known[index].id for index in kept_ones)
+    having.update(name for names in others.values() for name in names)
+    named = _named_apart(known, [index for index in kept_ones if having[known[index].id] > 1])
+    for index, kept in enumerate(repeats):
+        if kept is not None:
+            yield {"repeats": known[kept].id}
+            continue
+        new = {"id": named[index]} if index in named else {}
+        also = [name for name in others.get(index, ()) if having[name] == 1]
+        yield new | ({"also": also} if also else {}) or None
+
+
+def _named_apart(known: Sequence[_Known], kept: Sequence[int]) -> dict[int, str]:
+    """New ids of examples that share theirs: the source's name goes before it.
+
+    None of them keeps it: of what was answered to that id nobody knows which it was asked.
+    """
+    taken = {one.id for one in known}
+    tried: collections.Counter[str] = collections.Counter()
+    named = {}
+    for index in kept:
+        apart = name = f"{known[index].source}/{known[index].id}"
+        while name in taken:
+            tried[apart] += 1
+            name = f"{apart}~{tried[apart] + 1}"
+        taken.add(name)
+        named[index] = name
+    return named

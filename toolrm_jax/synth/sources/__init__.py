@@ -22,7 +22,7 @@ A file is JSON lines (.gz, .zst too), a JSON array or Parquet, here or under gs:
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from toolrm_jax.errors import InputError
@@ -68,14 +68,19 @@ def open_source(
 
     Raises InputError for an unknown source or option, and where nothing can be opened.
     """
+    check_options(name, path, options)
+    return SOURCES[name](path, **options)
+
+
+def check_options(name: str, path: str | os.PathLike[str], options: Mapping[str, Any]) -> None:
+    """Raises InputError for an unknown source or option; nothing is opened."""
     if name not in SOURCES:
         raise InputError(f"No source is called {name!r}; expected one of {', '.join(SOURCES)}")
-    read = SOURCES[name]
+    signature = inspect.signature(SOURCES[name])
     try:
-        inspect.signature(read).bind(path, **options)
+        signature.bind(path, **options)
     except TypeError as error:
-        known = [p for p in inspect.signature(read).parameters if p != "path"]
+        known = [p for p in signature.parameters if p != "path"]
         raise InputError(
             f"source {name!r}: {error}. Its options: {', '.join(known) or 'none'}"
         ) from None
-    return read(path, **options)

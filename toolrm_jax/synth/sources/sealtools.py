@@ -44,7 +44,7 @@ def read(
 
     def drafts(row: Any, line: int) -> Iterator[Draft]:
         nonlocal tools
-        tools = tools or _Catalogue(catalogue or _beside(path))
+        tools = tools or _Catalogue(catalogue or catalogue_beside(path))
         calls, request = _row(row)
         id_ = f"{name}/{stem}/{line}"
         rng = random.Random(f"{seed}/{id_}")
@@ -59,7 +59,8 @@ def read(
     return examples(name, LICENSE, read_rows(path), drafts)
 
 
-def _beside(path: str | os.PathLike[str]) -> str:
+def catalogue_beside(path: str | os.PathLike[str]) -> str:
+    """The catalogue in the folder of a file of requests. Raises InputError."""
     folder = as_path(path).parent
     for name in _CATALOGUES:
         if (folder / name).exists():
