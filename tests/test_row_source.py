@@ -175,6 +175,14 @@ def test_a_folder_that_changes_is_noticed(tmp_path):
         rows.check_unchanged()
 
 
+def test_a_pipe_is_refused_before_it_is_read(tmp_path):
+    """It would be read dry by the digest."""
+    os.mkfifo(tmp_path / "in.jsonl")
+    for pipe in (tmp_path / "in.jsonl", "/dev/null"):
+        with pytest.raises(RowSourceError, match=r"is no regular file .*give that"):
+            open_rows(str(pipe))
+
+
 # --- Buckets --------------------------------------------------------------------------------------
 
 

@@ -49,7 +49,7 @@ class RowSourceError(InputError):
 
 
 class Rows:
-    """A sequence of rows that is read from the start; see `open_rows`."""
+    """A sequence of rows that is read from the start, several times; see `open_rows`."""
 
     def __init__(self, name: str):
         self.name = name
@@ -80,6 +80,10 @@ class Rows:
                 f"the input as it was; give the command an input that stays as it is."
             )
 
+    def check_count(self, rows: int, counted: int | None) -> None:
+        """Raises RowSourceError if other rows were read than `count` counted; of a hub, whose count
+        is what the data set's card says, nothing is held against it."""
+
     def _digest(self) -> str:
         raise NotImplementedError
 
@@ -90,6 +94,13 @@ class Rows:
 
 class _FileRows(Rows):
     """The rows of one file."""
+
+    def check_count(self, rows: int, counted: int | None) -> None:
+        if rows != counted:
+            raise RowSourceError(
+                f"{self.name} had {counted} rows when they were counted, and {rows} when they were "
+                f"scored: give a file that stays as it is."
+            )
 
     def _digest(self) -> str:
         return file_digest(self.name)
@@ -279,6 +290,12 @@ def open_rows(name: str, *, split: str = "train", subset: str | None = None) -> 
             raise RowSourceError(f"{name} is a folder of a bucket: name a file in it.")
         return HubRows(name, split, subset)
     if path.exists():
+        # A pipe would be empty at its second reading, and so would the output.
+        if not is_remote(name) and not os.path.isfile(path):
+            raise RowSourceError(
+                f"{name} is no regular file (a pipe, or a device), and an input is read more than "
+                f"once: write the rows to a file, and give that."
+            )
         return ParquetRows(name) if name.endswith(".parquet") else LineRows(name)
     if _HUB_ID.fullmatch(name) and not name.endswith(_FILE_ENDS):
         return HubRows(name, split, subset)

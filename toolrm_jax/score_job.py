@@ -202,6 +202,7 @@ def run(
             pool.close()
             progress.close()
         rows.check_unchanged()
+        rows.check_count(reader.read, total)
         summary = _assemble(files, job, reader, shard)
         remove_parts(files)
     return summary

@@ -16,6 +16,7 @@ from scoring_jobs import after, committed, files_of, lines_of, run
 from toolrm_jax import score
 from toolrm_jax.checkpoint_files import LISTING, describe, files_below, listing
 from toolrm_jax.convert import from_hf
+from toolrm_jax.row_source import LineRows
 from toolrm_jax.scorer import Scorer
 
 
@@ -156,6 +157,16 @@ def test_an_input_that_changes_meanwhile_is_refused(model, tmp_path, rows, monke
     assert run(model, path, tmp_path / "out.jsonl") == score.FAILED
     assert "in.jsonl changed while it was being scored" in capsys.readouterr().err
     assert committed(tmp_path) == 3
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_an_input_that_reads_otherwise_than_it_was_counted_is_refused(
+    model, tmp_path, rows, monkeypatch, capsys
+):
+    path = tiny.write_lines(tmp_path / "in.jsonl", rows[:4])
+    monkeypatch.setattr(LineRows, "count", lambda _: 5)
+    assert run(model, path, tmp_path / "out.jsonl") == score.FAILED
+    assert "had 5 rows when they were counted, and 4 when" in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
 
 
