@@ -172,3 +172,16 @@ class LineTokenizer:
             except ValueError as error:
                 return Line(number, None, Rejected(NOT_JSON, str(error)))
         return Line(number, id_or_none(row), self.tokenize(row))
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkTokenizer:
+    """The same with the number of the chunk that a row is in, which is passed along."""
+
+    tokenize: LineTokenizer
+
+    def __call__(
+        self, numbered: tuple[int, tuple[int, bytes | dict[str, Any]]]
+    ) -> tuple[int, Line]:
+        chunk, row = numbered
+        return chunk, self.tokenize(row)

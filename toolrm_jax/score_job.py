@@ -42,7 +42,7 @@ from toolrm_jax.job_files import (
     remove_parts,
 )
 from toolrm_jax.orbax_folder import TOKENIZER, open_orbax
-from toolrm_jax.request_tokens import Line, LineTokenizer
+from toolrm_jax.request_tokens import ChunkTokenizer, Line, LineTokenizer
 from toolrm_jax.row_source import NumberedRow, Rows, file_digest
 from toolrm_jax.score_plan import Work
 from toolrm_jax.score_request import Rejected
@@ -193,7 +193,7 @@ def run(
     with locked(files):
         _begin(files, job)
         reader = _ChunkReader(rows, files, chunk_rows, shard)
-        pool = OrderedPool(_Numbered(LineTokenizer(scorer.tokenize)), workers)
+        pool = OrderedPool(ChunkTokenizer(LineTokenizer(scorer.tokenize)), workers)
         total = rows.count()  # to the end: what is damaged is refused before anything is scored
         progress = _Progress(reader, total)
         try:
@@ -247,17 +247,6 @@ class _ChunkReader:
     def rows_of(self, chunks: Iterable[int], rows: int) -> int:
         """Rows of these chunks."""
         return sum(min(self.chunk_rows, rows - k * self.chunk_rows) for k in chunks)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Numbered:
-    """Tokenises a row and passes its chunk's number along."""
-
-    tokenize: LineTokenizer
-
-    def __call__(self, numbered: tuple[int, NumberedRow]) -> tuple[int, Line]:
-        chunk, row = numbered
-        return chunk, self.tokenize(row)
 
 
 def _score(

@@ -1,7 +1,9 @@
 """What a scoring job refuses, or does again."""
 
+import functools
 import gzip
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -14,6 +16,7 @@ from etils import epath
 from scoring_jobs import after, committed, files_of, lines_of, run
 
 from toolrm_jax import score
+from toolrm_jax.ahead import OrderedPool
 from toolrm_jax.checkpoint_files import LISTING, describe, files_below, listing
 from toolrm_jax.convert import from_hf
 from toolrm_jax.row_source import LineRows
@@ -190,6 +193,48 @@ class Dying:
 
     def __call__(self, row):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_do_not_import_jax(model, tmp_path, rows, monkeypatch):
+    """It is six times the memory of the rest."""
+    found = []
+    close = OrderedPool.close
+
+    def asked(pool):
+        if pool._pool is not None:
+            found.append(pool._pool.submit(eval, "'jax' in __import__('sys').modules").result())
+        close(pool)
+
+    monkeypatch.setattr(OrderedPool, "close", asked)
+    path = tiny.write_lines(tmp_path / "in.jsonl", rows[:4])
+    assert run(model, path, tmp_path / "out.jsonl", "--workers", 1) == score.ALL_SCORED
+    assert found == [False]
+
+
+def test_sigterm_ends_the_workers_and_ctrl_c_is_one_line(
+    model, data, tmp_path, monkeypatch, capsys
+):
+    before = signal.getsignal(signal.SIGTERM)
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        kill = functools.partial(os.kill, os.getpid(), number)
+        with monkeypatch.context() as patch:
+            patch.setattr(Scorer, "score_tokenized", after(2, kill))
+            try:
+                found = run(model, data, tmp_path / "out.jsonl", "--workers", 2)
+            except SystemExit as error:
+                found = error.code
+        assert found == status
+        assert multiprocessing.active_children() == []
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().err.endswith("goes on from what is committed\n")
+    assert committed(tmp_path) == 4
+
+
+def test_a_device_without_memory_names_the_option(model, data, tmp_path, monkeypatch, capsys):
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
+    monkeypatch.setattr(Scorer, "score_tokenized", after(0, error))
+    assert run(model, data, tmp_path / "out.jsonl") == score.FAILED
+    assert "Try a smaller --batch-tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["workers", "bos"])
