@@ -112,7 +112,12 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="rows: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, a gs:// path, or a data set's hub id",
     )
-    add("--output", required=True, help="scores, JSON lines; .rejects and .summary go beside it")
+    add(
+        "--output",
+        type=_output,
+        required=True,
+        help="scores, JSON lines; .rejects and .summary go beside it",
+    )
     add(
         "--over-long",
         default="reject",
@@ -166,8 +171,18 @@ def _merge_parser() -> argparse.ArgumentParser:
         prog="python -m toolrm_jax.score merge",
         description="Joins the outputs of all shards (out.shard-*-of-*.jsonl) in order.",
     )
-    parser.add_argument("--output", required=True, help="what the shards were given as --output")
+    parser.add_argument(
+        "--output", type=_output, required=True, help="what the shards were given as --output"
+    )
     return parser
+
+
+def _output(text: str) -> str:
+    if text.lower().endswith((".gz", ".zst", ".parquet")):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: plain JSON lines are written: use a name such as out.jsonl"
+        )
+    return text
 
 
 def _positive(text: str) -> int:

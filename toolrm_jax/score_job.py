@@ -153,9 +153,10 @@ def finished(files: JobFiles, job: dict[str, Any]) -> Summary | None:
       JobError: the output is there, but of another job, or of nobody knows which.
     """
     if not epath.Path(files.summary).exists():
-        if epath.Path(files.output).exists() and not files.parts.exists():
+        foreign = [path for path in (files.output, files.rejects) if epath.Path(path).exists()]
+        if foreign and not files.job.exists():
             raise JobError(
-                f"{files.output} exists and is not this command's: choose another --output, or "
+                f"{foreign[0]} exists and is not this command's: choose another --output, or "
                 f"delete it."
             )
         return None
@@ -209,10 +210,12 @@ def run(
 
 
 def _begin(files: JobFiles, job: dict[str, Any]) -> None:
-    """Makes the parts this job's, or finds that they are."""
+    """Makes the parts this job's, or finds that they are; a job without any may be another."""
     if files.job.exists():
-        refuse_other(_read_job(files.job), job, f"{files.parts} holds an unfinished job", files)
-        return
+        found = _read_job(files.job)
+        if files.committed():
+            refuse_other(found, job, f"{files.parts} holds an unfinished job", files)
+            return
     remove_orphans(files)
     publish(files.job, [json.dumps(job, indent=2).encode()])
 

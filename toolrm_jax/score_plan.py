@@ -106,12 +106,16 @@ class Work:
     @property
     def prefix_share(self) -> float:
         """The share of the sequences' tokens that need not be computed again."""
-        return 1 - self.distinct_tokens / max(self.sequence_tokens, 1)
+        return _share_left(self.distinct_tokens, self.sequence_tokens)
 
     @property
     def padding_share(self) -> float:
         """The share of the computed tokens that is padding."""
-        return 1 - self.distinct_tokens / max(self.computed_tokens, 1)
+        return _share_left(self.distinct_tokens, self.computed_tokens)
+
+
+def _share_left(part: int, whole: int) -> float:
+    return 1 - part / whole if whole else 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,11 +60,44 @@ def test_a_job_is_not_continued_with_another_model_or_input(
     assert "with another input" in capsys.readouterr().err
 
 
-def test_a_file_of_somebody_elses_is_not_overwritten(model, data, tmp_path, capsys):
-    (tmp_path / "out.jsonl").write_text("precious\n")
+@pytest.mark.parametrize("name", ["out.jsonl", "out.rejects.jsonl"])
+def test_a_file_of_somebody_elses_is_not_overwritten(model, data, tmp_path, capsys, name):
+    (tmp_path / "out.jsonl.parts").mkdir()
+    (tmp_path / name).write_text("precious\n")
     assert run(model, data, tmp_path / "out.jsonl") == score.FAILED
-    assert "exists and is not this command's" in capsys.readouterr().err
-    assert (tmp_path / "out.jsonl").read_text() == "precious\n"
+    assert f"{name} exists and is not this command's" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "precious\n"
+
+
+def test_what_is_not_a_jobs_stays_where_it_lies(model, tmp_path, rows):
+    path = tiny.write_lines(tmp_path / "in.jsonl", rows[:4])
+    mine = tmp_path / "out.jsonl.parts" / "mine.txt"
+    (mine.parent / "folder").mkdir(parents=True)
+    mine.write_text("precious\n")
+    (mine.parent / ".chunk-00000007.part.partial").write_text("of a kill")
+    assert run(model, path, tmp_path / "out.jsonl") == score.ALL_SCORED
+    assert run(model, path, tmp_path / "out.jsonl") == score.ALL_SCORED
+    assert sorted(path.name for path in mine.parent.iterdir()) == ["folder", "mine.txt"]
+    assert mine.read_text() == "precious\n"
+
+
+def test_a_job_that_committed_nothing_may_become_another(model, tmp_path, rows, capsys):
+    """A command that failed at once can be corrected, and so can its input."""
+    path = tmp_path / "in.jsonl.gz"
+    packed = gzip.compress(tiny.write_lines(tmp_path / "in.jsonl", rows[:4]).read_bytes())
+    path.write_bytes(packed[: len(packed) // 2])
+    assert run(model, path, tmp_path / "out.jsonl") == score.FAILED
+    path.write_bytes(packed)
+    assert run(model, path, tmp_path / "out.jsonl") == score.ALL_SCORED
+
+
+def test_a_job_that_is_not_finished_is_not_continued_as_another(
+    model, data, tmp_path, monkeypatch, capsys
+):
+    stopped(model, data, tmp_path / "out.jsonl", monkeypatch)
+    assert run(model, data, tmp_path / "out.jsonl", "--raw") == score.FAILED
+    assert "holds an unfinished job with raw=False (now True)" in capsys.readouterr().err
+    assert committed(tmp_path) == 3
 
 
 def test_missing_things_are_one_line_errors(model, data, tmp_path, capsys):
@@ -79,7 +112,7 @@ def test_missing_things_are_one_line_errors(model, data, tmp_path, capsys):
 @pytest.mark.parametrize(
     "wrong",
     [["--shard", "4/4"], ["--chunk-rows", "0"], ["--chunk-rows", "abc"], ["--workers", "-1"],
-     ["--nonsense"]],
+     ["--output", "out.jsonl.gz"], ["--nonsense"]],
 )  # fmt: skip
 def test_wrong_usage_is_exit_code_2(model, data, tmp_path, capsys, wrong):
     with pytest.raises(SystemExit) as error:

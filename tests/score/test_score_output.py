@@ -72,6 +72,15 @@ def test_an_empty_input_gives_an_empty_output(model, tmp_path):
     (tmp_path / "in.jsonl").write_text("\n\n")
     assert run(model, tmp_path / "in.jsonl", tmp_path / "out.jsonl") == score.ALL_SCORED
     assert (tmp_path / "out.jsonl").read_bytes() == b""
+    summary = json.loads((tmp_path / "out.summary.json").read_text())
+    assert summary["shares"] == {"saved_by_prefixes": 0, "padding": 0}
+
+
+def test_outputs_of_one_stem_have_each_their_own_summary(model, tmp_path, rows):
+    for number, name in enumerate(("scores.a", "scores.b", "scores.json", "scores.jsonl")):
+        path = tiny.write_lines(tmp_path / "in.jsonl", rows[number : number + 2])
+        assert run(model, path, tmp_path / name) == score.ALL_SCORED
+    assert len(list(tmp_path.glob("*.summary.json"))) == 4
 
 
 def as_parquet(path: Path, rows: list[dict]) -> None:
