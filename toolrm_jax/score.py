@@ -75,7 +75,8 @@ def score(args: argparse.Namespace) -> "Summary":
     shard = args.shard or _default_shard()
     files = JobFiles(shard.output(args.output))
     check_store(args.output)
-    rows = open_rows(args.input, split=args.split, subset=args.subset)
+    commit = score_job.commit_begun(files, args.input)
+    rows = open_rows(args.input, split=args.split, subset=args.subset, commit=commit)
     names = ("dtype", "max_tokens", "over_long", "raw", "batch_tokens", "chunk_rows")
     settings = {name: getattr(args, name) for name in names}
     # Found once: what is digested is what is loaded, even where a training run goes on meanwhile.

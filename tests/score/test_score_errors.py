@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import types
 
 import jax
 import numpy as np
@@ -261,6 +262,44 @@ def test_sigterm_ends_the_workers_and_ctrl_c_is_one_line(
     assert signal.getsignal(signal.SIGTERM) is before
     assert capsys.readouterr().err.endswith("goes on from what is committed\n")
     assert committed(tmp_path) == 4
+
+
+class Hub:
+    """A hub of one data set, which is pushed to: each look finds the next commit."""
+
+    def __init__(self, rows):
+        self.info, self.rows = types.SimpleNamespace(splits=None), rows
+        self.commits, self.loaded = ["one", "two"], []
+
+    def dataset_info(self, name, timeout):
+        return types.SimpleNamespace(sha=self.commits.pop(0))
+
+    def load(self, path, *, revision, **_):
+        self.loaded.append(revision)
+        return self
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def test_a_push_to_the_hub_strands_no_job(model, tmp_path, rows, monkeypatch):
+    hub = Hub(rows)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    monkeypatch.setattr("datasets.load_dataset", hub.load)
+    stopped(model, "org/name", tmp_path / "out.jsonl", monkeypatch)
+    assert run(model, "org/name", tmp_path / "out.jsonl") == score.ALL_SCORED
+    assert hub.loaded == ["one", "one"]
+    assert len(lines_of(tmp_path / "out.jsonl")) == len(rows)
+
+
+def test_other_versions_of_libraries_are_said(model, data, tmp_path, monkeypatch, capsys):
+    stopped(model, data, tmp_path / "out.jsonl", monkeypatch)
+    path = tmp_path / "out.jsonl.parts" / "job.json"
+    job = json.loads(path.read_text())
+    job["versions"]["jax"] = "0.1"
+    path.write_text(json.dumps(job))
+    assert run(model, data, tmp_path / "out.jsonl") == score.SOME_REJECTED
+    assert f"was scored with jax 0.1 (now {jax.__version__});" in capsys.readouterr().err
 
 
 def test_a_device_without_memory_names_the_option(model, data, tmp_path, monkeypatch, capsys):

@@ -12,8 +12,9 @@ import pytest
 import tiny
 import zstandard
 from scoring_jobs import files_of, lines_of, run
+from tqdm import tqdm
 
-from toolrm_jax import score
+from toolrm_jax import score, score_job
 from toolrm_jax.scorer import Scorer
 
 
@@ -53,6 +54,24 @@ def test_the_summary_counts_everything(finished):
     assert sorted(path.name for path in finished.iterdir()) == [
         "out.jsonl", "out.rejects.jsonl", "out.summary.json",
     ]  # fmt: skip
+
+
+def test_the_progress_moves_within_a_chunk(model, tmp_path, rows, monkeypatch):
+    """A chunk may take half an hour."""
+    moved = []
+
+    class Bar(tqdm):
+        def update(self, n=1):
+            moved.append((n, self.postfix))
+            return super().update(n)
+
+    monkeypatch.setattr(score_job, "tqdm", Bar)
+    path = tiny.write_lines(tmp_path / "in.jsonl", rows)
+    options = ("--chunk-rows", 64, "--batch-tokens", 256)
+    assert run(model, path, tmp_path / "out.jsonl", *options) == score.ALL_SCORED
+    assert sum(n for n, _ in moved) == 60
+    assert sum(n > 0 for n, _ in moved) > 2
+    assert all("responses/s" in words for _, words in moved)
 
 
 def test_a_finished_job_is_not_done_again(model, data, finished, capsys):
