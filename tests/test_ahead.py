@@ -1,5 +1,12 @@
 """Work done ahead keeps its order, stays bounded, and passes errors on."""
 
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
 import time
 
 import pytest
@@ -42,6 +49,18 @@ def test_closing_asks_for_no_more():
     assert len(made) <= 2
 
 
+def test_closing_does_not_wait_for_a_source_that_blocks():
+    source = queue.SimpleQueue()
+    source.put("first")
+    ahead = Ahead(source.get() for _ in range(3))
+    assert next(ahead) == "first"
+    closing = threading.Thread(target=ahead.close, daemon=True)
+    closing.start()
+    closing.join(5)
+    assert not closing.is_alive()
+    source.put("second")  # or its thread would stay for as long as the tests run
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_pool_keeps_the_order(workers):
     pool = OrderedPool(str, workers)
@@ -71,6 +90,27 @@ def test_an_error_in_a_worker_reaches_the_caller():
             list(pool.map(["1", "x"]))
     finally:
         pool.close()
+
+
+KILLED = """
+import os, signal
+from toolrm_jax.ahead import OrderedPool
+if __name__ == "__main__":
+    list(OrderedPool(str, 2).map(range(100)))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed():
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED], stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        process.communicate(timeout=60)  # to the end of its output, which workers hold open
+        assert process.returncode == -signal.SIGKILL
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_negative_number_of_workers_is_refused():

@@ -71,6 +71,13 @@ def test_no_row_raises(renderer, row):
         assert line.id is None or isinstance(line.id, str | int)
 
 
+def test_one_value_over_many_lines_is_guessed_at(renderer):
+    tokenize = LineTokenizer(RequestTokenizer(renderer, 512))
+    for line in (b"[\n", b"{\r\n"):
+        assert "over many lines? Expected is a row on each" in tokenize((1, line)).outcome.detail
+    assert "many lines" not in tokenize((1, b"{bad")).outcome.detail
+
+
 def test_a_template_that_fails_rejects_the_row(renderer, monkeypatch):
     def failing(*_, **__):
         raise KeyError("x")

@@ -77,6 +77,21 @@ def test_skippable_frames_are_skipped(tmp_path):
     assert list(open_rows(str(path))) == [(1, b"{}\n")]
 
 
+def test_an_archive_may_need_a_long_window_and_an_ending_may_be_in_capitals(tmp_path):
+    window = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
+    packer = zstandard.ZstdCompressor(compression_params=window).compressobj()
+    (tmp_path / "IN.JSONL.ZST").write_bytes(packer.compress(b"{}\n") + packer.flush())
+    (tmp_path / "IN.JSONL.GZ").write_bytes(gzip.compress(b"{}\n"))
+    as_parquet(tmp_path / "IN.PARQUET", {"id": "1"})
+    for name, row in (("JSONL.ZST", b"{}\n"), ("JSONL.GZ", b"{}\n"), ("PARQUET", {"id": "1"})):
+        assert list(open_rows(str(tmp_path / f"IN.{name}"))) == [(1, row)]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    (tmp_path / "in.jsonl").write_bytes(b"\xef\xbb\xbf{}\n\xef\xbb\xbf{}\n")
+    assert list(open_rows(str(tmp_path / "in.jsonl"))) == [(1, b"{}\n"), (2, b"\xef\xbb\xbf{}\n")]
+
+
 # --- Which input it is ----------------------------------------------------------------------------
 
 
@@ -173,6 +188,14 @@ def test_a_folder_that_changes_is_noticed(tmp_path):
     as_parquet(tmp_path / "more.parquet", {"id": "2"})
     with pytest.raises(RowSourceError, match="changed while"):
         rows.check_unchanged()
+
+
+def test_a_pipe_is_refused_before_it_is_read(tmp_path):
+    """It would be read dry by the digest."""
+    os.mkfifo(tmp_path / "in.jsonl")
+    for pipe in (tmp_path / "in.jsonl", "/dev/null"):
+        with pytest.raises(RowSourceError, match=r"is no regular file .*give that"):
+            open_rows(str(pipe))
 
 
 # --- Buckets --------------------------------------------------------------------------------------

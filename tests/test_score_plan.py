@@ -72,6 +72,7 @@ def test_batches_have_planned_shapes_and_the_work_is_counted(prompts):
     assert window.work.computed_tokens == sum(batch.tokens.size for batch in filled)
     assert window.work.distinct_tokens == sum((batch.segments > 0).sum() for batch in filled)
     assert window.work.sequence_tokens == sum(map(len, sequences))
+    assert window.work.responses == len(sequences)
     again = plan_window(sequences, PLAN)
     assert window.batches == again.batches
 

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import queue
 import random
+import threading
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ from toolrm_jax.huggingface import CheckpointError, load_params
 from toolrm_jax.model import Compute, Forward
 from toolrm_jax.pretrained import open_pretrained
 from toolrm_jax.rendering import Renderer
+from toolrm_jax.score_plan import Work
 from toolrm_jax.score_request import Rejected
 from toolrm_jax.scorer import Scorer, ScoringError
 from toolrm_jax.sharding import make_mesh
@@ -241,6 +244,46 @@ def test_a_stream_is_read_a_bounded_number_ahead(model):
         # Three windows, the largest of 32 batches of 512 tokens; a question has some 20 tokens.
         assert read < 100 + 3 * 32 * 512 / 20
         stream.close()
+
+
+def test_leaving_a_stream_does_not_wait_for_its_source(scorer, asked):
+    source = queue.SimpleQueue()
+
+    def live():
+        while (request := source.get()) is not None:
+            yield request
+
+    def first():
+        for scored in scorer.score(live()):
+            found.append(scored)
+            break
+
+    found = []
+    for number in range(400):  # more than the first window holds
+        source.put(asked[number % len(asked)])
+    reader = threading.Thread(target=first, daemon=True)
+    reader.start()
+    reader.join(60)
+    assert not reader.is_alive()
+    assert len(found) == 1
+    source.put(None)
+
+
+def test_batches_are_told_as_they_are_done_and_add_up_to_their_windows(scorer, asked):
+    """No batch of a window before the window ahead of it is given out."""
+    windows = [
+        [s for r in asked[i : i + 10] for s in scorer.tokenize(r).sequences()] for i in (0, 9)
+    ]
+    since, batches = Work(), 0
+
+    def fetched(work):
+        nonlocal since, batches
+        since, batches = since + work, batches + 1
+
+    for scores in scorer.score_windows(windows, fetched=fetched):
+        assert since == scores.work
+        since = Work()
+    assert batches > 2
 
 
 def test_an_error_of_the_requests_own_reaches_the_caller(scorer, asked):

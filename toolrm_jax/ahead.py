@@ -11,6 +11,10 @@ import collections
 import concurrent.futures
 import itertools
 import multiprocessing
+import os
+import queue
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Generic, TypeVar
@@ -34,9 +38,11 @@ class Ahead(Generic[T]):
     """Iterates over `items` in a thread of its own, one item ahead."""
 
     def __init__(self, items: Iterable[T]):
-        self._items = iter(items)
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="ahead")
-        self._next = self._thread.submit(next, self._items, _END)
+        self._asked: queue.SimpleQueue[concurrent.futures.Future | None] = queue.SimpleQueue()
+        self._next = self._ask()
+        # A daemon, and no executor's: Python waits for those at its exit, and a source may block.
+        arguments = (iter(items), self._asked)
+        threading.Thread(target=_make, args=arguments, name="ahead", daemon=True).start()
 
     @property
     def ready(self) -> bool:
@@ -49,14 +55,30 @@ class Ahead(Generic[T]):
     def __next__(self) -> T:
         item = self._next.result()
         if item is _END:
-            self._thread.shutdown()
+            self.close()
             raise StopIteration
-        self._next = self._thread.submit(next, self._items, _END)
+        self._next = self._ask()
         return item
 
     def close(self) -> None:
-        """Asks for no more; returns when the item that is being made is done."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Asks for no more, and returns at once: the item that is being made may never be done."""
+        self._asked.put(None)
+
+    def _ask(self) -> concurrent.futures.Future:
+        future: concurrent.futures.Future = concurrent.futures.Future()
+        self._asked.put(future)
+        return future
+
+
+def _make(
+    items: Iterator[Any], asked: "queue.SimpleQueue[concurrent.futures.Future | None]"
+) -> None:
+    """Gives an item to each future that is asked for, until None is."""
+    while (future := asked.get()) is not None:
+        try:
+            future.set_result(next(items, _END))
+        except BaseException as error:  # it is raised where the item is taken
+            future.set_exception(error)
 
 
 class OrderedPool(Generic[T, R]):
@@ -64,7 +86,8 @@ class OrderedPool(Generic[T, R]):
 
     The function is sent to each worker once, when the first item is. Workers are fresh processes
     (spawned): they import the function's module, and nothing of this process's state; a script that
-    uses them therefore needs the usual `if __name__ == "__main__":`.
+    uses them therefore needs the usual `if __name__ == "__main__":`. They end with this process,
+    however that ends.
     """
 
     def __init__(self, function: Callable[[T], R], workers: int = 0):
@@ -125,8 +148,19 @@ _function: Callable[[Any], Any] | None = None  # a worker's own
 
 
 def _keep(function: Callable[[Any], Any]) -> None:
+    """Makes a process a worker."""
     global _function
     _function = function
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever: its siblings hold the pipe."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _apply(items: list[Any]) -> list[Any]:

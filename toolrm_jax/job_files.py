@@ -32,6 +32,7 @@ from toolrm_jax.paths import is_remote
 
 _JOB, _LOCK = "job.json", "lock"
 _PART = re.compile(r"chunk-(\d+)\.part")
+_PARTIAL = re.compile(r"\.(job\.json|chunk-\d+\.part)\.partial")  # left by a kill
 
 
 class JobError(InputError):
@@ -135,19 +136,29 @@ def locked(files: JobFiles) -> Iterator[None]:
 
 def remove_orphans(files: JobFiles) -> None:
     """Parts of a job that nothing is known of; the lock stays, as this process holds it."""
-    for path in listed(files.parts):
+    for path in _own(files):
         if path.name != _LOCK:
             path.unlink()
 
 
 def remove_parts(files: JobFiles) -> None:
-    """Of an output that is complete; what cannot be removed now is by the next run."""
+    """Of an output that is complete; what cannot be removed now is by the next run. What is not a
+    job's stays, and the folder with it."""
     with contextlib.suppress(OSError):
         last = [_JOB, _LOCK]
-        for path in sorted(listed(files.parts), key=lambda path: path.name in last):
+        for path in sorted(_own(files), key=lambda path: path.name in last):
             path.unlink()
         if not is_remote(files.parts):
-            files.parts.rmdir()
+            os.rmdir(files.parts)
+
+
+def _own(files: JobFiles) -> list[epath.Path]:
+    """The files that a job makes in its folder."""
+    return [
+        path
+        for path in listed(files.parts)
+        if path.name in (_JOB, _LOCK) or _PART.fullmatch(path.name) or _PARTIAL.fullmatch(path.name)
+    ]
 
 
 def listed(folder: epath.Path) -> list[epath.Path]:
@@ -159,6 +170,7 @@ def listed(folder: epath.Path) -> list[epath.Path]:
 
 
 def split_name(path: str) -> tuple[str, str]:
-    """("out", ".jsonl") of "out.jsonl"."""
+    """("out", ".jsonl") of "out.jsonl"; with any other ending, which may be all that tells two
+    outputs apart, ("out.scores", "")."""
     stem, suffix = os.path.splitext(path)
-    return (stem, suffix) if suffix else (path, "")
+    return (stem, suffix) if suffix == ".jsonl" else (path, "")

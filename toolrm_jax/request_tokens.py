@@ -170,5 +170,24 @@ class LineTokenizer:
             except UnicodeDecodeError as error:
                 return Line(number, None, Rejected(NOT_JSON, f"it is not UTF-8: {error}"))
             except ValueError as error:
-                return Line(number, None, Rejected(NOT_JSON, str(error)))
+                return Line(number, None, Rejected(NOT_JSON, f"{error}{_hint(row)}"))
         return Line(number, id_or_none(row), self.tokenize(row))
+
+
+def _hint(line: bytes) -> str:
+    if line.strip() not in (b"[", b"{"):
+        return ""
+    return ". Is the file one JSON value over many lines? Expected is a row on each line"
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkTokenizer:
+    """The same with the number of the chunk that a row is in, which is passed along."""
+
+    tokenize: LineTokenizer
+
+    def __call__(
+        self, numbered: tuple[int, tuple[int, bytes | dict[str, Any]]]
+    ) -> tuple[int, Line]:
+        chunk, row = numbered
+        return chunk, self.tokenize(row)

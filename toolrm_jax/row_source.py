@@ -35,6 +35,7 @@ from toolrm_jax.score_request import without_nulls
 NumberedRow = tuple[int, bytes | dict[str, Any]]
 T = TypeVar("T")
 
+_BOM = b"\xef\xbb\xbf"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILE_ENDS = (".jsonl", ".gz", ".zst", ".parquet")
 # What is read at a time: of a file for its digest, and of a .zst, whose blocks grow many times.
@@ -49,7 +50,13 @@ class RowSourceError(InputError):
 
 
 class Rows:
-    """A sequence of rows that is read from the start; see `open_rows`."""
+    """A sequence of rows that is read from the start, several times; see `open_rows`.
+
+    Attributes:
+      commit: of a hub's data set; None of all others.
+    """
+
+    commit: str | None = None
 
     def __init__(self, name: str):
         self.name = name
@@ -80,6 +87,10 @@ class Rows:
                 f"the input as it was; give the command an input that stays as it is."
             )
 
+    def check_count(self, rows: int, counted: int | None) -> None:
+        """Raises RowSourceError if other rows were read than `count` counted; of a hub, whose count
+        is what the data set's card says, nothing is held against it."""
+
     def _digest(self) -> str:
         raise NotImplementedError
 
@@ -90,6 +101,13 @@ class Rows:
 
 class _FileRows(Rows):
     """The rows of one file."""
+
+    def check_count(self, rows: int, counted: int | None) -> None:
+        if rows != counted:
+            raise RowSourceError(
+                f"{self.name} had {counted} rows when they were counted, and {rows} when they were "
+                f"scored: give a file that stays as it is."
+            )
 
     def _digest(self) -> str:
         return file_digest(self.name)
@@ -106,6 +124,8 @@ class LineRows(_FileRows):
         try:
             with self._opened() as file:
                 for number, line in enumerate(file, 1):
+                    if number == 1:  # Windows' editors mark UTF-8 so
+                        line = line.removeprefix(_BOM)
                     if line.strip():
                         yield number, line
         except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
@@ -121,13 +141,14 @@ class LineRows(_FileRows):
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:
         with epath.Path(self.name).open("rb") as file:
-            if not self.name.endswith((".gz", ".zst")):
+            name = self.name.lower()
+            if not name.endswith((".gz", ".zst")):
                 yield file
                 return
             if not file.read(1):
                 raise EOFError("the file is empty, and not even an empty archive is")
             file.seek(0)
-            if self.name.endswith(".gz"):
+            if name.endswith(".gz"):
                 with gzip.open(file) as lines:
                     yield lines
             else:
@@ -138,7 +159,8 @@ def _unpacked_zst(file: Any) -> Iterator[bytes]:
     """What the frames of a .zst file hold. zstandard's own reader takes a cut one for complete."""
     frame, data = None, b""
     while data or (data := file.read(_ZST_BLOCK)):
-        frame = frame or zstandard.ZstdDecompressor().decompressobj()
+        # The format's longest window (zstd --long=31), of which only what a frame needs is taken.
+        frame = frame or zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
         yield frame.decompress(data)
         data = frame.unused_data
         if frame.eof:
@@ -198,18 +220,14 @@ class ParquetRows(_FileRows):
 
 
 class HubRows(Rows):
-    """A split of a data set on the Hugging Face hub, at one commit, or of a local folder in its
-    form; streamed.
+    """A split of a data set on the Hugging Face hub, at one commit (its newest, if none is given),
+    or of a local folder in its form; streamed."""
 
-    Attributes:
-      commit: the hub's, None of a local folder.
-    """
-
-    def __init__(self, name: str, split: str, subset: str | None):
+    def __init__(self, name: str, split: str, subset: str | None, commit: str | None = None):
         super().__init__(name)
         self.split, self.subset = split, subset
         self._folder = epath.Path(name) if epath.Path(name).is_dir() else None
-        self.commit = None if self._folder is not None else self._newest_commit()
+        self.commit = None if self._folder is not None else commit or self._newest_commit()
         self._data = self._load()
 
     def __iter__(self) -> Iterator[NumberedRow]:
@@ -269,9 +287,11 @@ class HubRows(Rows):
         )
 
 
-def open_rows(name: str, *, split: str = "train", subset: str | None = None) -> Rows:
+def open_rows(
+    name: str, *, split: str = "train", subset: str | None = None, commit: str | None = None
+) -> Rows:
     """The rows that `name` stands for (see the module's list); a path that exists wins over a hub
-    id. Raises RowSourceError."""
+    id, which is read at this commit or at its newest. Raises RowSourceError."""
     check_store(name)
     path = epath.Path(name)
     if path.is_dir():
@@ -279,9 +299,15 @@ def open_rows(name: str, *, split: str = "train", subset: str | None = None) -> 
             raise RowSourceError(f"{name} is a folder of a bucket: name a file in it.")
         return HubRows(name, split, subset)
     if path.exists():
-        return ParquetRows(name) if name.endswith(".parquet") else LineRows(name)
-    if _HUB_ID.fullmatch(name) and not name.endswith(_FILE_ENDS):
-        return HubRows(name, split, subset)
+        # A pipe would be empty at its second reading, and so would the output.
+        if not is_remote(name) and not os.path.isfile(path):
+            raise RowSourceError(
+                f"{name} is no regular file (a pipe, or a device), and an input is read more than "
+                f"once: write the rows to a file, and give that."
+            )
+        return ParquetRows(name) if name.lower().endswith(".parquet") else LineRows(name)
+    if _HUB_ID.fullmatch(name) and not name.lower().endswith(_FILE_ENDS):
+        return HubRows(name, split, subset, commit)
     raise RowSourceError(
         f"No input at {name!r}: expected a file (.jsonl, .jsonl.gz, .jsonl.zst, .parquet), a "
         f"gs:// path, or a hub's data set (org/name)."

@@ -12,12 +12,14 @@ The same command run again continues an interrupted job and ends with the same b
     python -m toolrm_jax.score merge --output out.jsonl
 
 exit status: 0 all rows were scored; 1 the job could not be done (the message says why; chunks that
-are committed are kept); 2 wrong usage; 3 done, but some rows were rejected (see OUT.rejects.jsonl).
+are committed are kept); 2 wrong usage; 3 done, but some rows were rejected (see OUT.rejects.jsonl);
+130 and 143 ended by Ctrl-C and SIGTERM (as with 1).
 """
 
 # Worker processes import this module: what needs JAX is imported where it is used.
 import argparse
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -34,14 +36,30 @@ def main(arguments: list[str] | None = None) -> int:
     merging = arguments[:1] == ["merge"]
     args = _merge_parser().parse_args(arguments[1:]) if merging else _parser().parse_args(arguments)
 
-    from toolrm_jax.errors import InputError
+    from toolrm_jax.errors import InputError, first_line
     from toolrm_jax.score_merge import merge
 
+    # So that workers are ended and what is half-written is removed, as with Ctrl-C.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         summary = merge(args.output) if merging else score(args)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from what is committed", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except RuntimeError as error:  # JAX's is a kind of it
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            f"error: the device is out of memory ({first_line(error)[:200]}). Try a smaller "
+            f"--batch-tokens (default: 4096 a CPU device, 16384 any other), or --max-tokens.",
+            file=sys.stderr,
+        )
+        return FAILED
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(summary.counts.words(), file=sys.stderr)
     return SOME_REJECTED if summary.counts.rejected else ALL_SCORED
 
@@ -57,7 +75,8 @@ def score(args: argparse.Namespace) -> "Summary":
     shard = args.shard or _default_shard()
     files = JobFiles(shard.output(args.output))
     check_store(args.output)
-    rows = open_rows(args.input, split=args.split, subset=args.subset)
+    commit = score_job.commit_begun(files, args.input)
+    rows = open_rows(args.input, split=args.split, subset=args.subset, commit=commit)
     names = ("dtype", "max_tokens", "over_long", "raw", "batch_tokens", "chunk_rows")
     settings = {name: getattr(args, name) for name in names}
     # Found once: what is digested is what is loaded, even where a training run goes on meanwhile.
@@ -94,7 +113,12 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="rows: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, a gs:// path, or a data set's hub id",
     )
-    add("--output", required=True, help="scores, JSON lines; .rejects and .summary go beside it")
+    add(
+        "--output",
+        type=_output,
+        required=True,
+        help="scores, JSON lines; .rejects and .summary go beside it",
+    )
     add(
         "--over-long",
         default="reject",
@@ -148,8 +172,18 @@ def _merge_parser() -> argparse.ArgumentParser:
         prog="python -m toolrm_jax.score merge",
         description="Joins the outputs of all shards (out.shard-*-of-*.jsonl) in order.",
     )
-    parser.add_argument("--output", required=True, help="what the shards were given as --output")
+    parser.add_argument(
+        "--output", type=_output, required=True, help="what the shards were given as --output"
+    )
     return parser
+
+
+def _output(text: str) -> str:
+    if text.lower().endswith((".gz", ".zst", ".parquet")):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: plain JSON lines are written: use a name such as out.jsonl"
+        )
+    return text
 
 
 def _positive(text: str) -> int:

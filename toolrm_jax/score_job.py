@@ -42,11 +42,12 @@ from toolrm_jax.job_files import (
     remove_parts,
 )
 from toolrm_jax.orbax_folder import TOKENIZER, open_orbax
-from toolrm_jax.request_tokens import Line, LineTokenizer
+from toolrm_jax.request_tokens import ChunkTokenizer, Line, LineTokenizer, Tokenized
 from toolrm_jax.row_source import NumberedRow, Rows, file_digest
 from toolrm_jax.score_plan import Work
 from toolrm_jax.score_request import Rejected
 from toolrm_jax.scorer import Scored, Scorer
+from toolrm_jax.versions import versions
 
 _MODEL_FILES = (".safetensors", ".gguf", ".json", ".jinja", ".txt", ".model")
 
@@ -121,11 +122,22 @@ class Summary:
 
 def describe(model: str, path: str | Path, rows: Rows, settings: dict[str, Any]) -> dict[str, Any]:
     """The job's identity: with the same one, an interrupted job may be continued."""
+    about = {"name": rows.name, "digest": rows.digest()}
     return {
         "model": {"name": model, "digest": model_digest(path)},
-        "input": {"name": rows.name, "digest": rows.digest()},
+        "input": about | ({"commit": rows.commit} if rows.commit else {}),
         "settings": settings,
+        "versions": versions("jax", "jaxlib", "tokenizers", "transformers"),
     }
+
+
+def commit_begun(files: JobFiles, name: str) -> str | None:
+    """The commit of the data set `name` that an unfinished job reads: what was pushed since is not
+    its input."""
+    if not files.committed() or not files.job.exists():
+        return None
+    about = _read_job(files.job)["input"]
+    return about.get("commit") if about["name"] == name else None
 
 
 def model_digest(path: str | Path) -> str:
@@ -153,9 +165,10 @@ def finished(files: JobFiles, job: dict[str, Any]) -> Summary | None:
       JobError: the output is there, but of another job, or of nobody knows which.
     """
     if not epath.Path(files.summary).exists():
-        if epath.Path(files.output).exists() and not files.parts.exists():
+        foreign = [path for path in (files.output, files.rejects) if epath.Path(path).exists()]
+        if foreign and not files.job.exists():
             raise JobError(
-                f"{files.output} exists and is not this command's: choose another --output, or "
+                f"{foreign[0]} exists and is not this command's: choose another --output, or "
                 f"delete it."
             )
         return None
@@ -193,8 +206,9 @@ def run(
     with locked(files):
         _begin(files, job)
         reader = _ChunkReader(rows, files, chunk_rows, shard)
-        pool = OrderedPool(_Numbered(LineTokenizer(scorer.tokenize)), workers)
+        pool = OrderedPool(ChunkTokenizer(LineTokenizer(scorer.tokenize)), workers)
         total = rows.count()  # to the end: what is damaged is refused before anything is scored
+        _say_idle_shards(total, chunk_rows, shard)
         progress = _Progress(reader, total)
         try:
             _score(scorer, reader, pool, files, progress)
@@ -202,18 +216,43 @@ def run(
             pool.close()
             progress.close()
         rows.check_unchanged()
+        rows.check_count(reader.read, total)
         summary = _assemble(files, job, reader, shard)
         remove_parts(files)
     return summary
 
 
 def _begin(files: JobFiles, job: dict[str, Any]) -> None:
-    """Makes the parts this job's, or finds that they are."""
+    """Makes the parts this job's, or finds that they are; a job without any may be another."""
     if files.job.exists():
-        refuse_other(_read_job(files.job), job, f"{files.parts} holds an unfinished job", files)
-        return
+        found = _read_job(files.job)
+        if files.committed():
+            refuse_other(found, job, f"{files.parts} holds an unfinished job", files)
+            _say_other_versions(found, job)
+            return
     remove_orphans(files)
     publish(files.job, [json.dumps(job, indent=2).encode()])
+
+
+def _say_other_versions(found: dict[str, Any], job: dict[str, Any]) -> None:
+    before, now = found.get("versions", {}), job["versions"]
+    changed = [f"{k} {v} (now {now.get(k)})" for k, v in before.items() if v != now.get(k)]
+    if changed:
+        print(
+            f"What is committed was scored with {', '.join(changed)}; the last digits of what "
+            f"follows may be others than they would have been.",
+            file=sys.stderr,
+        )
+
+
+def _say_idle_shards(rows: int | None, chunk_rows: int, shard: Shard) -> None:
+    chunks, fewer = -(-(rows or 0) // chunk_rows), max((rows or 0) // shard.of, 1)
+    if 0 < chunks < shard.of and fewer < chunk_rows:
+        print(
+            f"Only {chunks} of {shard.of} shards have work: --chunk-rows {fewer} gives more of "
+            f"them some (the same for all shards).",
+            file=sys.stderr,
+        )
 
 
 # --- Scoring --------------------------------------------------------------------------------------
@@ -248,17 +287,6 @@ class _ChunkReader:
         return sum(min(self.chunk_rows, rows - k * self.chunk_rows) for k in chunks)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Numbered:
-    """Tokenises a row and passes its chunk's number along."""
-
-    tokenize: LineTokenizer
-
-    def __call__(self, numbered: tuple[int, NumberedRow]) -> tuple[int, Line]:
-        chunk, row = numbered
-        return chunk, self.tokenize(row)
-
-
 def _score(
     scorer: Scorer,
     reader: _ChunkReader,
@@ -275,13 +303,16 @@ def _score(
             waiting.append((chunk, lines))
             yield [line.outcome for line in lines]
 
+    def fetched(work: Work) -> None:
+        progress.add_batch(work, waiting[0][1])
+
     policy = scorer.tokenize.over_long
-    for outcomes, work in scorer.score_tokenized(windows()):
+    for outcomes, work in scorer.score_tokenized(windows(), fetched=fetched):
         chunk, lines = waiting.popleft()
         counts, body = _part(lines, outcomes, work, policy)
         reader.rows.check_unchanged()  # these rows were read before, so they are the job's own
         publish(files.part(chunk), [json.dumps(dataclasses.asdict(counts)).encode() + b"\n", *body])
-        progress.add(counts)
+        progress.add_chunk(counts)
 
 
 def _part(
@@ -326,13 +357,28 @@ class _Progress:
         done = reader.rows_of(mine, rows) if rows is not None else len(mine) * reader.chunk_rows
         self.work = Work()
         self.rejected = 0
+        self._committed, self._responses = done, 0  # rows; responses of the chunk that runs
         # In a log file, a line every half minute rather than ten a second.
         interval = 0.5 if sys.stderr.isatty() else 30.0
-        self.bar = tqdm(desc="scoring", total=total, initial=done, unit="row", mininterval=interval)
+        self.bar = tqdm(
+            desc="scoring", total=total, initial=done, unit="row", mininterval=interval, miniters=0
+        )
 
-    def add(self, counts: Counts) -> None:
-        self.work += counts.work
+    def add_batch(self, work: Work, lines: list[Line]) -> None:
+        """A batch of the chunk that these lines are is done: so many of its rows, about."""
+        self.work += work
+        self._responses += work.responses
+        found = [line.outcome for line in lines if isinstance(line.outcome, Tokenized)]
+        share = self._responses / max(sum(len(each.lengths) for each in found), 1)
+        self._show(self._committed + int(share * len(lines)))
+
+    def add_chunk(self, counts: Counts) -> None:
+        """A chunk is committed."""
         self.rejected += counts.num_rejected
+        self._committed, self._responses = self._committed + counts.scored + counts.num_rejected, 0
+        self._show(self._committed)
+
+    def _show(self, rows: int) -> None:
         seconds = max(self.bar.format_dict["elapsed"], 1e-9)
         self.bar.set_postfix_str(
             f"{self.work.responses / seconds:.1f} responses/s, "
@@ -341,7 +387,7 @@ class _Progress:
             f"{100 * self.work.padding_share:.1f}% padding, {self.rejected} rejected",
             refresh=False,
         )
-        self.bar.update(counts.scored + counts.num_rejected)
+        self.bar.update(rows - self.bar.n)
 
     def close(self) -> None:
         self.bar.close()

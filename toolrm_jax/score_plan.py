@@ -106,12 +106,16 @@ class Work:
     @property
     def prefix_share(self) -> float:
         """The share of the sequences' tokens that need not be computed again."""
-        return 1 - self.distinct_tokens / max(self.sequence_tokens, 1)
+        return _share_left(self.distinct_tokens, self.sequence_tokens)
 
     @property
     def padding_share(self) -> float:
         """The share of the computed tokens that is padding."""
-        return 1 - self.distinct_tokens / max(self.computed_tokens, 1)
+        return _share_left(self.distinct_tokens, self.computed_tokens)
+
+
+def _share_left(part: int, whole: int) -> float:
+    return 1 - part / whole if whole else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +125,27 @@ class Window:
     groups: tuple[Group, ...]
     items: tuple[TokenizedPrompt, ...]  # the groups' tokens
     batches: tuple[PlannedBatch, ...]
-    work: Work
+
+    @functools.cached_property
+    def work(self) -> Work:
+        return sum(map(self.work_of, self.batches), Work())
+
+    def work_of(self, batch: PlannedBatch) -> Work:
+        """A batch's part of the window's work."""
+        numbers = [number for row in batch.rows for number in row]
+        sequences = [  # (how many are the same, their tokens)
+            (len(same), len(self.items[number].prompt) + len(response))
+            for number in numbers
+            for same, response in zip(
+                self.groups[number].branches, self.items[number].responses, strict=True
+            )
+        ]
+        return Work(
+            responses=sum(same for same, _ in sequences),
+            sequence_tokens=sum(same * tokens for same, tokens in sequences),
+            distinct_tokens=sum(self.items[number].tokens for number in numbers),
+            computed_tokens=len(batch.rows) * batch.shape.tokens,
+        )
 
     def fill(self, batch: PlannedBatch) -> Batch:
         """The batch's arrays, on the host."""
@@ -142,14 +166,7 @@ def plan_window(sequences: Sequence[np.ndarray], plan: ScorePlan) -> Window:
     """Plans the scoring of these sequences, none of which is longer than plan.max_tokens."""
     groups = [part for group in share(sequences) for part in _fitted(group, sequences, plan)]
     items = tuple(group.item(sequences) for group in groups)
-    batches = _cheapest(items, plan)
-    work = Work(
-        responses=len(sequences),
-        sequence_tokens=sum(map(len, sequences)),
-        distinct_tokens=sum(item.tokens for item in items),
-        computed_tokens=sum(len(batch.rows) * batch.shape.tokens for batch in batches),
-    )
-    return Window(tuple(groups), items, tuple(batches), work)
+    return Window(tuple(groups), items, tuple(_cheapest(items, plan)))
 
 
 def _fitted(group: Group, sequences: Sequence[np.ndarray], plan: ScorePlan) -> list[Group]:

@@ -7,8 +7,9 @@
 
 A response is a list of calls, a string, or an assistant message. Of a row with two sides the chosen
 one comes first; a side that is a list of messages is the turn in it, after the conversation that it
-may repeat. Tools and messages may be JSON text, as Arrow tables often hold them, and tools may be
-absent. A row's name is its "id", or else its "test_id": text or a whole number.
+may repeat. Tools, messages and the list of responses may be JSON text, as Arrow tables often hold
+them, and tools may be absent. A row's name is its "id", or else its "test_id": text or a whole
+number.
 
     >>> request_of({"messages": [{"role": "user", "content": "Hi"}], "responses": ["Hello."]}).id
 """
@@ -65,7 +66,8 @@ def request_of(row: Any) -> Request:
     if not isinstance(row, dict):
         raise RequestError(f"expected an object, found {type(row).__name__}")
     if row.get("responses") is not None:
-        messages, responses = _messages(row), _list(row["responses"], "responses")
+        messages = _messages(row)
+        responses = _list(_read(row["responses"], "responses"), "responses")
     elif "chosen_output" in row and "rejected_output" in row:
         messages = _messages(row)
         responses = [row["chosen_output"], row["rejected_output"]]
@@ -120,7 +122,8 @@ def _tools(row: dict[str, Any]) -> list[Tool]:
 
 
 def _messages(row: dict[str, Any]) -> list[Message]:
-    name = "messages" if row.get("messages") is not None else "conversation"
+    other = row.get("messages") is None and "conversation" in row
+    name = "conversation" if other else "messages"
     return _list(_read(row.get(name), name), name)
 
 

@@ -22,7 +22,7 @@ one; hosts never communicate. Matrices are in the compute type, norms and head i
 import collections
 import dataclasses
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,6 +172,10 @@ class Scorer:
     ) -> Iterator[Scored]:
         """The scores of requests, in order, as a stream that reads a bounded number ahead.
 
+        Rewards come when a window of requests is full, or the requests end: where a request waits
+        for the reward of the one before, score each by itself, `(scored,) = score([request])`. A
+        stream that is left does not wait for its source.
+
         Args:
           requests: {"tools", "messages", "responses"}, or any row that `request_of` reads.
           errors: what becomes of a request that cannot be scored: "raise" a ScoringError in its
@@ -189,10 +193,13 @@ class Scorer:
                 number += 1
 
     def score_tokenized(
-        self, windows: Iterable[Sequence[Tokenized | Rejected]]
+        self,
+        windows: Iterable[Sequence[Tokenized | Rejected]],
+        *,
+        fetched: Callable[[Work], None] | None = None,
     ) -> Iterator[tuple[list[Scored | Rejected], Work]]:
         """The same for requests that are tokens already, a window at a time; nothing is shared
-        across windows."""
+        across windows. `fetched` as in `score_windows`."""
         waiting: collections.deque[Sequence[Tokenized | Rejected]] = collections.deque()
 
         def flat() -> Iterator[list[np.ndarray]]:
@@ -200,7 +207,7 @@ class Scorer:
                 waiting.append(window)
                 yield [s for t in window if isinstance(t, Tokenized) for s in t.sequences()]
 
-        for scores in self.score_windows(flat()):
+        for scores in self.score_windows(flat(), fetched=fetched):
             yield _regrouped(waiting.popleft(), scores), scores.work
 
     def windows_of(
@@ -227,11 +234,18 @@ class Scorer:
         (scores,) = self.score_windows([sequences])
         return scores
 
-    def score_windows(self, windows: Iterable[Sequence[Any]]) -> Iterator[SequenceScores]:
+    def score_windows(
+        self,
+        windows: Iterable[Sequence[Any]],
+        *,
+        fetched: Callable[[Work], None] | None = None,
+    ) -> Iterator[SequenceScores]:
         """Rewards, window by window, each planned by itself; reads at most three windows ahead.
 
         A sequence that cannot be scored is rejected by itself: empty, longer than max_tokens, not
-        token ids of the model's vocabulary, or with a reward that is not finite.
+        token ids of the model's vocabulary, or with a reward that is not finite. `fetched` is told
+        of each batch's work when it is done, in the order of the windows: of none before the window
+        ahead of its own is given out.
         """
         prepared = Ahead(map(self._prepare, windows))
         begun: collections.deque[_Prepared] = collections.deque()
@@ -239,7 +253,7 @@ class Scorer:
         try:
             while True:
                 if not prepared.ready:  # while there is nothing to dispatch, fetch what runs
-                    _fetch(running, leave=0)
+                    _fetch(running, 0, fetched)
                     yield from self._finished(begun)
                 window = next(prepared, None)
                 if window is None:
@@ -247,9 +261,10 @@ class Scorer:
                 begun.append(window)
                 for planned, batch in window.batches:
                     running.append((window, planned, self._dispatch(batch)))
-                    _fetch(running, leave=_IN_FLIGHT - 1)
-                yield from self._finished(begun)
-            _fetch(running, leave=0)
+                    _fetch(running, _IN_FLIGHT - 1, fetched)
+                    yield from self._finished(begun)
+                yield from self._finished(begun)  # where it has no batch
+            _fetch(running, 0, fetched)
             yield from self._finished(begun)
         finally:
             prepared.close()
@@ -369,11 +384,13 @@ class _Prepared:
 _Running = collections.deque[tuple[_Prepared, PlannedBatch, jax.Array]]
 
 
-def _fetch(running: _Running, leave: int) -> None:
+def _fetch(running: _Running, leave: int, fetched: Callable[[Work], None] | None) -> None:
     """Waits for the oldest batches until no more than `leave` are running."""
     while len(running) > leave:
         window, planned, rewards_BM = running.popleft()
         window.take(planned, rewards_BM)
+        if fetched is not None:
+            fetched(window.window.work_of(planned))
 
 
 def _regrouped(

@@ -62,8 +62,8 @@ def after(windows: int, event):
     """Scoring that raises, or calls, `event` after so many windows."""
     score_tokenized = Scorer.score_tokenized
 
-    def changed(self, given):
-        for number, found in enumerate(score_tokenized(self, given)):
+    def changed(self, given, **options):
+        for number, found in enumerate(score_tokenized(self, given, **options)):
             if number == windows:
                 if isinstance(event, Exception):
                     raise event

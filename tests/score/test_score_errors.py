@@ -1,10 +1,13 @@
 """What a scoring job refuses, or does again."""
 
+import functools
 import gzip
 import json
+import multiprocessing
 import os
 import re
 import signal
+import types
 
 import jax
 import numpy as np
@@ -14,8 +17,10 @@ from etils import epath
 from scoring_jobs import after, committed, files_of, lines_of, run
 
 from toolrm_jax import score
+from toolrm_jax.ahead import OrderedPool
 from toolrm_jax.checkpoint_files import LISTING, describe, files_below, listing
 from toolrm_jax.convert import from_hf
+from toolrm_jax.row_source import LineRows
 from toolrm_jax.scorer import Scorer
 
 
@@ -56,11 +61,44 @@ def test_a_job_is_not_continued_with_another_model_or_input(
     assert "with another input" in capsys.readouterr().err
 
 
-def test_a_file_of_somebody_elses_is_not_overwritten(model, data, tmp_path, capsys):
-    (tmp_path / "out.jsonl").write_text("precious\n")
+@pytest.mark.parametrize("name", ["out.jsonl", "out.rejects.jsonl"])
+def test_a_file_of_somebody_elses_is_not_overwritten(model, data, tmp_path, capsys, name):
+    (tmp_path / "out.jsonl.parts").mkdir()
+    (tmp_path / name).write_text("precious\n")
     assert run(model, data, tmp_path / "out.jsonl") == score.FAILED
-    assert "exists and is not this command's" in capsys.readouterr().err
-    assert (tmp_path / "out.jsonl").read_text() == "precious\n"
+    assert f"{name} exists and is not this command's" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "precious\n"
+
+
+def test_what_is_not_a_jobs_stays_where_it_lies(model, tmp_path, rows):
+    path = tiny.write_lines(tmp_path / "in.jsonl", rows[:4])
+    mine = tmp_path / "out.jsonl.parts" / "mine.txt"
+    (mine.parent / "folder").mkdir(parents=True)
+    mine.write_text("precious\n")
+    (mine.parent / ".chunk-00000007.part.partial").write_text("of a kill")
+    assert run(model, path, tmp_path / "out.jsonl") == score.ALL_SCORED
+    assert run(model, path, tmp_path / "out.jsonl") == score.ALL_SCORED
+    assert sorted(path.name for path in mine.parent.iterdir()) == ["folder", "mine.txt"]
+    assert mine.read_text() == "precious\n"
+
+
+def test_a_job_that_committed_nothing_may_become_another(model, tmp_path, rows, capsys):
+    """A command that failed at once can be corrected, and so can its input."""
+    path = tmp_path / "in.jsonl.gz"
+    packed = gzip.compress(tiny.write_lines(tmp_path / "in.jsonl", rows[:4]).read_bytes())
+    path.write_bytes(packed[: len(packed) // 2])
+    assert run(model, path, tmp_path / "out.jsonl") == score.FAILED
+    path.write_bytes(packed)
+    assert run(model, path, tmp_path / "out.jsonl") == score.ALL_SCORED
+
+
+def test_a_job_that_is_not_finished_is_not_continued_as_another(
+    model, data, tmp_path, monkeypatch, capsys
+):
+    stopped(model, data, tmp_path / "out.jsonl", monkeypatch)
+    assert run(model, data, tmp_path / "out.jsonl", "--raw") == score.FAILED
+    assert "holds an unfinished job with raw=False (now True)" in capsys.readouterr().err
+    assert committed(tmp_path) == 3
 
 
 def test_missing_things_are_one_line_errors(model, data, tmp_path, capsys):
@@ -75,7 +113,7 @@ def test_missing_things_are_one_line_errors(model, data, tmp_path, capsys):
 @pytest.mark.parametrize(
     "wrong",
     [["--shard", "4/4"], ["--chunk-rows", "0"], ["--chunk-rows", "abc"], ["--workers", "-1"],
-     ["--nonsense"]],
+     ["--output", "out.jsonl.gz"], ["--nonsense"]],
 )  # fmt: skip
 def test_wrong_usage_is_exit_code_2(model, data, tmp_path, capsys, wrong):
     with pytest.raises(SystemExit) as error:
@@ -159,6 +197,16 @@ def test_an_input_that_changes_meanwhile_is_refused(model, tmp_path, rows, monke
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_an_input_that_reads_otherwise_than_it_was_counted_is_refused(
+    model, tmp_path, rows, monkeypatch, capsys
+):
+    path = tiny.write_lines(tmp_path / "in.jsonl", rows[:4])
+    monkeypatch.setattr(LineRows, "count", lambda _: 5)
+    assert run(model, path, tmp_path / "out.jsonl") == score.FAILED
+    assert "had 5 rows when they were counted, and 4 when" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 @pytest.mark.parametrize("text", ["{}", "hello", "[1]", '{"job": {"model": 5}}'])
 def test_a_summary_of_somebody_elses_is_a_one_line_error(model, data, tmp_path, capsys, text):
     (tmp_path / "out.summary.json").write_text(text)
@@ -179,6 +227,86 @@ class Dying:
 
     def __call__(self, row):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_do_not_import_jax(model, tmp_path, rows, monkeypatch):
+    """It is six times the memory of the rest."""
+    found = []
+    close = OrderedPool.close
+
+    def asked(pool):
+        if pool._pool is not None:
+            found.append(pool._pool.submit(eval, "'jax' in __import__('sys').modules").result())
+        close(pool)
+
+    monkeypatch.setattr(OrderedPool, "close", asked)
+    path = tiny.write_lines(tmp_path / "in.jsonl", rows[:4])
+    assert run(model, path, tmp_path / "out.jsonl", "--workers", 1) == score.ALL_SCORED
+    assert found == [False]
+
+
+def test_sigterm_ends_the_workers_and_ctrl_c_is_one_line(
+    model, data, tmp_path, monkeypatch, capsys
+):
+    before = signal.getsignal(signal.SIGTERM)
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        kill = functools.partial(os.kill, os.getpid(), number)
+        with monkeypatch.context() as patch:
+            patch.setattr(Scorer, "score_tokenized", after(2, kill))
+            try:
+                found = run(model, data, tmp_path / "out.jsonl", "--workers", 2)
+            except SystemExit as error:
+                found = error.code
+        assert found == status
+        assert multiprocessing.active_children() == []
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().err.endswith("goes on from what is committed\n")
+    assert committed(tmp_path) == 4
+
+
+class Hub:
+    """A hub of one data set, which is pushed to: each look finds the next commit."""
+
+    def __init__(self, rows):
+        self.info, self.rows = types.SimpleNamespace(splits=None), rows
+        self.commits, self.loaded = ["one", "two"], []
+
+    def dataset_info(self, name, timeout):
+        return types.SimpleNamespace(sha=self.commits.pop(0))
+
+    def load(self, path, *, revision, **_):
+        self.loaded.append(revision)
+        return self
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def test_a_push_to_the_hub_strands_no_job(model, tmp_path, rows, monkeypatch):
+    hub = Hub(rows)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    monkeypatch.setattr("datasets.load_dataset", hub.load)
+    stopped(model, "org/name", tmp_path / "out.jsonl", monkeypatch)
+    assert run(model, "org/name", tmp_path / "out.jsonl") == score.ALL_SCORED
+    assert hub.loaded == ["one", "one"]
+    assert len(lines_of(tmp_path / "out.jsonl")) == len(rows)
+
+
+def test_other_versions_of_libraries_are_said(model, data, tmp_path, monkeypatch, capsys):
+    stopped(model, data, tmp_path / "out.jsonl", monkeypatch)
+    path = tmp_path / "out.jsonl.parts" / "job.json"
+    job = json.loads(path.read_text())
+    job["versions"]["jax"] = "0.1"
+    path.write_text(json.dumps(job))
+    assert run(model, data, tmp_path / "out.jsonl") == score.SOME_REJECTED
+    assert f"was scored with jax 0.1 (now {jax.__version__});" in capsys.readouterr().err
+
+
+def test_a_device_without_memory_names_the_option(model, data, tmp_path, monkeypatch, capsys):
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.")
+    monkeypatch.setattr(Scorer, "score_tokenized", after(0, error))
+    assert run(model, data, tmp_path / "out.jsonl") == score.FAILED
+    assert "Try a smaller --batch-tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["workers", "bos"])

@@ -49,14 +49,30 @@ def test_a_killed_job_continues_and_ends_with_equal_bytes(model, data, finished,
     assert files_of(tmp_path) == files_of(finished)
 
 
+def test_a_job_that_is_killed_leaves_no_worker_and_continues_in_bfloat16(model, data, tmp_path):
+    """In the default precision, with workers, and killed from outside."""
+    options = ("--dtype", "bfloat16", "--workers", 2)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    process = start(command(model, data, parts / "out.jsonl", *options))
+    while process.poll() is None and committed(parts) == 0:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)  # to the end of its output, which workers hold open
+    assert process.returncode == -signal.SIGKILL
+    assert 0 < committed(parts) < 8
+    assert run(model, data, parts / "out.jsonl", *options) == score.SOME_REJECTED
+    assert run(model, data, whole / "out.jsonl", *options) == score.SOME_REJECTED
+    assert files_of(parts) == files_of(whole)
+
+
 def test_no_chunk_is_scored_twice(model, data, tmp_path, monkeypatch):
     """What is committed is not computed again, even where the last run stopped on an error."""
     scored = []
     score_tokenized = Scorer.score_tokenized
 
-    def stopping(self, windows, after=3):
-        for number, found in enumerate(score_tokenized(self, windows)):
-            if number == after:
+    def stopping(self, windows, **options):
+        for number, found in enumerate(score_tokenized(self, windows, **options)):
+            if number == 3:
                 raise OSError("the disk is full")
             scored.append(len(found[0]))
             yield found

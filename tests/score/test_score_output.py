@@ -12,8 +12,9 @@ import pytest
 import tiny
 import zstandard
 from scoring_jobs import files_of, lines_of, run
+from tqdm import tqdm
 
-from toolrm_jax import score
+from toolrm_jax import score, score_job
 from toolrm_jax.scorer import Scorer
 
 
@@ -55,6 +56,24 @@ def test_the_summary_counts_everything(finished):
     ]  # fmt: skip
 
 
+def test_the_progress_moves_within_a_chunk(model, tmp_path, rows, monkeypatch):
+    """A chunk may take half an hour."""
+    moved = []
+
+    class Bar(tqdm):
+        def update(self, n=1):
+            moved.append((n, self.postfix))
+            return super().update(n)
+
+    monkeypatch.setattr(score_job, "tqdm", Bar)
+    path = tiny.write_lines(tmp_path / "in.jsonl", rows)
+    options = ("--chunk-rows", 64, "--batch-tokens", 256)
+    assert run(model, path, tmp_path / "out.jsonl", *options) == score.ALL_SCORED
+    assert sum(n for n, _ in moved) == 60
+    assert sum(n > 0 for n, _ in moved) > 2
+    assert all("responses/s" in words for _, words in moved)
+
+
 def test_a_finished_job_is_not_done_again(model, data, finished, capsys):
     before = files_of(finished)
     assert run(model, data, finished / "out.jsonl") == score.SOME_REJECTED
@@ -72,6 +91,15 @@ def test_an_empty_input_gives_an_empty_output(model, tmp_path):
     (tmp_path / "in.jsonl").write_text("\n\n")
     assert run(model, tmp_path / "in.jsonl", tmp_path / "out.jsonl") == score.ALL_SCORED
     assert (tmp_path / "out.jsonl").read_bytes() == b""
+    summary = json.loads((tmp_path / "out.summary.json").read_text())
+    assert summary["shares"] == {"saved_by_prefixes": 0, "padding": 0}
+
+
+def test_outputs_of_one_stem_have_each_their_own_summary(model, tmp_path, rows):
+    for number, name in enumerate(("scores.a", "scores.b", "scores.json", "scores.jsonl")):
+        path = tiny.write_lines(tmp_path / "in.jsonl", rows[number : number + 2])
+        assert run(model, path, tmp_path / name) == score.ALL_SCORED
+    assert len(list(tmp_path.glob("*.summary.json"))) == 4
 
 
 def as_parquet(path: Path, rows: list[dict]) -> None:

@@ -23,6 +23,15 @@ def test_merged_shards_are_the_whole(model, data, finished, tmp_path, of):
     assert merged == whole
 
 
+def test_shards_without_work_are_said(model, data, tmp_path, capsys):
+    """59 rows in chunks of 8 are 8 chunks."""
+    run(model, data, tmp_path / "out.jsonl", "--shard", "0/8")
+    assert "shards have work" not in capsys.readouterr().err
+    run(model, data, tmp_path / "out.jsonl", "--shard", "10/11")
+    message = "Only 8 of 11 shards have work: --chunk-rows 5 gives"
+    assert message in capsys.readouterr().err
+
+
 def test_shards_do_not_overlap(model, data, finished, tmp_path):
     for index in range(2):
         run(model, data, tmp_path / "out.jsonl", "--shard", f"{index}/2")
