@@ -18,8 +18,8 @@ nothing), then single, then multi, each until its quota of pairs is reached; of 
      shorter by nature: such types are named in `any_length`, and take no more than their share of
      the mix.
   5. The number of arguments is balanced like the length where that can be had; then rarer kinds.
-An empty turn is wrong at most as often as it is right, and so are words that call nothing; that is
-their balance, for beside a call the one is always shorter.
+An empty turn is wrong at most as often as it is right, and so are words that call nothing, over all
+turn types together; that is their balance, for beside a call the one is mostly the shorter.
 
     chosen, report = select(candidates, SelectionSettings(quotas={"single": 85_000}))
 """
