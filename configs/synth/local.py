@@ -36,7 +36,8 @@ def get_config(given: str = "") -> ConfigDict:
     examples = files.get("train", []) if answers != "replay" else []
     config.sources = tuple(
         {"name": _name(file), "format": "normalised", "path": str(file), "obfuscate": rate}
-        for of, rate in ((examples, 0.5), (files.get("replay", []), 0.0))
+        # Of one task in both, the first is kept: with the tools that the models were offered.
+        for of, rate in ((files.get("replay", []), 0.0), (examples, 0.5))
         for file in of
     )
     config.overlap.evaluation = tuple(
