@@ -149,14 +149,18 @@ class RewardServer:
         self._reading = _threads(_READING_THREADS, "reading")
         self._reading_large = _threads(1, "reading-large")
         self._held = 0  # bytes of bodies
+        self._arriving: set[asyncio.Timeout] = set()  # of bodies that are not whole yet
 
     def begin_closing(self) -> None:
-        """Accepts nothing more; what is accepted is finished."""
+        """Accepts nothing more; what is accepted, its body whole, is finished. Call it in the event
+        loop."""
         self.closing = True
+        while self._arriving:
+            self._arriving.pop().reschedule(0)
 
     def close(self) -> None:
-        """Finishes what is accepted and ends the threads."""
-        self.begin_closing()
+        """Finishes what is accepted and ends the threads; no body may be arriving any more."""
+        self.closing = True
         self._batcher.close()
         self._reading.shutdown()
         self._reading_large.shutdown()
@@ -166,7 +170,7 @@ class RewardServer:
     async def answer(self, request: Request) -> Response:
         """Any of the four formats, by its path."""
         if self.closing:
-            raise WireError(503, "shutting down", "the server accepts nothing more")
+            raise _shutting_down()
         wire, seconds = FORMATS[request.scope["path"]], self.options.time_out
         try:
             async with asyncio.timeout(seconds):
@@ -183,7 +187,7 @@ class RewardServer:
     async def health(self, request: Request) -> Response:
         """Ready for rewards? Open to all."""
         if self.closing:
-            raise WireError(503, "shutting down", "the server accepts nothing more")
+            raise _shutting_down()
         found = {"status": "ok", "model": self.options.model, "dtype": self.options.dtype}
         return _json(found | {"max_tokens": self.max_tokens})
 
@@ -214,17 +218,32 @@ class RewardServer:
         if declared.isdecimal() and len(declared) < 20 and int(declared) > most:
             raise _too_big(int(declared), most)
         try:
-            async for part in request.stream():
-                size += len(part)
-                self._held += len(part)
-                if size > most:
-                    raise _too_big(size, most)
-                if self._held > _BODIES_HELD * most:
-                    raise WireError(429, "queue is full", "too many bodies are being read", 1)
-                parts.append(part)
+            async with self._unless_closing():
+                async for part in request.stream():
+                    size += len(part)
+                    self._held += len(part)
+                    if size > most:
+                        raise _too_big(size, most)
+                    if self._held > _BODIES_HELD * most:
+                        raise WireError(429, "queue is full", "too many bodies are being read", 1)
+                    parts.append(part)
             yield b"".join(parts)
         finally:
             self._held -= size
+
+    @contextlib.asynccontextmanager
+    async def _unless_closing(self) -> AsyncIterator[None]:
+        """What happens in here is given up when the server closes: a client that sends half a body
+        would hold it up until the time-out."""
+        try:
+            async with asyncio.timeout(None) as limit:
+                self._arriving.add(limit)
+                try:
+                    yield
+                finally:
+                    self._arriving.discard(limit)
+        except TimeoutError:
+            raise _shutting_down() from None
 
 
 class Door:
@@ -344,6 +363,10 @@ def _authorised(scope: Scope, token: str) -> bool:
     # In constant time: how long it takes must not tell how much of a guess is right.
     same = hmac.compare_digest(credentials.strip(), token.encode())
     return same and scheme.lower() == b"bearer"
+
+
+def _shutting_down() -> WireError:
+    return WireError(503, "shutting down", "the server accepts nothing more")
 
 
 def _too_big(size: int, most: int) -> WireError:

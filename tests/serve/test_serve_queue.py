@@ -208,6 +208,31 @@ def test_a_request_in_slices_has_the_rewards_of_one_window(plain):
     assert windows == [8, 8, 8]  # 101 tokens once, and 36 of the responses
 
 
+def test_half_a_body_does_not_hold_up_closing(plain, monkeypatch):
+    """It is told so at once; what is whole is answered."""
+    gate = Gate(plain, monkeypatch)
+
+    async def half():
+        yield b'{"query"'
+        await asyncio.sleep(30)
+
+    async def run(app):
+        async with client(app) as http:
+            whole = asyncio.create_task(http.post("/v1/rewards", json=REQUEST))
+            part = asyncio.create_task(http.post("/get_reward", content=half()))
+            while not gate.windows:
+                await asyncio.sleep(0.005)
+            app.state.server.begin_closing()
+            answer = await asyncio.wait_for(part, 10)
+            gate.open.set()
+            return answer, await whole
+
+    with app_of(plain) as app:
+        part, whole = asyncio.run(run(app))
+    assert (part.status_code, error_of(part)["reason"]) == (503, "shutting down")
+    assert whole.status_code == 200
+
+
 def test_a_window_that_fails_is_the_fault_of_the_request_that_fails_alone(plain, monkeypatch):
     score = plain.score_sequences
 
