@@ -51,7 +51,10 @@ class RuleError(InputError, ValueError):
 class UnscoredRule:
     """What a completion gets that is not simply scored: a number, None, or "score" (as it stands).
 
-    None takes a completion out of the update (TRL knows that, verl and Tunix do not).
+    None takes a completion out of the update (TRL knows that, verl and Tunix do not), unless another
+    reward function gives it a number: TRL sums what the functions give and takes None for 0 there,
+    which beats every negative reward. Beside other functions use `UnscoredRule.number(value)`, with
+    a value below the model's rewards for finished turns.
 
     Attributes:
       over_long: prompt and completion exceed what the model takes.
