@@ -89,7 +89,7 @@ def test_trl_parsed_calls_get_the_same_rewards_as_their_text(source, expected):
     np.testing.assert_allclose(found, expected, **F32)
 
 
-@pytest.mark.parametrize("left", ["", END, END + "\n"])
+@pytest.mark.parametrize("left", ["", END, END + "\n", END * 3])
 def test_text_prompts_are_scored_as_they_are_at_the_end_of_their_turn(source, expected, left):
     # The tiny template writes a call as the text does, so the ids are those of the messages.
     completions = [text + left for text in CALLS]
@@ -164,7 +164,7 @@ def test_nothing_said_is_empty_for_verl_and_tunix(source):
     assert TunixReward(source, rule=rule)([rendered(ROWS[0])], [None]) == [-2.0]
 
 
-@pytest.mark.parametrize("left", [END, END + "\n"])
+@pytest.mark.parametrize("left", [END, END + "\n", END * 3])
 def test_an_end_that_is_left_on_a_message_is_taken_off(source, expected, left):
     turns = [[{"role": "assistant", "content": text + left}] for text in CALLS]
     reward = TRLReward(source, end_ids=None, rule=UnscoredRule(empty=-2.0))
