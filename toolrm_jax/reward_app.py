@@ -55,6 +55,9 @@ _log = logging.getLogger(__name__)
 _DISCARD_BYTES = 64 * 2**20
 _DISCARD_SECONDS = 10.0
 _DISCARD_IDLE_SECONDS = 1.0  # a client that has stopped sending is waiting
+# When the server closes, bodies on their way have this long to become whole: a client that is cut
+# while it sends may not see the answer.
+_LAST_BODIES_SECONDS = 5.0
 # Bodies of all requests together, in largest bodies.
 _BODIES_HELD = 8
 # Threads that read bodies, but for those larger than this many bytes (a tenth of a second's work).
@@ -152,11 +155,12 @@ class RewardServer:
         self._arriving: set[asyncio.Timeout] = set()  # of bodies that are not whole yet
 
     def begin_closing(self) -> None:
-        """Accepts nothing more; what is accepted, its body whole, is finished. Call it in the event
-        loop."""
+        """Accepts nothing more; what is accepted is finished, if its body is soon whole. Call it in
+        the event loop."""
         self.closing = True
-        while self._arriving:
-            self._arriving.pop().reschedule(0)
+        for limit in self._arriving:
+            limit.reschedule(asyncio.get_running_loop().time() + _LAST_BODIES_SECONDS)
+        self._arriving.clear()
 
     def close(self) -> None:
         """Finishes what is accepted and ends the threads; no body may be arriving any more."""
@@ -233,8 +237,8 @@ class RewardServer:
 
     @contextlib.asynccontextmanager
     async def _unless_closing(self) -> AsyncIterator[None]:
-        """What happens in here is given up when the server closes: a client that sends half a body
-        would hold it up until the time-out."""
+        """What happens in here is given up soon after the server closes: a client that sends half a
+        body would hold it up until the time-out."""
         try:
             async with asyncio.timeout(None) as limit:
                 self._arriving.add(limit)

@@ -10,6 +10,7 @@ import pytest
 from app_requests import REQUEST, app_of, ask, error_of
 from served import F32, client
 
+from toolrm_jax import reward_app
 from toolrm_jax.errors import InputError
 from toolrm_jax.reward_app import ServeOptions
 from toolrm_jax.reward_batcher import RewardBatcher
@@ -209,8 +210,9 @@ def test_a_request_in_slices_has_the_rewards_of_one_window(plain):
 
 
 def test_half_a_body_does_not_hold_up_closing(plain, monkeypatch):
-    """It is told so at once; what is whole is answered."""
+    """It is told so soon; what is whole is answered."""
     gate = Gate(plain, monkeypatch)
+    monkeypatch.setattr(reward_app, "_LAST_BODIES_SECONDS", 0.2)
 
     async def half():
         yield b'{"query"'
