@@ -2,28 +2,39 @@
 
     python -m toolrm_jax.serve --model runs/quickstart/model/export --port 8000
     python -m verl.trainer.main_ppo ... \
-        custom_reward_function.path=examples/verl_reward.py \
-        custom_reward_function.name=compute_score \
-        +custom_reward_function.reward_kwargs.url=http://127.0.0.1:8000
+        reward.custom_reward_function.path=examples/verl_reward.py \
+        reward.custom_reward_function.name=compute_score \
+        +reward.custom_reward_function.reward_kwargs.url=http://127.0.0.1:8000
 
-With `reward_kwargs.model=DIR` in place of `url` the reward model is opened in each reward worker's
-own process. With verl's batch reward manager name `compute_scores`: one call, full batches. The
-data's `extra_info` carries {"messages": [...], "tools": [...]} (or JSON text).
+An older verl spells these without the leading `reward.`, which a newer one still reads. With
+`reward_kwargs.model=DIR` in place of `url` the process of each reward worker opens a reward model
+of its own (`reward.num_workers` of them): with more than a few, serve one. With verl's batch reward
+manager name `compute_scores`: one call, full batches. The data's `extra_info` carries {"messages":
+[...], "tools": [...]} (or JSON text).
 
 By itself, this file scores one solution:  python examples/verl_reward.py http://127.0.0.1:8000
 """
 
 import functools
 import sys
+import threading
 from typing import Any
 
 from toolrm_jax.reward_client import RewardClient
 from toolrm_jax.reward_functions import RewardSource, ScorerRewards, UnscoredRule, VerlReward
 
+# verl calls from several threads, and functools.cache lets all that come at first open one each.
+_opening = threading.Lock()
 
-@functools.cache
+
 def reward_of(url: str | None, model: str | None, unscored: float) -> VerlReward:
     """One a process, opened at the first call; `.counts` has what was not simply scored."""
+    with _opening:
+        return _opened(url, model, unscored)
+
+
+@functools.cache
+def _opened(url: str | None, model: str | None, unscored: float) -> VerlReward:
     source: RewardSource
     if url:
         source = RewardClient(url)

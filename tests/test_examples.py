@@ -1,8 +1,10 @@
 """The examples run as they are written, against a real server."""
 
+import concurrent.futures
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -44,6 +46,30 @@ def test_verls_example_gives_the_servers_reward(server, model):
     with scorer_of(model) as scorer:
         ((expected,),) = rewards_of(scorer, [ASKED])
     np.testing.assert_allclose(float(run("verl_reward.py", server.url)), expected, **F32)
+
+
+def test_verls_example_opens_one_source_for_all_threads(monkeypatch):
+    monkeypatch.syspath_prepend(str(tiny.ROOT / "examples"))
+    import verl_reward
+
+    opened = []
+
+    class Source:
+        end_text = None
+
+        def __init__(self, url):
+            opened.append(url)
+            time.sleep(0.2)
+
+        def score(self, asked):
+            return [[1.0] for _ in asked]
+
+    monkeypatch.setattr(verl_reward, "RewardClient", Source)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        asked = [("d", "x", "", ASKED, "http://there") for _ in range(8)]
+        assert list(pool.map(lambda one: verl_reward.compute_score(*one), asked)) == [1.0] * 8
+    assert opened == ["http://there"]
+    assert verl_reward.reward_of("http://there", None, -10.0).counts == {"completions": 8}
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """Trainers get the scorer's rewards; what cannot be scored follows the rule and is counted."""
 
+import copy
 import itertools
 import json
+import pickle
 import sys
 
 import jax
@@ -10,6 +12,7 @@ import pytest
 import tiny
 
 from toolrm_jax.completions import CompletionError, read_completion
+from toolrm_jax.reward_client import RewardClient
 from toolrm_jax.reward_functions import (
     RuleError,
     ScorerRewards,
@@ -86,7 +89,7 @@ def test_trl_parsed_calls_get_the_same_rewards_as_their_text(source, expected):
     np.testing.assert_allclose(found, expected, **F32)
 
 
-@pytest.mark.parametrize("left", ["", END, END + "\n"])
+@pytest.mark.parametrize("left", ["", END, END + "\n", END * 3])
 def test_text_prompts_are_scored_as_they_are_at_the_end_of_their_turn(source, expected, left):
     # The tiny template writes a call as the text does, so the ids are those of the messages.
     completions = [text + left for text in CALLS]
@@ -161,7 +164,7 @@ def test_nothing_said_is_empty_for_verl_and_tunix(source):
     assert TunixReward(source, rule=rule)([rendered(ROWS[0])], [None]) == [-2.0]
 
 
-@pytest.mark.parametrize("left", [END, END + "\n"])
+@pytest.mark.parametrize("left", [END, END + "\n", END * 3])
 def test_an_end_that_is_left_on_a_message_is_taken_off(source, expected, left):
     turns = [[{"role": "assistant", "content": text + left}] for text in CALLS]
     reward = TRLReward(source, end_ids=None, rule=UnscoredRule(empty=-2.0))
@@ -180,6 +183,29 @@ def test_a_truncated_text_that_is_to_be_scored_gets_no_end(source, scorer):
 def test_over_long_texts_follow_the_rule(source):
     reward = TRLReward(source, end_ids=None, rule=UnscoredRule(over_long=-4.0))
     assert reward(["Hi"], ["word " * 600]) == [-4.0]
+
+
+def test_the_first_rejection_of_a_kind_is_logged(source, caplog):
+    """A column that is wrong in every row, and training that would go on with a constant."""
+    reward = TunixReward(source, rule=NUMBERS)
+    columns = {"messages": ["no JSON"] * 3}
+    for _ in range(2):
+        assert reward(["whatever"] * 3, CALLS[:3], **columns) == [-7.0] * 3
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert reward.last["unscorable"] in record.message
+    assert "unscorable" in record.message
+    assert "-7.0" in record.message
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_function_over_http_can_be_copied(copied):
+    reward = TRLReward(RewardClient("http://127.0.0.1:1", end_text=END), end_ids=[2], rule=NUMBERS)
+    reward.counts["completions"] = 3
+    found = copied(reward)
+    assert (found.end_ids, found.rule, found.end_text) == ({2}, NUMBERS, END)
+    assert found.counts == {"completions": 3}
+    assert found(MESSAGES[:1], ["half a c"], [[9]]) == [-7.0]  # truncated: nothing is asked
 
 
 # --- verl and Tunix -------------------------------------------------------------------------------

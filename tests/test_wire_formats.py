@@ -70,6 +70,9 @@ def test_a_template_without_an_ending_completes_and_flags_nothing():
         (TEXT, TEXT, False),
         (TEXT[:-1], TEXT, False),
         (TEXT + "\n", TEXT + "\n", True),
+        (TEXT[:-1] + "<|im_end|>" * 3, TEXT, False),  # padding
+        (TEXT + "<|im_end|>" * 3, TEXT, False),
+        (TEXT[:-1] + "<|im_end|>\n", TEXT, False),
         (TEXT[:-2], TEXT[:-2], True),
         ("Hi", "Hi", True),
     ],
@@ -94,6 +97,26 @@ def test_a_second_bos_is_never_added():
     assert texts("<s><s>Hi", add_special_tokens=False).ids.tolist() == [bos, *with_bos]
 
 
+def test_padded_ids_are_flagged_and_scored_as_they_are():
+    bare = tiny.new_tokenizer(template=tiny.TEMPLATE.replace("<|im_end|>\n", "<|im_end|>"))
+    for tokenizer in (tiny.tokenizer(), prepare_tokenizer(bare)):
+        texts = TextTokenizer(tokenizer, 100)
+        end = texts.ending
+        whole = texts("Hi" + end.token, add_special_tokens=False).ids.tolist()
+        assert texts.of_ids(whole).truncated is False
+        padded = [*whole, *[tokenizer.eos_token_id] * 2]
+        assert (texts.of_ids(padded).ids, texts.of_ids(padded).truncated) == (padded, True)
+
+
+def test_under_a_template_without_roles_a_second_end_is_an_empty_turn():
+    fast = tiny.new_tokenizer()
+    fast.chat_template = (
+        "{% for m in messages %}{{ m.content }}{{ m.tool_calls or '' }}<|im_end|>{% endfor %}"
+    )
+    found = TextTokenizer(fast, 100)("Hi<|im_end|><|im_end|>", add_special_tokens=False)
+    assert found.ids.tolist() == fast("Hi<|im_end|><|im_end|>")["input_ids"]
+
+
 @pytest.mark.parametrize(
     ("given", "items"),
     [("Hi", 1), (["Hi"], 1), (["Hi", "Ho"], 2), ([1, 2], 1), ([[1, 2], [3]], 2), (["Hi", [1]], 2)],
@@ -101,6 +124,11 @@ def test_a_second_bos_is_never_added():
 def test_input_is_a_text_or_ids_or_a_list_of_them(reader, given, items):
     for wire in (CLASSIFY, EMBEDDINGS):
         assert len(wire.read({"input": given}, reader).items) == items
+
+
+def test_messages_that_are_null_are_none(reader):
+    found = CLASSIFY.read({"messages": None, "input": "Hi"}, reader)
+    assert len(found.items) == 1
 
 
 @pytest.mark.parametrize("given", [None, [], [[]], {}, 3, [None], [1, "x"], [1.5], [True], [[1.0]]])
@@ -131,6 +159,7 @@ def test_a_template_that_fails_rejects_the_request_alone(reader, monkeypatch):
 
 def test_strict_json():
     assert parse_json('{"a": 1.5, "b": "é"}'.encode()) == {"a": 1.5, "b": "é"}
+    assert parse_json(b'\xef\xbb\xbf{"a": 1.5}') == {"a": 1.5}  # a byte order mark
     for body in (b"NaN", b'{"a": Infinity}', b'{"a": 1e400}', b"\xff", b"", b"[" * 10**5):
         with pytest.raises(WireError) as error:
             parse_json(body)

@@ -139,11 +139,14 @@ def _is_named(tool: Any) -> bool:
 
 
 def _without_end(text: str, end: str | None) -> tuple[str, bool]:
-    """The text before the end of the turn, and whether that was there."""
+    """The text before the end of the turn, and whether that was there; more than one are padding,
+    where the end is the pad."""
     shorter = text.rstrip()
-    if end and shorter.endswith(end):
-        return shorter.removesuffix(end), True
-    return text, False
+    if not end or not shorter.endswith(end):
+        return text, False
+    while shorter.endswith(end):
+        shorter = shorter.removesuffix(end)
+    return shorter, True
 
 
 def _ended(known: bool | None, found: bool, keeps_end: bool) -> bool | None:

@@ -55,6 +55,9 @@ _log = logging.getLogger(__name__)
 _DISCARD_BYTES = 64 * 2**20
 _DISCARD_SECONDS = 10.0
 _DISCARD_IDLE_SECONDS = 1.0  # a client that has stopped sending is waiting
+# When the server closes, bodies on their way have this long to become whole: a client that is cut
+# while it sends may not see the answer.
+_LAST_BODIES_SECONDS = 5.0
 # Bodies of all requests together, in largest bodies.
 _BODIES_HELD = 8
 # Threads that read bodies, but for those larger than this many bytes (a tenth of a second's work).
@@ -149,14 +152,19 @@ class RewardServer:
         self._reading = _threads(_READING_THREADS, "reading")
         self._reading_large = _threads(1, "reading-large")
         self._held = 0  # bytes of bodies
+        self._arriving: set[asyncio.Timeout] = set()  # of bodies that are not whole yet
 
     def begin_closing(self) -> None:
-        """Accepts nothing more; what is accepted is finished."""
+        """Accepts nothing more; what is accepted is finished, if its body is soon whole. Call it in
+        the event loop."""
         self.closing = True
+        for limit in self._arriving:
+            limit.reschedule(asyncio.get_running_loop().time() + _LAST_BODIES_SECONDS)
+        self._arriving.clear()
 
     def close(self) -> None:
-        """Finishes what is accepted and ends the threads."""
-        self.begin_closing()
+        """Finishes what is accepted and ends the threads; no body may be arriving any more."""
+        self.closing = True
         self._batcher.close()
         self._reading.shutdown()
         self._reading_large.shutdown()
@@ -166,7 +174,7 @@ class RewardServer:
     async def answer(self, request: Request) -> Response:
         """Any of the four formats, by its path."""
         if self.closing:
-            raise WireError(503, "shutting down", "the server accepts nothing more")
+            raise _shutting_down()
         wire, seconds = FORMATS[request.scope["path"]], self.options.time_out
         try:
             async with asyncio.timeout(seconds):
@@ -183,7 +191,7 @@ class RewardServer:
     async def health(self, request: Request) -> Response:
         """Ready for rewards? Open to all."""
         if self.closing:
-            raise WireError(503, "shutting down", "the server accepts nothing more")
+            raise _shutting_down()
         found = {"status": "ok", "model": self.options.model, "dtype": self.options.dtype}
         return _json(found | {"max_tokens": self.max_tokens})
 
@@ -214,17 +222,32 @@ class RewardServer:
         if declared.isdecimal() and len(declared) < 20 and int(declared) > most:
             raise _too_big(int(declared), most)
         try:
-            async for part in request.stream():
-                size += len(part)
-                self._held += len(part)
-                if size > most:
-                    raise _too_big(size, most)
-                if self._held > _BODIES_HELD * most:
-                    raise WireError(429, "queue is full", "too many bodies are being read", 1)
-                parts.append(part)
+            async with self._unless_closing():
+                async for part in request.stream():
+                    size += len(part)
+                    self._held += len(part)
+                    if size > most:
+                        raise _too_big(size, most)
+                    if self._held > _BODIES_HELD * most:
+                        raise WireError(429, "queue is full", "too many bodies are being read", 1)
+                    parts.append(part)
             yield b"".join(parts)
         finally:
             self._held -= size
+
+    @contextlib.asynccontextmanager
+    async def _unless_closing(self) -> AsyncIterator[None]:
+        """What happens in here is given up soon after the server closes: a client that sends half a
+        body would hold it up until the time-out."""
+        try:
+            async with asyncio.timeout(None) as limit:
+                self._arriving.add(limit)
+                try:
+                    yield
+                finally:
+                    self._arriving.discard(limit)
+        except TimeoutError:
+            raise _shutting_down() from None
 
 
 class Door:
@@ -344,6 +367,10 @@ def _authorised(scope: Scope, token: str) -> bool:
     # In constant time: how long it takes must not tell how much of a guess is right.
     same = hmac.compare_digest(credentials.strip(), token.encode())
     return same and scheme.lower() == b"bearer"
+
+
+def _shutting_down() -> WireError:
+    return WireError(503, "shutting down", "the server accepts nothing more")
 
 
 def _too_big(size: int, most: int) -> WireError:

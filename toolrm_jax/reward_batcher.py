@@ -5,10 +5,11 @@
        ^---------------------------- its own rewards, one or a Rejected a sequence ----------+
 
 The thread takes what is queued, a few milliseconds after the first of it arrived, up to a number of
-tokens that keeps the device busy and the wait short. Requests are taken whole and in order. What is
-cancelled (a client that left, a time-out) leaves the queue; what is being scored by then is scored
-for nothing. A window that fails is tried again request by request, so that only the request that
-fails pays for it.
+tokens that keeps the device busy and the wait short. Requests are taken whole and in order; one
+that is longer than a window is scored in slices of a window each. What is cancelled (a client that
+left, a time-out) leaves the queue, or stops after the slice that is being scored: the device is
+never busy for longer than a window with what nobody waits for. A window that fails is tried again
+request by request, so that only the request that fails pays for it.
 
     batcher = RewardBatcher(scorer.score_sequences, max_queued_tokens=10**6, window_tokens=16_384)
     rewards = await batcher.rewards([[1, 2, 3], [1, 2, 4]])
@@ -22,8 +23,10 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from toolrm_jax.score_request import TOO_MANY_TOKENS, Rejected
 from toolrm_jax.scorer import SequenceScores
@@ -68,9 +71,10 @@ class RewardBatcher:
     Args:
       score: sequences of token ids -> SequenceScores; called from one thread only.
       max_queued_tokens: of all requests that wait or are being scored.
-      window_tokens: of the requests that are scored together; a longer one is scored alone.
+      window_tokens: of the requests that are scored together; a longer one is scored alone, in
+        slices.
       window_seconds: how long the first request of a window waits for company.
-      on_window: called after each window with its sequences and tokens, from the thread.
+      on_window: called after each window or slice with its sequences and tokens, from the thread.
     """
 
     def __init__(
@@ -171,16 +175,19 @@ class RewardBatcher:
     # --- the scoring thread's side ----------------------------------------------------------------
 
     def _run(self) -> None:
-        while jobs := self._take():
-            began = time.monotonic()
-            answers = self._score_window(jobs)
-            # Counted before it is delivered: who has an answer finds it counted, and room again.
-            tokens = sum(job.tokens for job in jobs)
-            self._finish(tokens, time.monotonic() - began)
-            self._on_window(sum(len(job.sequences) for job in jobs), tokens)
-            for job, outcome in answers:
-                job.deliver(outcome)
-            del jobs, job, answers, outcome  # while it waits for more, it holds on to nothing
+        # A call each: while it waits for more, it holds on to nothing.
+        while self._take_and_score():
+            pass
+
+    def _take_and_score(self) -> bool:
+        jobs = self._take()
+        answers = self._score_window(jobs) if jobs else []
+        # Counted before it is delivered: who has an answer finds it counted, and room again.
+        with self._changed:
+            self._running_tokens = 0
+        for job, outcome in answers:
+            job.deliver(outcome)
+        return bool(jobs)
 
     def _take(self) -> list[_Job]:
         """Waits for the next window's jobs; none: closed, and all is done."""
@@ -212,22 +219,53 @@ class RewardBatcher:
         return jobs
 
     def _score_window(self, jobs: list[_Job]) -> list[tuple[_Job, Outcomes | WireError]]:
+        """The jobs with their outcomes; none where all of them were given up meanwhile."""
+        found: Outcomes = []
         try:
-            outcomes = iter(_outcomes(self._score([s for job in jobs for s in job.sequences])))
-            return [(job, [next(outcomes) for _ in job.sequences]) for job in jobs]
+            for part in _slices([s for job in jobs for s in job.sequences], self._window_tokens):
+                if all(job.future.done() for job in jobs):
+                    return []
+                found += self._scored(part)
         except Exception as error:
             if len(jobs) > 1:
                 return [answer for job in jobs for answer in self._score_window([job])]
             _log.exception("a request of %d tokens could not be scored", jobs[0].tokens)
             reason = f"{type(error).__name__}; the server's log has more"
             return [(jobs[0], WireError(503, "scoring failed", reason))]
+        outcomes = iter(found)
+        return [(job, [next(outcomes) for _ in job.sequences]) for job in jobs]
 
-    def _finish(self, tokens: int, seconds: float) -> None:
-        with self._changed:
-            self._running_tokens = 0
-            rate = tokens / max(seconds, 1e-6)
-            # The first window may have had to compile; later ones soon outweigh it.
-            self._tokens_per_second += (rate - self._tokens_per_second) / 4
+    def _scored(self, sequences: list[Any]) -> Outcomes:
+        began = time.monotonic()
+        outcomes = _outcomes(self._score(sequences))
+        tokens = sum(map(len, sequences))
+        rate = tokens / max(time.monotonic() - began, 1e-6)
+        # The first window may have had to compile; later ones soon outweigh it.
+        self._tokens_per_second += (rate - self._tokens_per_second) / 4
+        self._on_window(len(sequences), tokens)
+        return outcomes
+
+
+def _slices(sequences: list[Any], most: int) -> Iterator[list[Any]]:
+    """Parts of at most so many tokens; those that a sequence shares with the one before it, as
+    responses share their prompt, are computed once and counted once."""
+    part: list[Any] = []
+    tokens = 0
+    for sequence in sequences:
+        new = len(sequence) - (_shared(part[-1], sequence) if part else 0)
+        if part and tokens + new > most:
+            yield part
+            part, tokens, new = [], 0, len(sequence)
+        part.append(sequence)
+        tokens += new
+    yield part
+
+
+def _shared(a: Any, b: Any) -> int:
+    """How many tokens two sequences have in common at their beginnings."""
+    length = min(len(a), len(b))
+    differs = np.asarray(a[:length]) != np.asarray(b[:length])
+    return int(differs.argmax()) if differs.any() else length
 
 
 def _outcomes(scores: SequenceScores) -> Outcomes:

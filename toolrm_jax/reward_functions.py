@@ -23,6 +23,7 @@ get instead, and each function counts them by kind in `counts`.
 
 import collections
 import dataclasses
+import logging
 import math
 import threading
 from collections.abc import Collection, Sequence
@@ -34,6 +35,10 @@ from toolrm_jax.score_request import BODY_TOO_BIG, OVER_LONG, TOO_MANY_TOKENS, R
 
 if TYPE_CHECKING:  # it imports JAX, which a trainer over HTTP does without
     from toolrm_jax.scorer import Scorer
+
+_log = logging.getLogger(__name__)
+# verl calls from several threads. One for all functions: one of its own none could be pickled with.
+_counting = threading.Lock()
 
 Value = float | None | Literal["score"]
 
@@ -51,7 +56,10 @@ class RuleError(InputError, ValueError):
 class UnscoredRule:
     """What a completion gets that is not simply scored: a number, None, or "score" (as it stands).
 
-    None takes a completion out of the update (TRL knows that, verl and Tunix do not).
+    None takes a completion out of the update (TRL knows that, verl and Tunix do not), unless
+    another reward function gives it a number: TRL sums what the functions give and takes None for 0
+    there, which beats every negative reward. Beside other functions use
+    `UnscoredRule.number(value)`, with a value below the model's rewards for finished turns.
 
     Attributes:
       over_long: prompt and completion exceed what the model takes.
@@ -154,7 +162,6 @@ class _RewardFunction:
         self.keeps_end = keeps_end
         self.counts: collections.Counter[str] = collections.Counter()
         self.last: dict[str, str] = {}
-        self._lock = threading.Lock()  # verl calls from several threads
 
     def _read(self, prompt: Any, completion: Any, **known: Any) -> Completion:
         found = read_completion(
@@ -179,7 +186,7 @@ class _RewardFunction:
         asked = [i for i, reward in enumerate(rewards) if reward == "score"]
         for i, outcome in zip(asked, self._ask([completions[i] for i in asked]), strict=True):
             rewards[i] = self._value(outcome, kinds)
-        with self._lock:
+        with _counting:
             self.counts.update(kinds, completions=len(completions))
         return rewards, kinds
 
@@ -205,8 +212,18 @@ class _RewardFunction:
             return reward
         kind = "over_long" if outcome.reason in _OVER_LONG else "unscorable"
         kinds[kind] += 1
+        value = getattr(self.rule, kind)
+        if kind not in self.last:
+            # It may be every row of a data set whose columns are wrong, and training would go on.
+            _log.warning(
+                "%s: a completion is %s (%s) and gets %s; others like it are only counted",
+                self.__name__,
+                kind,
+                str(outcome)[:500],  # it quotes the row, which may be megabytes
+                value,
+            )
         self.last[kind] = str(outcome)
-        return getattr(self.rule, kind)
+        return value
 
 
 class TRLReward(_RewardFunction):

@@ -77,8 +77,6 @@ def serve(args: argparse.Namespace) -> None:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                # Idle connections count here, which the app itself does not see.
-                limit_concurrency=4 * options.max_connections,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=math.ceil(options.time_out) + 5,
             )

@@ -3,8 +3,10 @@
     "...<|im_end|>"        ends at the end of a turn: the template's tail is appended ("\\n" after
                            ChatML's), so that the reward is that of the rendered conversation
     "...<|im_end|>\\n"      is complete already
+    "...<|im_end|><|im..." an end after an end is padding, where the pad is the end: it is taken off
     "...and the wea"       is scored as it stands, and flagged as truncated
-    [151644, 8948, ...]    ids are scored as they are; flagged where they do not end as a turn does
+    [151644, 8948, ...]    ids are scored as they are; flagged where they do not end as a turn does,
+                           or are padded
 
 What ends a turn, and what follows, is read off the tokenizer's own template, by rendering probes.
 
@@ -51,6 +53,12 @@ class TextTokenizer:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.ending = ending_of(tokenizer)
         whole = self.ending.token + self.ending.tail if self.ending else ""
+        # A turn that says nothing, under a template that writes no role before it, may end where
+        # the one before it ended; under any other, a second end is padding.
+        self._may_be_padded = self.ending is not None and not any(
+            self.ending.token * 2 in text or whole + self.ending.token in text
+            for text in probe_texts(tokenizer)
+        )
         # This first call also turns off what padding and truncation a tokenizer's file may ask for;
         # from then on it is only read, which threads may do together.
         self._end_ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
@@ -73,14 +81,24 @@ class TextTokenizer:
     def of_ids(self, ids: list[int]) -> TextTokens | Rejected:
         """The same for token ids; the scorer checks that they are of its vocabulary."""
         end = self._end_ids
-        return self._fitting(ids, bool(end) and ids[-len(end) :] != end)
+        padded = self._may_be_padded and ids[-2 * len(end) :] == end * 2
+        return self._fitting(ids, bool(end) and (padded or ids[-len(end) :] != end))
 
     def _completed(self, text: str) -> tuple[str, bool]:
         if self.ending is None:
             return text, False
-        if text.endswith(self.ending.token):
-            return text + self.ending.tail, False
-        return text, not text.endswith(self.ending.token + self.ending.tail)
+        token, whole = self.ending.token, self.ending.token + self.ending.tail
+        if not text.endswith((token, whole)):
+            return text, True
+        if text.endswith(whole):
+            text = text.removesuffix(self.ending.tail)
+        length = len(text) - len(token)
+        while self._may_be_padded and text.endswith(token, 0, length):
+            length -= len(token)
+        bare = text[:length]
+        if self._may_be_padded and bare.endswith(whole):
+            return bare, False
+        return bare + whole, False
 
     def _fitting(self, ids: Any, truncated: bool) -> TextTokens | Rejected:
         if len(ids) > self.max_tokens:

@@ -161,7 +161,9 @@ class WireFormat:
 def parse_json(body: bytes) -> dict[str, Any]:
     """The object in a body; strict: UTF-8, no NaN, no number beyond a double."""
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
+        # A byte order mark, as some editors write it, is no part of the text.
+        text = body.decode("utf-8-sig")
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise WireError(400, NOT_JSON, f"the body is not UTF-8: {error}") from None
     except RecursionError:
@@ -256,14 +258,9 @@ def write_get_reward(asked: Asked, answers: Answers, model: str) -> dict[str, An
 
 def read_classify(body: dict[str, Any], reader: Reader) -> Asked:
     """Texts, token ids, or a conversation whose last message is the one to be scored."""
-    if body.get("truncate_prompt_tokens") is not None:
-        raise WireError(
-            422,
-            NO_REQUEST,
-            "truncate_prompt_tokens: nothing is ever cut here; leave it out, and shorten the input",
-        )
-    if "messages" not in body:
+    if body.get("messages") is None:
         return read_input(body, reader)
+    _check_uncut(body)
     messages = _list(body["messages"], "messages")
     last = messages[-1] if messages else None
     if not isinstance(last, dict) or last.get("role") != "assistant":
@@ -289,6 +286,7 @@ def write_classify(asked: Asked, answers: Answers, model: str) -> dict[str, Any]
 
 def read_input(body: dict[str, Any], reader: Reader) -> Asked:
     """{"input": text | [text, ...] | ids | [ids, ...]}; special tokens are added by default."""
+    _check_uncut(body)
     special = _flag(body, "add_special_tokens", True)
     given = body.get("input")
     if isinstance(given, str) or (isinstance(given, list) and given and _is_id(given[0])):
@@ -376,6 +374,15 @@ def _remarks(item: Item) -> dict[str, Any]:
 def _usage(items: list[tuple[Item, float]]) -> dict[str, Any]:
     tokens = sum(sum(item.tokens) for item, _ in items)
     return {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
+
+
+def _check_uncut(body: dict[str, Any]) -> None:
+    if body.get("truncate_prompt_tokens") is not None:
+        raise WireError(
+            422,
+            NO_REQUEST,
+            "truncate_prompt_tokens: nothing is ever cut here; leave it out, and shorten the input",
+        )
 
 
 def _check_rows(rows: int, reader: Reader) -> None:

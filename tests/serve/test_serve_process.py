@@ -1,5 +1,6 @@
 """A real server, its clients, and its command."""
 
+import contextlib
 import json
 import shutil
 import socket
@@ -75,17 +76,26 @@ def test_openrlhfs_requests(server, plain):
 def _raw(server, data: bytes, *, close: bool = False, wait: float = 10) -> bytes:
     with socket.create_connection(("127.0.0.1", server.port), timeout=wait) as connection:
         connection.sendall(data)
-        if close:
-            return b""
-        found = b""
-        while part := connection.recv(65536):
-            found += part
-        return found
+        return b"" if close else _rest(connection)
+
+
+def _rest(connection: socket.socket) -> bytes:
+    found = b""
+    while part := connection.recv(65536):
+        found += part
+    return found
 
 
 def _post(length: int, *headers: str) -> bytes:
     lines = ["POST /get_reward HTTP/1.1", "Host: x", f"Content-Length: {length}", *headers]
     return "\r\n".join([*lines, "", ""]).encode()
+
+
+def _wait_for(condition) -> None:
+    over = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < over
+        time.sleep(0.01)
 
 
 def test_clients_that_leave_or_send_half_do_no_harm(server):
@@ -162,6 +172,27 @@ def test_a_port_that_is_taken_is_said_before_the_model_is_loaded():
         port = str(taken.getsockname()[1])
         with pytest.raises(SystemExit, match=r"cannot be bound.*--port 0"):
             main(["--model", "none", "--port", port])
+
+
+def test_idle_connections_and_half_a_body_hold_nothing_up(model):
+    """A server for one request at a time, with five open connections that ask for nothing."""
+    options = ("--max-tokens", "512", "--no-compile", "--max-connections", "1")
+    with contextlib.ExitStack() as stack, running(model, *options) as server:
+        for _ in range(5):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        assert httpx.post(server.url + "/v1/rewards", json=REQUEST, timeout=60).status_code == 200
+        half = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+        half.sendall(_post(100) + b'{"query"')
+        _wait_for(lambda: httpx.post(server.url + "/v1/rewards", json=REQUEST).status_code == 503)
+        answer = httpx.post(server.url + "/v1/rewards", json=REQUEST)
+        assert error_of(answer)["reason"] == "too many requests at once"
+        assert answer.headers["retry-after"] == "1"
+        assert httpx.get(server.url + "/health").status_code == 200
+        began = time.monotonic()
+        server.terminate()
+        assert b"shutting down" in _rest(half)
+        assert server.process.wait(30) == 0
+        assert time.monotonic() - began < 20  # and not the time-out's 120
 
 
 def test_a_server_with_a_token_listens_elsewhere(model):

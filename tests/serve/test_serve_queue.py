@@ -2,14 +2,20 @@
 
 import asyncio
 import threading
+import time
 
 import httpx
+import numpy as np
 import pytest
 from app_requests import REQUEST, app_of, ask, error_of
-from served import client
+from served import F32, client
 
+from toolrm_jax import reward_app
 from toolrm_jax.errors import InputError
 from toolrm_jax.reward_app import ServeOptions
+from toolrm_jax.reward_batcher import RewardBatcher
+from toolrm_jax.score_plan import Work
+from toolrm_jax.scorer import SequenceScores
 from toolrm_jax.serve import main
 from toolrm_jax.wire_formats import FORMATS
 
@@ -150,6 +156,83 @@ def test_a_time_out_is_503_and_leaves_the_queue(plain, monkeypatch):
     with app_of(plain, time_out=0.5, window_seconds=0.001) as app:
         answers = asyncio.run(run(app))
     assert {(a.status_code, error_of(a)["reason"]) for a in answers} == {(503, "time-out")}
+
+
+def test_a_large_request_that_is_given_up_frees_the_server(plain, monkeypatch):
+    """It is scored in slices, and not on when its time is up; who came later is answered."""
+    calls, window = [], 4 * plain.plan.batch_tokens
+
+    def slow(sequences):
+        calls.append(sum(map(len, sequences)))
+        time.sleep(0.4 * calls[-1] / window)
+        return SequenceScores(np.ones(len(sequences), np.float32), {}, Work())
+
+    monkeypatch.setattr(plain, "score_sequences", slow)
+    large = {"input": [[3 + n % 97, *[5] * 499] for n in range(1000)]}  # 30 windows, 12 seconds
+
+    async def run(app):
+        async with client(app) as http:
+            first = asyncio.create_task(http.post("/classify", json=large))
+            while not calls:
+                await asyncio.sleep(0.005)
+            small = await http.post("/v1/rewards", json=REQUEST)
+            return await first, small
+
+    with app_of(plain, time_out=2.0) as app:
+        first, small = asyncio.run(run(app))
+    assert (first.status_code, error_of(first)["reason"]) == (503, "time-out")
+    assert small.status_code == 200
+    assert max(calls) <= window
+    assert len(calls) < 10
+
+
+def test_a_request_in_slices_has_the_rewards_of_one_window(plain):
+    """Responses that share their prompt stay together as far as a window goes."""
+    prompts = [[3 + n, *range(10, 110)] for n in range(3)]
+    sequences = [[*prompt, *range(20, 20 + n)] for prompt in prompts for n in range(1, 9)]
+    windows = []
+
+    async def run():
+        batcher = RewardBatcher(
+            plain.score_sequences,
+            max_queued_tokens=10**6,
+            window_tokens=150,
+            on_window=lambda count, tokens: windows.append(count),
+        )
+        try:
+            return await batcher.rewards(sequences)
+        finally:
+            await asyncio.to_thread(batcher.close)
+
+    found = asyncio.run(run())
+    np.testing.assert_allclose(found, plain.score_sequences(sequences).rewards, **F32)
+    assert windows == [8, 8, 8]  # 101 tokens once, and 36 of the responses
+
+
+def test_half_a_body_does_not_hold_up_closing(plain, monkeypatch):
+    """It is told so soon; what is whole is answered."""
+    gate = Gate(plain, monkeypatch)
+    monkeypatch.setattr(reward_app, "_LAST_BODIES_SECONDS", 0.2)
+
+    async def half():
+        yield b'{"query"'
+        await asyncio.sleep(30)
+
+    async def run(app):
+        async with client(app) as http:
+            whole = asyncio.create_task(http.post("/v1/rewards", json=REQUEST))
+            part = asyncio.create_task(http.post("/get_reward", content=half()))
+            while not gate.windows:
+                await asyncio.sleep(0.005)
+            app.state.server.begin_closing()
+            answer = await asyncio.wait_for(part, 10)
+            gate.open.set()
+            return answer, await whole
+
+    with app_of(plain) as app:
+        part, whole = asyncio.run(run(app))
+    assert (part.status_code, error_of(part)["reason"]) == (503, "shutting down")
+    assert whole.status_code == 200
 
 
 def test_a_window_that_fails_is_the_fault_of_the_request_that_fails_alone(plain, monkeypatch):

@@ -78,6 +78,8 @@ def test_a_bad_body_is_refused_with_its_fault(plain, body, status, words):
         ("/v1/embeddings", {"input": {"text": "x"}}, "found an object"),
         ("/classify", {"messages": [USER]}, "assistant message as the last"),
         ("/classify", {"input": "x", "truncate_prompt_tokens": 5}, "nothing is ever cut"),
+        ("/classify", {"messages": [USER], "truncate_prompt_tokens": 5}, "nothing is ever cut"),
+        ("/v1/embeddings", {"input": "x", "truncate_prompt_tokens": 5}, "nothing is ever cut"),
         ("/v1/rewards", REQUEST | {"responses": ["word " * 600]}, "at most 512"),
         ("/v1/rewards", REQUEST | {"tools": [{"name": ""}]}, ""),
     ],

@@ -39,9 +39,11 @@ def test_rendered_texts_get_the_librarys_rewards_from_every_format(scorer):
     assert set(openrlhf["extra_logs"]["truncated"]) == {0.0}
 
 
-def test_a_text_that_stops_at_the_end_of_turn_is_completed(scorer):
+@pytest.mark.parametrize("pads", [0, 2])
+def test_a_text_that_stops_at_the_end_of_turn_is_completed(scorer, pads):
+    """As where a policy's pad is its end-of-turn token, and pads were left on."""
     texts, expected = texts_and_rewards(scorer, 3)
-    stopped = [text.removesuffix("\n") for text in texts]
+    stopped = [text.removesuffix("\n") + "<|im_end|>" * pads for text in texts]
     assert all(text.endswith("<|im_end|>") for text in stopped)
     with app_of(scorer) as app:
         found = ask(app, "/get_reward", {"query": stopped}).json()
