@@ -39,8 +39,9 @@ except ModuleNotFoundError as error:
         f"The reward server needs the package {error.name}: pip install 'toolrm_jax[serve]'"
     ) from error
 
-# After SIGTERM, how long clients on their way in are told so (503) before the port closes.
-_GRACE_SECONDS = 0.3
+# After SIGTERM, how long clients on their way in are told so (503) before the port closes. With 64
+# clients on two busy cores 0.3 seconds cut 23 of them off without an answer.
+_GRACE_SECONDS = 1.0
 _KEEP_ALIVE_SECONDS = 75
 
 

@@ -181,7 +181,7 @@ def test_idle_connections_and_half_a_body_hold_nothing_up(model):
         for _ in range(5):
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
         assert httpx.post(server.url + "/v1/rewards", json=REQUEST, timeout=60).status_code == 200
-        half = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+        half = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
         half.sendall(_post(100) + b'{"query"')
         _wait_for(lambda: httpx.post(server.url + "/v1/rewards", json=REQUEST).status_code == 503)
         answer = httpx.post(server.url + "/v1/rewards", json=REQUEST)
@@ -192,7 +192,7 @@ def test_idle_connections_and_half_a_body_hold_nothing_up(model):
         server.terminate()
         assert b"shutting down" in _rest(half)
         assert server.process.wait(30) == 0
-        assert time.monotonic() - began < 20  # and not the time-out's 120
+        assert time.monotonic() - began < 30  # and not the time-out's 120
 
 
 def test_a_server_with_a_token_listens_elsewhere(model):
