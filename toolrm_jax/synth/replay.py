@@ -9,8 +9,9 @@
 In the first two, `right` is the upstream's own verdict, where there is one; it decides. The second
 kind's rows are examples as well, which a source reads; some of its fields say when not to trust a
 row, and `ReplaySettings` says what is made of them. Where the upstream found no calls in an answer,
-what the model said is read again: it may be calls in another dialect. Rows of no kind are rejected
-with file and line. The answers wait in a temporary file on disk, not in memory.
+what the model said is read again: it may be calls in another dialect, which have no verdict then.
+Rows of no kind are rejected with file and line. The answers wait in a temporary file on disk, not
+in memory.
 
 What is counted as left out adds up: "read" is all answers, in whatever rows they stand.
 
@@ -24,6 +25,7 @@ import dataclasses
 import json
 import re
 import sqlite3
+import warnings
 from collections.abc import Callable, Iterator, Set
 from typing import Any, Self
 
@@ -41,8 +43,6 @@ from toolrm_jax.synth.sources import fc_reward_bench, toolrm_pairs
 from toolrm_jax.tool_calls import parse_calls
 
 Reject = Callable[[str, str, str], None]  # reason, detail, where: "file:line"
-
-
 _PAIRS = {"toolrm_pairs": toolrm_pairs.answers, "fc_reward_bench": fc_reward_bench.answers}
 
 
@@ -288,7 +288,9 @@ def _spoken(made: dict[str, Any]) -> str | None:
     if not text.startswith("{'input':"):
         return text
     try:
-        return str(ast.literal_eval(text)["output"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a backslash in the text might mean
+            return str(ast.literal_eval(text)["output"])
     except (ValueError, SyntaxError, KeyError, RecursionError, MemoryError):
         return None
 
