@@ -44,6 +44,19 @@ def test_another_option_of_an_evaluation_set_redoes_what_is_left_out(tmp_path):
         assert summary(tmp_path / "run", "2-obfuscated")["rows"] == 6 - left
 
 
+def test_of_a_task_in_two_sources_under_one_id_the_first_sources_is_kept(tmp_path):
+    """As configs/synth/local.py wants it: with the tools that the models were offered."""
+    extra = {"name": "extra", "description": "", "parameters": {"type": "object"}}
+    more = [{**row(0), "tools": [*row(0)["tools"], extra]}]
+    plain = write_rows(tmp_path / "plain.jsonl.gz", [row(0)])
+    other = write_rows(tmp_path / "other.jsonl.gz", more)
+    for first, second, tools in ((plain, other, 0), (other, plain, 1)):
+        settings = config(first, sources=(source(first), source(second)))
+        Pipeline(settings, tmp_path / "run").run(("examples", "obfuscated"))
+        (kept,) = rows_of(tmp_path / "run", "2-obfuscated")
+        assert len(kept["tools"]) == len(row(0)["tools"]) + tools
+
+
 def test_two_files_whose_different_rows_have_one_id_lose_none(tmp_path, capsys):
     chats = [chat(row(n)["conversation"][0]["content"]) for n in range(60)]
     files = [

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from toolrm_jax.score_job import Summary
 
 ALL_SCORED, FAILED, USAGE, SOME_REJECTED = 0, 1, 2, 3
+_BATCH_TOKENS = "4096 a CPU device, 16384 any other"  # the scorer's, in words
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(
             f"error: the device is out of memory ({first_line(error)[:200]}). Try a smaller "
-            f"--batch-tokens (default: 4096 a CPU device, 16384 any other), or --max-tokens.",
+            f"--batch-tokens (default: {_BATCH_TOKENS}), or --max-tokens.",
             file=sys.stderr,
         )
         return FAILED
@@ -154,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--batch-tokens",
         type=_positive,
-        help="tokens of a batch, over all devices (default: 4096 a CPU device, 16384 any other)",
+        help=f"tokens of a batch, over all devices (default: {_BATCH_TOKENS})",
     )
     add(
         "--workers",

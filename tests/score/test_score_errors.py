@@ -245,12 +245,19 @@ def test_workers_do_not_import_jax(model, tmp_path, rows, monkeypatch):
     assert found == [False]
 
 
+@pytest.fixture
+def ctrl_c():
+    """A shell's background job, as these tests may be, is deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_sigterm_ends_the_workers_and_ctrl_c_is_one_line(
     model, data, tmp_path, monkeypatch, capsys
 ):
     before = signal.getsignal(signal.SIGTERM)
-    # A shell's background job, as these tests may be, is deaf to Ctrl-C.
-    of_ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         kill = functools.partial(os.kill, os.getpid(), number)
         with monkeypatch.context() as patch:
@@ -261,7 +268,6 @@ def test_sigterm_ends_the_workers_and_ctrl_c_is_one_line(
                 found = error.code
         assert found == status
         assert multiprocessing.active_children() == []
-    signal.signal(signal.SIGINT, of_ctrl_c)
     assert signal.getsignal(signal.SIGTERM) is before
     assert capsys.readouterr().err.endswith("goes on from what is committed\n")
     assert committed(tmp_path) == 4

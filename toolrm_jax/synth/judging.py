@@ -121,8 +121,8 @@ def judge_answers(
             if answer.kind is not None:
                 counts[f"corruptions discarded: {answer.kind}"] += 1
                 continue
-            if key != gold and (doubt := _doubt(answer, example)):
-                counts[f"left out: right, but {doubt}"] += 1
+            if key != gold and (why := _why_not_shown(answer, example)):
+                counts[f"left out: right, but {why}"] += 1
                 continue
             counts["right"] += 1
             if key != gold:
@@ -158,7 +158,7 @@ def judge_answers(
     }
 
 
-def _doubt(answer: _Merged, example: Example) -> str | None:
+def _why_not_shown(answer: _Merged, example: Example) -> str | None:
     """Why a right answer, which is not the gold, is no example of what is right; None if it is."""
     response = answer.response
     if isinstance(response, str):
