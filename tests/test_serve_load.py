@@ -164,3 +164,15 @@ def test_sigterm_during_load_loses_no_accepted_request(model, posts):
     assert_right([(post, answer) for post, answer in outcomes if answer.status_code == 200])
     assert {answer.status_code for answer in refused} <= {503}
     assert all(a.json()["error"]["reason"] == "shutting down" for a in refused)
+
+
+def test_after_sigterm_the_port_stays_open_while_clients_come(model):
+    with running(model, *OPTIONS) as server, httpx.Client(base_url=server.url) as http:
+        server.terminate()
+        time.sleep(0.2)
+        for _ in range(8):  # longer than the quiet second after which it closes
+            assert http.post("/v1/rewards", content=b"{}").status_code == 503
+            time.sleep(0.3)
+        assert server.process.wait(10) == 0
+        with pytest.raises(httpx.ConnectError):
+            http.get("/health")

@@ -39,9 +39,10 @@ except ModuleNotFoundError as error:
         f"The reward server needs the package {error.name}: pip install 'toolrm_jax[serve]'"
     ) from error
 
-# After SIGTERM, how long clients on their way in are told so (503) before the port closes. With 64
-# clients on two busy cores 0.3 seconds cut 23 of them off without an answer.
-_GRACE_SECONDS = 1.0
+# After SIGTERM clients on their way in are told so (503) until, for so many looks around (uvicorn
+# takes ten a second), none has come or gone; then the port closes, and at the latest after the
+# second number. A fixed second cut off clients that had just connected, on two busy cores.
+_QUIET_TICKS, _MOST_TICKS = 10, 100
 _KEEP_ALIVE_SECONDS = 75
 
 
@@ -85,11 +86,13 @@ def serve(args: argparse.Namespace) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, with a time of grace between a signal and the closed port, and exit status 0."""
+    """uvicorn's, with a quiet second between a signal and the closed port, and exit status 0."""
 
     def __init__(self, config: uvicorn.Config, rewards: RewardServer, ready: Callable[[], None]):
         super().__init__(config)
         self._rewards, self._ready = rewards, ready
+        self._ticks = self._quiet_ticks = 0  # since the signal, and since anyone came or went
+        self._seen: tuple[int, set] = (0, set())
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -107,12 +110,16 @@ class _Server(uvicorn.Server):
         if not self._rewards.closing:
             _say("shutting down: finishing what was accepted")
             self._rewards.begin_closing()
-            asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._exit)
         elif number == signal.SIGINT:  # Ctrl-C again: at once
             self.force_exit = self.should_exit = True
 
-    def _exit(self) -> None:
-        self.should_exit = True
+    async def on_tick(self, counter: int) -> bool:
+        if self._rewards.closing:
+            seen = (self.server_state.total_requests, set(self.server_state.connections))
+            self._quiet_ticks = self._quiet_ticks + 1 if seen == self._seen else 0
+            self._ticks, self._seen = self._ticks + 1, seen
+            self.should_exit |= self._quiet_ticks >= _QUIET_TICKS or self._ticks >= _MOST_TICKS
+        return await super().on_tick(counter)
 
 
 def _options(args: argparse.Namespace, token: str | None) -> ServeOptions:
