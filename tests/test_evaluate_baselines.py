@@ -8,6 +8,7 @@ import pytest
 import tiny
 from evaluate_rows import TOOL, call, normal_rows, pair_row, write
 from faulty_server import faulty_server
+from source_rows import RAVEN, RAVEN_FUNCTIONS
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate import (
@@ -336,7 +337,22 @@ def test_pools_of_chat_logs_have_the_licence_that_is_given(monkeypatch, tmp_path
         tmp_path,
         [{"messages": messages, "tools": [TOOL]}],
         lambda _: {"message": {"content": TIDE}},
-        *("--format", "openai", "--license", "CC-BY-4.0"),
+        *("--format", "openai", "--option", "license=CC-BY-4.0"),
     )
     assert [c.right for c in found.cases[0].candidates] == [True]
     assert json.loads((tmp_path / "pools.jsonl").read_text())["license"] == "CC-BY-4.0"
+
+
+def test_pools_of_tasks_whose_functions_are_in_a_file_of_their_own(monkeypatch, tmp_path):
+    functions = write(tmp_path / "functions.jsonl", RAVEN_FUNCTIONS)
+    reply = json.dumps([{"name": "tide", "arguments": {"port": "Brest", "step": 1}}])
+    raven = [monkeypatch, tmp_path, [RAVEN], lambda _: {"message": {"content": reply}}]
+    form = ("--format", "nexusraven", "--option")
+    found, _, _ = make_pools(*raven, *form, f"functions={functions}")
+    assert (found.tasks, len(found.cases[0].tools)) == (["nexusraven/sea/0"], 2)
+    with pytest.raises(SystemExit, match="--option functions=FILE"):
+        make_pools(*raven, *form[:2])
+    with pytest.raises(SystemExit, match=r"unexpected keyword argument 'function'.*functions"):
+        make_pools(*raven, *form, f"function={functions}")
+    with pytest.raises(SystemExit, match="--option functions: expected NAME=VALUE"):
+        make_pools(*raven, *form, "functions")

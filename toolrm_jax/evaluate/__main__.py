@@ -36,8 +36,7 @@ from toolrm_jax.evaluate.results import made_by, read_run, write_run
 from toolrm_jax.evaluate.scorers import CaseScorer, cards_of
 from toolrm_jax.examples import Example
 from toolrm_jax.files import write_text
-from toolrm_jax.synth.reading import Source, open_found, source_digest
-from toolrm_jax.synth.sources import SOURCES
+from toolrm_jax.synth.reading import open_found, source_digest
 
 FC_REWARD_BENCH = "ibm-research/fc-reward-bench"
 
@@ -87,8 +86,7 @@ def _add_data_commands(commands: Any) -> None:
     )
     sift = _command(commands, "filter", _filter, "keep the best part of fine-tuning data")
     options.add_scoring(sift, None, baselines=False)
-    sift.add_argument("--format", default="normalised", choices=sorted(SOURCES), help="of --data")
-    sift.add_argument("--license", default="unknown", help="of rows in the format 'openai'")
+    options.add_source(sift, "normalised")
     sift.add_argument("--keep", type=float, default=0.5, help="the best fraction of the rows")
     sift.add_argument("--threshold", type=float, help="instead: the least reward that is kept")
     sift.add_argument(
@@ -97,8 +95,7 @@ def _add_data_commands(commands: Any) -> None:
     sift.add_argument("--noise", type=float, default=0.0, help="corrupt this share of the answers")
     made = _command(commands, "pools", _make_pools, "let a model answer: pools for best-of-n")
     made.add_argument("--data", required=True, help="the tasks")
-    made.add_argument("--format", required=True, choices=sorted(SOURCES), help="of --data")
-    made.add_argument("--license", default="unknown", help="of rows in the format 'openai'")
+    options.add_source(made, None)
     made.add_argument("--url", required=True, help="of an OpenAI-compatible server, with its /v1")
     made.add_argument("--model", required=True, help="its name there")
     made.add_argument("--key", default="", help="the environment's variable that holds the key")
@@ -272,7 +269,7 @@ def _robustness(args: argparse.Namespace) -> None:
 def _filter(args: argparse.Namespace) -> None:
     if not 0 < args.keep <= 1 or not 0 <= args.noise < 1:
         raise InputError(f"--keep {args.keep} --noise {args.noise}: expected shares of 1.")
-    source = _source(args, options.part(args))
+    source = options.source(args, options.part(args))
     found = list(open_found(source))
     examples = [one for one in found if isinstance(one, Example)]
     rejects = [
@@ -310,12 +307,6 @@ def _filter(args: argparse.Namespace) -> None:
     _say(args.output)
 
 
-def _source(args: argparse.Namespace, part: dict[str, str]) -> Source:
-    """--data as a source of synthesis."""
-    given = {"license": args.license} if args.format == "openai" else {}
-    return {"format": args.format, "path": args.data, "options": {**part, **given}}
-
-
 def _make_pools(args: argparse.Namespace) -> None:
     if args.output.suffix != ".jsonl":
         raise InputError(f"--output {args.output}: expected a name that ends in .jsonl")
@@ -328,7 +319,7 @@ def _make_pools(args: argparse.Namespace) -> None:
         "temperature": args.temperature,
         "key_variable": args.key,
     }
-    left_out = write_pools(args.output, _source(args, {}), entry, args.seed)["rejected"]
+    left_out = write_pools(args.output, options.source(args, {}), entry, args.seed)["rejected"]
     print(args.output, *(f"left out, {reason}: {n:,}" for reason, n in left_out.items()), sep="\n")
 
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,10 @@ from toolrm_jax.evaluate.likelihood import MOST_TOKENS, LikelihoodScorer
 from toolrm_jax.evaluate.llm_judge import JudgeScorer
 from toolrm_jax.evaluate.results import OVERLAP
 from toolrm_jax.evaluate.scorers import CaseScorer, FittedRules, ModelScorer, rule_scorers
+from toolrm_jax.literals import read_json
 from toolrm_jax.paths import is_remote
+from toolrm_jax.synth.reading import Source
+from toolrm_jax.synth.sources import SOURCES, check_options
 
 _PART = {"split": "train", "subset": ""}
 
@@ -78,6 +82,41 @@ def _add_baselines(parser: argparse.ArgumentParser) -> None:
     add("--judge-key", default="", help="the environment's variable that holds its key")
     add("--fit", default="", help="pairs on which the best combination of rules is fitted")
     add("--no-rules", action="store_true", help="leave out the rules that cost nothing")
+
+
+def add_source(parser: argparse.ArgumentParser, format: str | None) -> None:
+    """The options of a command whose --data are a source of synthesis."""
+    add = parser.add_argument
+    add(
+        "--format",
+        default=format,
+        required=format is None,
+        choices=sorted(SOURCES),
+        help="of --data, as in docs/synth-sources.md",
+    )
+    add(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of that format, such as functions=FILE or license=MIT; may be repeated. VALUE is "
+        "JSON, or else text",
+    )
+
+
+def source(args: argparse.Namespace, part: dict[str, str]) -> Source:
+    """--data as a source of synthesis."""
+    given: dict[str, Any] = {"license": "unknown"} if args.format == "openai" else {}
+    for one in args.option:
+        name, equals, value = one.partition("=")
+        if not equals:
+            raise InputError(f"--option {one}: expected NAME=VALUE")
+        try:
+            given[name] = read_json(value)
+        except ValueError:
+            given[name] = value
+    check_options(args.format, args.data, part | given)
+    return {"format": args.format, "path": args.data, "options": part | given}
 
 
 def named(given: str) -> tuple[str, str]:

@@ -51,8 +51,9 @@ def read(
     """The examples of the hub's data set; or of a file of queries, with one of functions."""
     if functions is None and as_path(path).is_file():
         raise InputError(
-            f"{path}: the functions are in a file of their own. Name it in synthesis's config, "
-            f"with the option 'functions', or give the hub's data set, which has both."
+            f"{path}: the functions are in a file of their own. Name it with the option "
+            f"'functions' (of the source in synthesis's config; --option functions=FILE of "
+            f"evaluation's commands), or give the hub's data set, which has both."
         )
     subsets = (None, None) if functions else SUBSETS
     known: _Functions = {}
