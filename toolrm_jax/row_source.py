@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 _BOM = b"\xef\xbb\xbf"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILE_ENDS = (".jsonl", ".gz", ".zst", ".parquet")
 # What is read at a time: of a file for its digest, and of a .zst, whose blocks grow many times.
 _DIGEST_BLOCK, _ZST_BLOCK = 1 << 20, 1 << 16
@@ -220,14 +221,14 @@ class ParquetRows(_FileRows):
 
 
 class HubRows(Rows):
-    """A split of a data set on the Hugging Face hub, at one commit (its newest, if none is given),
-    or of a local folder in its form; streamed."""
+    """A split of a data set on the Hugging Face hub, at one commit (its newest, if no revision is
+    given), or of a local folder in its form; streamed."""
 
-    def __init__(self, name: str, split: str, subset: str | None, commit: str | None = None):
+    def __init__(self, name: str, split: str, subset: str | None, revision: str | None = None):
         super().__init__(name)
         self.split, self.subset = split, subset
         self._folder = epath.Path(name) if epath.Path(name).is_dir() else None
-        self.commit = None if self._folder is not None else commit or self._newest_commit()
+        self.commit = None if self._folder is not None else self._commit_of(revision)
         self._data = self._load()
 
     def __iter__(self) -> Iterator[NumberedRow]:
@@ -259,11 +260,14 @@ class HubRows(Rows):
         found = by_name(self._folder).items()
         return [pair for pair in found if not re.search(r"(^|/)\.", pair[0])]
 
-    def _newest_commit(self) -> str | None:
+    def _commit_of(self, revision: str | None) -> str | None:
+        if revision and _COMMIT.fullmatch(revision):
+            return revision
         from huggingface_hub import HfApi
 
         try:
-            return HfApi().dataset_info(self.name, timeout=_ANSWER_SECONDS).sha
+            found = HfApi().dataset_info(self.name, revision=revision, timeout=_ANSWER_SECONDS)
+            return found.sha
         except Exception as error:
             raise self._unopened(error) from error
 
@@ -288,12 +292,17 @@ class HubRows(Rows):
 
 
 def open_rows(
-    name: str, *, split: str = "train", subset: str | None = None, commit: str | None = None
+    name: str, *, split: str = "train", subset: str | None = None, revision: str | None = None
 ) -> Rows:
     """The rows that `name` stands for (see the module's list); a path that exists wins over a hub
-    id, which is read at this commit or at its newest. Raises RowSourceError."""
+    id, which is read at this revision (a commit, branch or tag) or at its newest commit. Raises
+    RowSourceError."""
     check_store(name)
     path = epath.Path(name)
+    if revision is not None and path.exists():
+        raise RowSourceError(
+            f"A revision ({revision!r}) is of a hub's data set, and {name} is a path: leave it out."
+        )
     if path.is_dir():
         if is_remote(name):
             raise RowSourceError(f"{name} is a folder of a bucket: name a file in it.")
@@ -307,7 +316,7 @@ def open_rows(
             )
         return ParquetRows(name) if name.lower().endswith(".parquet") else LineRows(name)
     if _HUB_ID.fullmatch(name) and not name.lower().endswith(_FILE_ENDS):
-        return HubRows(name, split, subset, commit)
+        return HubRows(name, split, subset, revision)
     raise RowSourceError(
         f"No input at {name!r}: expected a file (.jsonl, .jsonl.gz, .jsonl.zst, .parquet), a "
         f"gs:// path, or a hub's data set (org/name)."

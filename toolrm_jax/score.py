@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from toolrm_jax.job_files import Shard
-    from toolrm_jax.score_job import Summary
+    from toolrm_jax.score_summary import Summary
 
 ALL_SCORED, FAILED, USAGE, SOME_REJECTED = 0, 1, 2, 3
 _BATCH_TOKENS = "4096 a CPU device, 16384 any other"  # the scorer's, in words
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def score(args: argparse.Namespace) -> "Summary":
     """Runs the job that the arguments describe, or what is left of it."""
-    from toolrm_jax import score_job
+    from toolrm_jax import score_job, score_summary
     from toolrm_jax.job_files import JobFiles
     from toolrm_jax.pretrained import local_path
     from toolrm_jax.row_source import check_store, open_rows
@@ -76,13 +76,13 @@ def score(args: argparse.Namespace) -> "Summary":
     shard = args.shard or _default_shard()
     files = JobFiles(shard.output(args.output))
     check_store(args.output)
-    commit = score_job.commit_begun(files, args.input)
-    rows = open_rows(args.input, split=args.split, subset=args.subset, commit=commit)
+    revision = args.revision or score_summary.commit_begun(files, args.input)
+    rows = open_rows(args.input, split=args.split, subset=args.subset, revision=revision)
     names = ("dtype", "max_tokens", "over_long", "raw", "batch_tokens", "chunk_rows")
     settings = {name: getattr(args, name) for name in names}
     # Found once: what is digested is what is loaded, even where a training run goes on meanwhile.
     path = local_path(args.model)
-    job = score_job.describe(args.model, path, rows, settings)
+    job = score_summary.describe(args.model, path, rows, settings)
     done = score_job.finished(files, job)
     if done is not None:
         print(f"{files.output} is complete already.", file=sys.stderr)
@@ -164,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--split", default="train", help="of a hub's data set (default: %(default)s)")
     add("--subset", help="of a hub's data set (default: its only one)")
+    add("--revision", help="of a hub's data set: a commit, branch or tag (default: its newest)")
     add("--cache-dir", help="of compiled programs (default: ~/.cache/toolrm_jax/compiled)")
     return parser
 

@@ -20,14 +20,8 @@ from typing import Any
 from etils import epath
 
 from toolrm_jax.job_files import JobError, JobFiles, Shard, listed, split_name
-from toolrm_jax.score_job import (
-    Counts,
-    Summary,
-    finished,
-    publish_output,
-    read_summary,
-    refuse_other,
-)
+from toolrm_jax.score_job import finished, publish_output
+from toolrm_jax.score_summary import Counts, Summary, read_summary, refuse_other
 
 
 def merge(output: str) -> Summary:

@@ -278,10 +278,11 @@ class Hub:
 
     def __init__(self, rows):
         self.info, self.rows = types.SimpleNamespace(splits=None), rows
-        self.commits, self.loaded = ["one", "two"], []
+        self.commits, self.loaded = ["1" * 40, "2" * 40], []
+        self.tags = {"v1": "3" * 40}
 
-    def dataset_info(self, name, timeout):
-        return types.SimpleNamespace(sha=self.commits.pop(0))
+    def dataset_info(self, name, revision, timeout):
+        return types.SimpleNamespace(sha=self.tags.get(revision) or self.commits.pop(0))
 
     def load(self, path, *, revision, **_):
         self.loaded.append(revision)
@@ -297,8 +298,26 @@ def test_a_push_to_the_hub_strands_no_job(model, tmp_path, rows, monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", hub.load)
     stopped(model, "org/name", tmp_path / "out.jsonl", monkeypatch)
     assert run(model, "org/name", tmp_path / "out.jsonl") == score.ALL_SCORED
-    assert hub.loaded == ["one", "one"]
+    assert hub.loaded == ["1" * 40] * 2
     assert len(lines_of(tmp_path / "out.jsonl")) == len(rows)
+
+
+def test_a_revision_of_the_hub_is_read_and_no_other_is_continued(
+    model, tmp_path, rows, monkeypatch, capsys
+):
+    hub = Hub(rows)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    monkeypatch.setattr("datasets.load_dataset", hub.load)
+    tagged = (model, "org/name", tmp_path / "out.jsonl", "--revision", "v1")
+    assert run(*tagged) == score.ALL_SCORED
+    assert hub.loaded == ["3" * 40]
+    about = json.loads((tmp_path / "out.summary.json").read_text())["job"]["input"]
+    assert about["commit"] == "3" * 40
+    assert run(*tagged[:3], "--revision", "4" * 40) == score.FAILED
+    assert "is there already, but was made with another input" in capsys.readouterr().err
+    path = tiny.write_lines(tmp_path / "in.jsonl", rows)
+    assert run(model, path, tmp_path / "other.jsonl", "--revision", "v1") == score.FAILED
+    assert "A revision ('v1') is of a hub's data set" in capsys.readouterr().err
 
 
 def test_other_versions_of_libraries_are_said(model, data, tmp_path, monkeypatch, capsys):
