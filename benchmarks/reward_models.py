@@ -87,9 +87,12 @@ def probe(folder: Path, pairs: Path) -> Path:
 
 
 def evaluate(command: str, folder: Path, data: Path, *arguments: str) -> Path:
-    """One evaluation; the folder of the run."""
-    if not (folder / "result.json").exists():
-        run("evaluate", command, f"--data={data}", f"--output={folder}", *arguments)
+    """One evaluation, unless the same one is there; the folder of the run."""
+    wanted = [command, f"--data={data}", f"--output={folder}", *arguments]
+    found = folder / "result.json"
+    made = shlex.split(json.loads(found.read_text())["command"])[3:] if found.exists() else None
+    if made != wanted:
+        run("evaluate", *wanted)
     return folder
 
 
@@ -130,7 +133,7 @@ def table(workdir: Path, data: Path | None, steps: int, dtype: str) -> list[Path
     heldout = head(workdir / "heldout.jsonl", of_bfcl.heldout, HELDOUT_ROWS)
     fields |= {"model.source": fitted, "train.steps": steps}
     pairs = dataset / "array_record"
-    trained = train("smollm2_synth", workdir / f"both-{steps}", pairs, heldout, **fields)
+    trained = train("smollm2_synth", workdir / f"both-{steps}-{dtype}", pairs, heldout, **fields)
     others = (f"--model=synthesised={trained}", f"--model=probe={fitted}", likelihood)
     options = (*others, f"--fit={fit_on(workdir, 'both')}")
     runs = []
@@ -152,7 +155,7 @@ def study(workdir: Path, data: Path, steps: int, dtype: str) -> list[Path]:
         name = f"{mix}-probe"
         models[name] = start = probe(workdir / name, fit_on(workdir, mix))
         for part in SIZES if mix == "both" else (4,):
-            name, count = f"{mix}-{steps // part}", steps // part
+            name, count = f"{mix}-{steps // part}-{dtype}", steps // part
             fields = {"model.dtype": dtype, "model.source": start, "train.steps": count}
             models[name] = train("smollm2_synth", workdir / name, pairs, heldout, **fields)
     path = data / "eval" / "fcrb_dev.jsonl.gz"

@@ -24,6 +24,7 @@ from toolrm_jax.evaluate.cards import data_counts
 from toolrm_jax.evaluate.cases import Candidate, Case, read_pools
 from toolrm_jax.evaluate.results import Run, read_run
 from toolrm_jax.evaluate.scorers import ModelScorer
+from toolrm_jax.tool_calls import parse_calls
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +91,17 @@ def test_rules_are_fitted_on_other_tasks_than_those_that_they_score(runs, tmp_pa
     assert not (tmp_path / "none").exists()
 
 
-def test_pools_that_were_built_to_have_both_are_labelled_so(runs):
+def test_pools_that_were_built_to_have_both_are_labelled_so(runs, tmp_path):
     run = read_run(runs / "b")
-    assert any("they were chosen so" in note for note in run.result["notes"])
+    (note,) = (note for note in run.result["notes"] if "as if chosen so" in note)
+    assert note.startswith("All 12 pools of the file have a right and a wrong candidate")
+    mixed = [pool_row(0), pool_row(1), pool_row(2, rights=(False, False, False))]
+    path = write(tmp_path / "mixed.jsonl", mixed)
+    command = ["best-of-n", "--data", str(path), "--n", "2", "--limit", "1"]
+    main([*command, "--output", str(tmp_path / "run")])
+    found = read_run(tmp_path / "run").result
+    assert not found["pools"]["built to have right and wrong"]
+    assert not any("chosen" in note for note in found["notes"])
     curve = run.result["best of n"]["distinct"]["curves"]["oracle"]
     assert [round(point["mean"], 3) for point in curve] == [0.333, 0.667, 1.0]
     assert run.result["best of n"]["sampled"]["curves"]["majority"][0]["error"] > 0
@@ -143,6 +152,8 @@ def test_the_report_is_one_page_with_everything_in_it(runs):
     text = (runs / "report.md").read_text()
     assert "### Accuracy by error type, %" in text
     assert "### Best of n, sampled draws, 12 pools" in text
+    (majority,) = re.findall(r"^\| majority .*", text, re.M)
+    assert re.search(r"\[\d+\.\d, \d+\.\d\] ± \d+\.\d \|", majority)
     assert set(json.loads((runs / "report.json").read_text())) == {str(runs / n) for n in "ab"}
 
 
@@ -169,6 +180,49 @@ def drawn_bars(monkeypatch, draw, *arguments):
     names = [b[0].get_label() if n.startswith("_") else n for n, b in zip(names, made, strict=True)]
     found = [[(p.get_height(), p.get_x()) for p in bars if p.get_height()] for bars in made]
     return dict(zip(names, found, strict=True))
+
+
+def test_each_of_thirteen_lines_looks_another(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(drawing, "_drawn", lambda draw, *_: draw(drawn[-1]) or "")
+
+    class Axes:
+        def __init__(self):
+            self.looks, self.heights = [], []
+
+        def plot(self, n, heights, *, color, linestyle, **_):
+            self.looks.append((color, linestyle))
+            self.heights.append(heights)
+
+        def barh(self, *_, color, hatch, **__):
+            self.looks.append((color, hatch))
+
+        def __getattr__(self, name):
+            return lambda *_, **__: None
+
+    cell = {"mean": 0.5, "low": 0.2, "high": 0.6, "n": 1}
+    drawn.append(Axes())
+    drawing.curves({str(k): [cell] for k in range(13)})
+    assert len(set(drawn[-1].looks)) == 13
+    assert drawn[-1].heights == [[50.0]] * 13  # the mean, not an end of its interval
+    drawn.append(Axes())
+    drawing.bars({str(k): {"all": cell} for k in range(13)})
+    assert len(set(drawn[-1].looks)) == 13
+
+
+def test_reliability_shows_what_is_sure_against_what_is_right(monkeypatch):
+    shown = []
+
+    class Axes:
+        def scatter(self, x, y, *_, **__):
+            shown.append((x, y))
+
+        def __getattr__(self, name):
+            return lambda *_, **__: None
+
+    monkeypatch.setattr(drawing, "_drawn", lambda draw, *_: draw(Axes()) or "")
+    drawing.reliability([{"sure": 0.75, "right": 0.5, "pairs": 3}])
+    assert shown == [([75.0], [50.0])]
 
 
 def test_ties_are_neither_sides_in_the_histogram(monkeypatch):
@@ -224,7 +278,7 @@ def test_pools_are_told_with_what_is_greedy_and_too_small(runs):
     about = best_of_n.about([dataclasses.replace(case(True), candidates=[GREEDY]), case(False)])
     found = {"distinct": {"curves": {}, "pools": 0, "too small": 2}}
     text = report.markdown([made_run(**{"pools": about, "best of n": found})])
-    assert "| greedy answers that are right, % | 100.0 |" in text
+    assert "| greedy answers that are right, % | 100.0 [20.7, 100.0] |" in text
     assert "| too small for the curves of distinct draws | 2 |" in text
 
 
@@ -238,6 +292,10 @@ def test_the_most_confident_mistakes_are_shown_with_what_differs():
     assert "<del>Brest</del>" in shown
     assert "<ins>&lt;Best&gt;</ins>" in shown or "&lt;<ins>Best</ins>&gt;" in shown
     assert "<i>?" not in shown
+    run.cases = [made] * 4
+    run.scores = {"m": [np.array([0.0, margin]) for margin in (0.5, 3.0, -1.0, 2.0)]}
+    order = re.findall(r"margin (\S+?)</summary", "".join(report._mistakes(run)))
+    assert order == ["-3.00", "-2.00", "-0.50"]
 
 
 def test_a_candidate_that_is_too_long_does_not_cost_the_others_their_rewards(model):
@@ -331,9 +389,11 @@ def test_every_pool_of_the_real_ones_is_read(toolrm_data):
     found = read_pools(toolrm_data / "data/eval/pools_dev.jsonl.gz")
     assert (len(found.cases), found.rejects) == (349, [])
     about = best_of_n.about(found.cases)
-    # Of 5,411; the others call nothing in other words, and are one with those that do.
-    assert (about["candidates"], about["fewest"]) == (5281, 8)
-    assert about["built to have right and wrong"]
+    assert (about["candidates"], about["fewest"]) == (5411, 8)  # all that the file has
+    right = [c.response for case in found.cases for c in case.candidates if c.right]
+    refusals = [response for response in right if not parse_calls(response)]
+    assert sum(response != [] for response in refusals) == 131  # in words, each its own
+    assert best_of_n.hold_both(found.cases)
 
 
 def test_a_name_ends_at_the_first_equals_sign_and_a_path_may_hold_some(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from toolrm_jax.evaluate import (
     best_of_n,
     pair_metrics,
     paired,
+    tables,
 )
 from toolrm_jax.evaluate.cases import Candidate, Case, Seen, read_pairs, read_pools
 from toolrm_jax.evaluate.results import Run
@@ -92,6 +93,24 @@ def test_the_same_answer_twice_is_one_candidate(tmp_path):
     row["candidates"] += [{**row["candidates"][0], "greedy": True}, row["candidates"][2]]
     (made,) = read_pools(write(tmp_path / "pools.jsonl", [row])).cases
     assert [(c.count, c.greedy) for c in made.candidates] == [(2, True), (2, False), (6, False)]
+
+
+def test_answers_that_call_nothing_are_their_words(tmp_path):
+    said = ["No tool fits.", "I cannot.", "[]", " ", None, "No tool fits."]
+    row = pool_row(0, candidates=[{"calls": [], "raw": raw, "correct": True} for raw in said])
+    (made,) = read_pools(write(tmp_path / "pools.jsonl", [row])).cases
+    found = [(c.response, c.count) for c in made.candidates]
+    assert found == [("No tool fits.", 2), ("I cannot.", 1), ([], 3)]
+
+
+def test_an_answer_is_not_right_and_wrong(tmp_path):
+    same = pair_row(0, rejected_output=call(port="Brest", day=0))
+    (reject,) = read_pairs(write(tmp_path / "pairs.jsonl", [same, pair_row(1)])).rejects
+    assert reject.reason.startswith("the same answer is right and wrong: [{")
+    both = [{"calls": call(port="Brest"), "correct": right} for right in (True, False)]
+    path = write(tmp_path / "pools.jsonl", [pool_row(0, candidates=both), pool_row(1)])
+    (reject,) = read_pools(path).rejects
+    assert (reject.line, reject.reason[:15]) == (1, "the same answer")
 
 
 def test_two_rows_of_one_id_are_two_cases_of_one_task(tmp_path):
@@ -196,6 +215,56 @@ def test_accuracy_by_length_and_its_correlation_are_those_of_scipy():
     assert found["length"]["right is longer"]["mean"] == pytest.approx(wanted)
 
 
+def test_every_figure_of_a_scorer_is_its_own():
+    """By hand: kinds, generators, lengths, margins and their order, each of other numbers."""
+    lengths = [("xx", "x"), ("x", "xx"), ("x", "xxx"), ("yy", "zz")]
+    models, kinds = ["m", "m", "n", "n"], ["a", "b", "b", "b"]
+    cases = [
+        Case(
+            str(k),
+            [],
+            [],
+            [Candidate(right, True), Candidate(wrong, False, kinds[k], models[k])],
+            "first" if k == 0 else "rest",
+        )
+        for k, (right, wrong) in enumerate(lengths)
+    ]
+    found = described(cases, [[5.0, 1.0], [1.0, 2.0], [3.0, 1.0], [0.0, 1.0]])
+    by = {
+        name: {label: cell["mean"] for label, cell in cells.items()}
+        for name, cells in found["by"].items()
+    }
+    assert by == {
+        "error type": {"a": 1.0, "b": pytest.approx(1 / 3)},
+        "category": {"first": 1.0, "rest": pytest.approx(1 / 3)},
+        "model": {"m": 0.5, "n": 0.5},
+    }
+    length = found["length"]
+    assert [length[k]["mean"] for k in ("right is longer", "right is shorter", "as long")] == [
+        1.0,
+        0.5,
+        0.0,
+    ]
+    margins = np.array([4.0, -1.0, 2.0, -1.0])
+    assert found["margin"]["mean"] == margins.mean()
+    assert found["margin"]["std"] == pytest.approx(margins.std())
+    low, middle, high = np.quantile(margins, [0.05, 0.5, 0.95])
+    assert [found["margin"][k] for k in ("5%", "50%", "95%")] == [low, middle, high]
+    # Ranks within each prompt, centred: longer and higher in the first, the reverse in the next.
+    scores, sizes = np.array([0.5, -0.5] * 3), np.array([0.5, -0.5, -0.5, 0.5, -0.5, 0.5])
+    scores[2:4] *= -1
+    wanted = np.corrcoef(np.append(scores, [-0.5, 0.5]), np.append(sizes, [0, 0]))[0, 1]
+    assert found["length"]["correlation within a prompt"] == pytest.approx(wanted)
+    (row,) = tables._length_table({"s": found})[2]
+    assert [cell.partition(" ")[0] for cell in row[1:4]] == ["100.0", "50.0", "0.0"]
+
+
+def test_infinite_scores_that_are_equal_tie():
+    cases = [case(True, False)] * 2
+    found = described(cases, [[np.inf, np.inf], [-np.inf, 1.0]])
+    assert (found["ties"], found["accuracy"]["mean"]) == (1, 0.25)
+
+
 def test_calibration_is_that_of_scikit_learn():
     calibration_curve = pytest.importorskip("sklearn.calibration").calibration_curve
     rng = np.random.default_rng(1)
@@ -281,19 +350,35 @@ def test_all_wrong_all_right_and_single_pools_have_their_plain_values():
     found = best_of_n.curves(cases, scores, most=1, draws="distinct", seed=0)
     for name in ("s", "random", "oracle"):
         assert found["curves"][name][0]["mean"] == pytest.approx(2 / 3)
+    assert found["by category"] == {}
     found = best_of_n.curves(cases, scores, most=2, draws="distinct", seed=0)
     assert (found["pools"], found["too small"]) == (2, 1)
     about = best_of_n.about(cases)
     assert (about["all right"], about["all wrong"]) == (2, 1)
-    assert not about["built to have right and wrong"]
     assert about["greedy"] is None
+    assert not best_of_n.hold_both(cases)
 
 
 def test_greedy_is_told_where_the_pools_mark_it():
     marked = case(True, False)
     first = dataclasses.replace(marked.candidates[0], greedy=True)
     marked = dataclasses.replace(marked, candidates=[first, marked.candidates[1]])
-    assert best_of_n.about([marked, case(False)])["greedy"] == {"pools": 1, "right": 1.0}
+    found = best_of_n.about([marked, case(False)])["greedy"]
+    assert (found["pools"], found["mean"], found["high"]) == (1, 1.0, 1.0)
+    assert 0 < found["low"] < 0.5  # of one pool little is known
+
+
+def test_by_category_it_is_the_best_of_the_largest_n():
+    cases = [case(True, False, False, task="a", category="x"), case(False, True, False, task="b")]
+    cases[1] = dataclasses.replace(cases[1], category="y")
+    scores = {"s": [np.array([3.0, 2.0, 1.0]), np.array([3.0, 2.0, 1.0])]}
+    found = best_of_n.curves(cases, scores, most=3, draws="distinct", seed=0)["by category"]
+    means = {
+        category: {name: cell[name]["mean"] for name in ("s", "random", "oracle")}
+        for category, cell in found.items()
+    }
+    assert means["x"] == {"s": 1.0, "random": pytest.approx(1 / 3), "oracle": 1.0}
+    assert means["y"] == {"s": 0.0, "random": pytest.approx(1 / 3), "oracle": 1.0}
 
 
 # Comparisons -------------------------------------------------------------------------------------
@@ -322,7 +407,41 @@ def run_of_pools(name, cases, scores):
         draws: best_of_n.curves(cases, scores, most=3, draws=draws, seed=0)
         for draws in best_of_n.DRAWS
     }
-    return Run(name, {"best of n": found, "data": {"sha256": name * 64}}, cases, scores)
+    about = {"best of n": found, "data": {"sha256": name * 64}, "seed": 0}
+    return Run(name, about, cases, scores)
+
+
+def test_a_scorer_is_compared_with_the_lines_beside_it():
+    rights = [(True, False, False), (False, True, False), (True, True, False)] * 3
+    cases = [
+        dataclasses.replace(case(*right, task=str(k)), messages=[{"k": k}])
+        for k, right in enumerate(rights)
+    ]
+    counts = [3, 1, 2]
+    cases = [
+        dataclasses.replace(
+            made,
+            candidates=[
+                dataclasses.replace(c, count=count)
+                for c, count in zip(made.candidates, counts, strict=True)
+            ],
+        )
+        for made in cases
+    ]
+    rng = np.random.default_rng(0)
+    run = run_of_pools("a", cases, [rng.normal(size=3) for _ in cases])
+    for line, draws in (("random", 2), ("oracle", 2), ("majority", 1)):
+        found = paired.compare(run, "s", run, line)["best of n"]
+        assert len(found) == draws  # distinct answers have no majority
+        for kind, made in found.items():
+            curve = run.result["best of n"][kind]["curves"][line]
+            assert [p["b"] for p in made["points"]] == pytest.approx([p["mean"] for p in curve])
+            assert made["pools"] == 9
+    # On pairs: what was sampled more often.
+    pairs = paired.compare(run, "majority", run, "random")
+    assert (pairs["a"]["accuracy"], pairs["b"]["accuracy"]) == (9 / 18, 0.5)
+    with pytest.raises(InputError, match="no scorer 'x'; it has: s, random, oracle, majority"):
+        paired.compare(run, "x", run, "s")
 
 
 def test_curves_of_best_of_n_are_compared_pool_by_pool():

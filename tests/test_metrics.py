@@ -105,5 +105,27 @@ def test_no_pairs_give_no_number():
     assert np.isnan([found.mean, found.low, found.high]).all()
 
 
+def test_where_resampling_sees_no_difference_the_interval_is_wilsons():
+    for rights in (0, 24):
+        found = estimate(np.full(24, rights / 24), alone(24))
+        theirs = stats.binomtest(rights, 24).proportion_ci(method="wilson")
+        assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+    # Copies within a task are one trial.
+    assert estimate(np.ones(48), np.repeat(alone(24), 2)).low == found.low
+    one_task = estimate(np.array([1.0, 0.0, 1.0]), ["t"] * 3)
+    assert (one_task.mean, one_task.n) == (pytest.approx(2 / 3), 3)
+    assert one_task.low < 0.2 < 0.9 < one_task.high
+    # A difference is no share: none at all stays none.
+    same = paired_gain(np.ones(9), np.ones(9), alone(9))
+    assert (same.low, same.high) == (0.0, 0.0)
+
+
+def test_many_tasks_are_resampled_in_parts(monkeypatch):
+    credits, tasks = coin_flips(500), np.repeat(alone(250), 2)
+    whole = estimate(credits, tasks)
+    monkeypatch.setattr("toolrm_jax.metrics._DRAWN_AT_ONCE", 7 * 250)
+    assert estimate(credits, tasks) == whole
+
+
 def test_an_estimate_reads_as_percent():
-    assert str(estimate(np.ones(10), alone(10))) == "100.0 [100.0, 100.0]"
+    assert str(estimate(np.array([1.0, 0.0]), ["a", "b"])) == "50.0 [0.0, 100.0]"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 RESAMPLES = 2000
+_DRAWN_AT_ONCE = 2**22  # numbers held together; the draws are the same however they are cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,19 +36,39 @@ def credit(margins: np.ndarray) -> np.ndarray:
 
 
 def estimate(credits: np.ndarray, tasks: Sequence[str], seed: int = 0) -> Estimate:
-    """Mean credit of pairs and its bootstrap interval over tasks. credits [n], tasks n names."""
-    if not len(credits):
-        return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    means = _resampled_means(np.asarray(credits, np.float64), tasks, seed)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(float(np.mean(credits)), float(low), float(high), len(credits))
+    """Mean credit of pairs and its bootstrap interval over tasks. credits [n], tasks n names.
+
+    Resampling cannot tell how much is known where all is right, all is wrong, or of one task: the
+    interval is Wilson's then, as if each task were one trial.
+    """
+    credits = np.asarray(credits, np.float64)
+    count = len(np.unique(np.asarray(tasks)))
+    if count == 1 or (count and (credits.min() == 1 or credits.max() == 0)):
+        return _wilson(float(credits.mean()), count, len(credits))
+    return _bootstrap(credits, tasks, seed)
 
 
 def paired_gain(
     credits: np.ndarray, other: np.ndarray, tasks: Sequence[str], seed: int = 0
 ) -> Estimate:
     """How much more credit the first scorer earns than the other on the same pairs."""
-    return estimate(np.asarray(credits) - np.asarray(other), tasks, seed)
+    return _bootstrap(np.asarray(credits, np.float64) - np.asarray(other), tasks, seed)
+
+
+def _bootstrap(values: np.ndarray, tasks: Sequence[str], seed: int) -> Estimate:
+    if not len(values):
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    low, high = np.quantile(_resampled_means(values, tasks, seed), [0.025, 0.975])
+    return Estimate(float(values.mean()), float(low), float(high), len(values))
+
+
+def _wilson(mean: float, trials: int, n: int) -> Estimate:
+    """Wilson's score interval (E. B. Wilson, 1927)."""
+    z = 1.959964  # two-sided, 95%
+    middle = (mean + z * z / (2 * trials)) / (1 + z * z / trials)
+    spread = mean * (1 - mean) / trials + (z / (2 * trials)) ** 2
+    half = z / (1 + z * z / trials) * spread**0.5
+    return Estimate(mean, max(middle - half, 0.0), min(middle + half, 1.0), n)
 
 
 def _resampled_means(values: np.ndarray, tasks: Sequence[str], seed: int) -> np.ndarray:
@@ -55,5 +76,11 @@ def _resampled_means(values: np.ndarray, tasks: Sequence[str], seed: int) -> np.
     _, cluster = np.unique(np.asarray(tasks), return_inverse=True)
     sums, counts = np.bincount(cluster, values), np.bincount(cluster)
     random = np.random.default_rng(seed)
-    draws = random.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
-    return (draws @ sums) / (draws @ counts)
+    chances = np.full(len(sums), 1 / len(sums))
+    at_once = max(1, _DRAWN_AT_ONCE // len(sums))
+    means = []
+    for begin in range(0, RESAMPLES, at_once):
+        size = min(at_once, RESAMPLES - begin)
+        draws = random.multinomial(len(sums), chances, size=size)
+        means.append((draws @ sums) / (draws @ counts))
+    return np.concatenate(means)

@@ -200,19 +200,20 @@ def _best_of_n(args: argparse.Namespace) -> None:
         raise InputError(f"--n {args.n}: expected a number from 1")
     if args.judge:
         raise InputError("--judge: a judge compares two answers, and a pool has more; leave it out")
-    data = read_pools(args.data, **options.part(args))
-    data, scorers, scores, notes = _scored(args, data)
+    whole = read_pools(args.data, **options.part(args))
+    data, scorers, scores, notes = _scored(args, whole)
     found = {
         draws: best_of_n.curves(data.cases, scores, most=args.n, draws=draws, seed=args.seed)
         for draws in best_of_n.DRAWS
     }
     if not any(made["pools"] for made in found.values()):
         raise InputError(f"{args.data}: no pool has {args.n} candidates; choose a smaller --n.")
-    pools = best_of_n.about(data.cases)
-    if pools["built to have right and wrong"]:
+    pools = best_of_n.about(data.cases, args.seed)
+    pools[best_of_n.BUILT] = best_of_n.hold_both(whole.cases)
+    if pools[best_of_n.BUILT]:
         notes.append(
-            "Every pool has a right and a wrong candidate: they were chosen so, and what random "
-            "and oracle reach says nothing about a model's own answers."
+            f"All {len(whole.cases):,} pools of the file have a right and a wrong candidate, as if "
+            f"chosen so: what random and oracle reach says nothing about a model's own answers."
         )
     figures = {"notes": notes, "pools": pools, "best of n": found}
     models = cards_of(scorers)

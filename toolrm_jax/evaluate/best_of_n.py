@@ -17,7 +17,8 @@ The most frequent answer (majority) needs sampled draws; it is found from `SUBSE
 its Monte-Carlo error is told. A vote is for what is called: words that call nothing are candidates
 of their own, for a scorer reads them, but however worded they vote for the same, unless there was
 no tool to call. "oracle" takes a right one if there is any, "random" any. "greedy", what the data
-marks as the model's answer without sampling, is no draw: `about` tells how often it is right.
+marks as the model's answer without sampling, is no draw: `about` tells how often it is right, over
+all pools that mark one.
 """
 
 import json
@@ -35,6 +36,8 @@ from toolrm_jax.tool_calls import attempts_call, parse_calls, words_of
 
 SUBSETS = 2000
 DRAWS = ("distinct", "sampled")
+BUILT = "built to have right and wrong"  # whether a file's pools are, among its figures
+RANDOM, ORACLE, MAJORITY = LINES = ("random", "oracle", "majority")  # beside the scorers'
 
 
 def expected_best(scores: np.ndarray, right: np.ndarray, counts: np.ndarray, n: int) -> float:
@@ -123,11 +126,10 @@ def curves(
         name: curve(lambda i, n, s=values: expected_best(s[i], right[i], counts[i], n))
         for name, values in scores.items()
     }
-    lines["random"] = curve(lambda i, n: float((right[i] * counts[i]).sum() / counts[i].sum()))
-    lines["oracle"] = curve(lambda i, n: expected_best(right[i] * 1.0, right[i], counts[i], n))
+    lines[RANDOM] = curve(lambda i, n: float((right[i] * counts[i]).sum() / counts[i].sum()))
+    lines[ORACLE] = curve(lambda i, n: expected_best(right[i] * 1.0, right[i], counts[i], n))
     if draws == "sampled":
-        votes = [votes_of(case) for case in cases]
-        lines["majority"] = _majority_curve(right, counts, votes, used, tasks, most, seed)
+        lines[MAJORITY] = _majority_curve(cases, used, tasks, most, seed)
     return {
         **found,
         "curves": lines,
@@ -139,6 +141,26 @@ def best_of_pool(case: Case, scores: np.ndarray, draws: str, n: int) -> float:
     """`expected_best` of one pool."""
     right = np.array([c.right for c in case.candidates], int)
     return expected_best(scores, right, counts_of(case, draws), n)
+
+
+def majority_of_pool(case: Case, number: int, n: int, seed: int) -> tuple[float, float]:
+    """`majority` of one pool, which is the run's so-and-so-many-th."""
+    right = np.array([c.right for c in case.candidates], int)
+    rng = np.random.default_rng([seed, n, number])
+    return majority(right, counts_of(case, "sampled"), n, rng, votes_of(case))
+
+
+def line_scores(line: str, case: Case) -> np.ndarray:
+    """Scores that put the candidates in the order of a line that is no scorer's. [C]
+
+    Of majority, how often what a candidate votes for was sampled.
+    """
+    if line == RANDOM:
+        return np.zeros(len(case.candidates))
+    if line == ORACLE:
+        return np.array([c.right for c in case.candidates], float)
+    votes = votes_of(case)
+    return np.bincount(votes, counts_of(case, "sampled"))[votes]
 
 
 def counts_of(case: Case, draws: str) -> np.ndarray:
@@ -163,20 +185,11 @@ def _estimate(values: Sequence[float], tasks: Sequence[str], seed: int) -> dict[
 
 
 def _majority_curve(
-    right: Sequence[np.ndarray],
-    counts: Sequence[np.ndarray],
-    votes: Sequence[np.ndarray],
-    used: Sequence[int],
-    tasks: Sequence[str],
-    most: int,
-    seed: int,
+    cases: Sequence[Case], used: Sequence[int], tasks: Sequence[str], most: int, seed: int
 ) -> list[dict[str, Any]]:
     points = []
     for n in range(1, most + 1):
-        made = [
-            majority(right[i], counts[i], n, np.random.default_rng([seed, n, i]), votes[i])
-            for i in used
-        ]
+        made = [majority_of_pool(cases[i], i, n, seed) for i in used]
         error = math.sqrt(sum(e * e for _, e in made)) / len(made)
         points.append({"n": n, **_estimate([m for m, _ in made], tasks, seed), "error": error})
     return points
@@ -194,8 +207,8 @@ def _by_category(
     """At the largest n, every scorer's chance by category, and the bounds of chance and oracle."""
     ranks: dict[str, Sequence[np.ndarray]] = {
         **scores,
-        "random": [np.zeros(len(r)) for r in right],
-        "oracle": [r * 1.0 for r in right],
+        RANDOM: [np.zeros(len(r)) for r in right],
+        ORACLE: [r * 1.0 for r in right],
     }
     found = {}
     for category in sorted({cases[i].category for i in used} - {""}):
@@ -210,13 +223,13 @@ def _by_category(
     return found
 
 
-def about(cases: Sequence[Case]) -> dict[str, Any]:
-    """What pools there are: with how many candidates, all right, all wrong, built to have both."""
+def about(cases: Sequence[Case], seed: int = 0) -> dict[str, Any]:
+    """What pools there are: with how many candidates, all right, all wrong, marked as greedy."""
     sizes = [len(case.candidates) for case in cases]
     rights = [sum(c.right for c in case.candidates) for case in cases]
-    mixed = sum(0 < r < size for r, size in zip(rights, sizes, strict=True))
-    greedy = [[c.right for c in case.candidates if c.greedy] for case in cases]
-    marked = [sum(g) / len(g) for g in greedy if g]
+    greedy = [(case.task, [c.right for c in case.candidates if c.greedy]) for case in cases]
+    marked = [(task, sum(g) / len(g)) for task, g in greedy if g]
+    shares = _estimate([share for _, share in marked], [task for task, _ in marked], seed)
     return {
         "pools": len(cases),
         "candidates": sum(sizes),
@@ -224,6 +237,10 @@ def about(cases: Sequence[Case]) -> dict[str, Any]:
         "most": max(sizes),
         "all right": sum(r == size for r, size in zip(rights, sizes, strict=True)),
         "all wrong": sum(r == 0 for r in rights),
-        "built to have right and wrong": mixed == len(cases),
-        "greedy": {"pools": len(marked), "right": sum(marked) / len(marked)} if marked else None,
+        "greedy": {"pools": len(marked), **shares} if marked else None,
     }
+
+
+def hold_both(cases: Sequence[Case]) -> bool:
+    """Has every pool a right and a wrong candidate? Of a whole file, that is hardly by chance."""
+    return all({c.right for c in case.candidates} == {True, False} for case in cases)

@@ -8,10 +8,11 @@
                                "n_samples", "greedy"}]}
 
 A row that is neither is rejected with its line and a reason, and the others go on. So is one whose
-messages, tools or answers are in no form that is known here (`turns`); a wrong answer's calls may
-be broken. Two rows of one id (FC-RewardBench has several pairs of a task) are two cases; the id is
-the task, by which intervals are clustered. Of a pool's candidates, those with the same answer are
-one.
+messages, tools or answers are in no form that is known here (`turns`), or that calls one answer
+both right and wrong; a wrong answer's calls may be broken. Two rows of one id (FC-RewardBench has
+several pairs of a task) are two cases; the id is the task, by which intervals are clustered. Of a
+pool's candidates, those with the same answer are one; where one calls nothing, its answer is the
+words under "raw", if there are any.
 
     found = read_pairs("fc_reward_bench.jsonl")
     found.cases, found.rejects
@@ -21,6 +22,7 @@ import collections
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -35,6 +37,7 @@ from toolrm_jax.splits import request_key
 from toolrm_jax.tool_calls import check_json, parse_calls
 
 Row = dict[str, Any]
+_NUMBERED = re.compile(r"#\d+$")  # as synthesis names the pairs of a prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +139,8 @@ def _pair(row: Row, unnamed: str) -> Case:
     request, right, wrong = _sides_of(row)
     about = row.get("rejected")
     kinds = [_error_of(about, n) or str(row.get("error_type") or "") for n in range(len(wrong))]
-    model = str(row.get("model_name") or row.get("model") or "")
+    names = ("model_name", "model", "rejected_model")
+    model = next((str(row[name]) for name in names if row.get(name)), "")
     candidates = [Candidate(plain_answer(answer), True) for answer in right]
     candidates += [
         Candidate(plain_answer(answer), False, kind, model)
@@ -216,7 +220,10 @@ def _candidate(one: Any, number: int) -> Candidate:
         raise ValueError(f"{at}: expected true or false under 'correct', found {right!r:.80}")
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"{at}: expected a whole number from 1 under 'n_samples', found {count!r}")
-    response = one["calls"] if one.get("calls") is not None else one.get("raw", one.get("response"))
+    said, response = one.get("raw", one.get("response")), one.get("calls")
+    has_words = isinstance(said, str) and said.strip() not in ("", "[]")
+    if response is None or (response == [] and has_words):
+        response = said
     if not isinstance(response, list | str | dict):
         raise ValueError(f"{at}: expected calls, or text under 'raw', found {response!r:.80}")
     model = str(one.get("model_name") or one.get("model") or "")
@@ -225,6 +232,12 @@ def _candidate(one: Any, number: int) -> Candidate:
 
 
 def _case(row: Row, unnamed: str, request: Request, candidates: list[Candidate]) -> Case:
+    answers = {
+        right: {json.dumps(c.response, sort_keys=True) for c in candidates if c.right == right}
+        for right in (True, False)
+    }
+    if both := answers[True] & answers[False]:
+        raise ValueError(f"the same answer is right and wrong: {min(both):.120}")
     made = Case(
         str(request.id) if request.id is not None else unnamed,
         [_described(tool) for tool in normalize_tools(request.tools)],
@@ -286,6 +299,6 @@ class Seen:
 
 def _plain(name: str) -> str:
     """The id without source and number of the pair; whole, where its last part is but a number."""
-    name = name.partition("#")[0]
+    name = _NUMBERED.sub("", name)
     last = name.rpartition("/")[2]
     return name if last.isdigit() else last

@@ -25,6 +25,8 @@ _LOOK: Any = {
     "ytick.color": _GREY,
     "legend.frameon": False,
 }
+# Ten colours, each by itself and then with other lines (of bars, hatched).
+_STYLES = (("-", ""), ("--", "//"), (":", ".."))
 _BINS = 20  # of a histogram, on each side of 0
 Cell = Mapping[str, Any]  # {"mean", "low", "high"}, shares from 0 to 1
 
@@ -51,11 +53,12 @@ def curves(lines: Mapping[str, Sequence[Cell]]) -> str:
     """A line with its interval for each name; points {"n", "mean", "low", "high"}."""
 
     def draw(axes: Any) -> None:
-        for name, line in lines.items():
+        for place, (name, line) in enumerate(lines.items()):
             n = [point["n"] for point in line]
-            (drawn,) = axes.plot(n, [100 * p["mean"] for p in line], marker=".", label=name)
+            look = {"color": f"C{place % 10}", "linestyle": _style(place)[0]}
+            axes.plot(n, [100 * p["mean"] for p in line], marker=".", label=name, **look)
             low, high = ([100 * p[end] for p in line] for end in ("low", "high"))
-            axes.fill_between(n, low, high, color=drawn.get_color(), alpha=0.12, linewidth=0)
+            axes.fill_between(n, low, high, color=look["color"], alpha=0.12, linewidth=0)
         axes.set_xlabel("n")
         axes.set_ylabel("right, %")
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -80,6 +83,10 @@ def bars(groups: Mapping[str, Mapping[str, Cell]]) -> str:
                 thick,
                 xerr=100 * np.array(ends),
                 label=name,
+                color=f"C{place % 10}",
+                hatch=_style(place)[1],
+                edgecolor="white",
+                linewidth=0,
                 error_kw={"ecolor": _GREY, "elinewidth": 1},
             )
         axes.axvline(50, color=_GREY, linewidth=1)
@@ -90,6 +97,10 @@ def bars(groups: Mapping[str, Mapping[str, Cell]]) -> str:
         axes.legend(loc="upper center", bbox_to_anchor=(0.3, -0.12), ncols=2)
 
     return _drawn(draw, 7.5, 1.6 + len(labels) * (0.25 + 0.13 * len(groups)))
+
+
+def _style(place: int) -> tuple[str, str]:
+    return _STYLES[place // 10 % len(_STYLES)]
 
 
 def _mean(found: Mapping[str, Cell], label: str) -> float | None:

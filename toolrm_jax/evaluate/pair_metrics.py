@@ -63,7 +63,9 @@ def margins_of(pairs: Pairs, scores: Sequence[np.ndarray]) -> np.ndarray:
     """Right minus wrong, [n]; infinite where only one side could be scored, 0 where neither."""
     right = np.array([scores[n][i] for n, i, _ in pairs.numbers], np.float64)
     wrong = np.array([scores[n][j] for n, _, j in pairs.numbers], np.float64)
-    margins = np.where(np.isnan(right), -np.inf, right - wrong)
+    with np.errstate(invalid="ignore"):  # two infinite ones are equal
+        margins = np.where(right == wrong, 0.0, right - wrong)
+    margins = np.where(np.isnan(right), -np.inf, margins)
     margins = np.where(np.isnan(wrong), np.inf, margins)
     return np.where(np.isnan(right) & np.isnan(wrong), 0.0, margins)
 

@@ -12,7 +12,8 @@ counted. The difference of the accuracies has a 95% interval by a bootstrap over
   independent; a tie is neither.
 
 Of two runs on pools, their curves of best-of-n are compared as well: pool by pool, at every n that
-is told, with the interval of the difference.
+is told, with the interval of the difference. There "random", "oracle" and "majority" stand beside
+the scorers; on pairs, majority prefers what was sampled more often.
 """
 
 import json
@@ -25,7 +26,7 @@ import scipy.stats
 from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate import best_of_n
 from toolrm_jax.evaluate.cases import Case
-from toolrm_jax.evaluate.pair_metrics import Pairs, margins_of, pairs_of
+from toolrm_jax.evaluate.pair_metrics import margins_of, pairs_of
 from toolrm_jax.evaluate.results import Run
 from toolrm_jax.metrics import credit, paired_gain
 from toolrm_jax.splits import digest
@@ -35,7 +36,7 @@ PERMUTATIONS, _AT_ONCE = 10_000, 100
 
 def compare(a: Run, a_scorer: str, b: Run, b_scorer: str, seed: int = 0) -> dict[str, Any]:
     """What the first earns more than the second: overall, by error type, as the best of n."""
-    mine, theirs = _credits(a, a_scorer), _credits(b, b_scorer)
+    mine, theirs = _Line(a, a_scorer).credits(), _Line(b, b_scorer).credits()
     shared = [key for key in mine if key in theirs]
     if not shared:
         raise InputError(
@@ -66,25 +67,53 @@ def _side(run: Run, scorer: str) -> dict[str, Any]:
     return {"run": run.path, "scorer": scorer, "data sha256": sha256, "overlap": bool(run.mark)}
 
 
-def _credits(run: Run, scorer: str) -> dict[str, tuple[str, str, float]]:
-    """By pair: its task, its error type, and what the scorer earns on it."""
-    if scorer not in run.scores:
-        raise InputError(
-            f"{run.path} has no scorer {scorer!r}; it has: {', '.join(run.scores) or 'none'}."
-        )
-    pairs = pairs_of(run.cases)
-    earned = credit(margins_of(pairs, run.scores[scorer]))
-    found: dict[str, tuple[str, str, float]] = {}
-    for place, value in enumerate(earned):
-        key = _unused(_key(run, pairs, place), found)
-        found[key] = (pairs.tasks[place], pairs.error_types[place], float(value))
-    return found
+class _Line:
+    """A scorer of a run; or of a run on pools "random", "oracle" or "majority"."""
 
+    def __init__(self, run: Run, name: str):
+        lines = best_of_n.LINES if "best of n" in run.result else ()
+        if name not in (*run.scores, *lines):
+            raise InputError(
+                f"{run.path} has no scorer {name!r}; it has: "
+                f"{', '.join([*run.scores, *lines]) or 'none'}."
+            )
+        self.run, self.votes = run, name == best_of_n.MAJORITY
+        self.scores = run.scores.get(name) or [best_of_n.line_scores(name, c) for c in run.cases]
 
-def _key(run: Run, pairs: Pairs, place: int) -> str:
-    number, i, j = pairs.numbers[place]
-    case = run.cases[number]
-    return _digest(case, [case.candidates[k].response for k in (i, j)])
+    def credits(self) -> dict[str, tuple[str, str, float]]:
+        """By pair: its task, its error type, and what is earned on it."""
+        pairs = pairs_of(self.run.cases)
+        earned = credit(margins_of(pairs, self.scores))
+        found: dict[str, tuple[str, str, float]] = {}
+        for place, value in enumerate(earned):
+            number, i, j = pairs.numbers[place]
+            case = self.run.cases[number]
+            sides = [case.candidates[k].response for k in (i, j)]
+            key = _unused(_digest(case, sides), found)
+            found[key] = (pairs.tasks[place], pairs.error_types[place], float(value))
+        return found
+
+    def pools(self) -> dict[str, int]:
+        """The pools' numbers, by what tells a pool from another."""
+        found: dict[str, int] = {}
+        for number, case in enumerate(self.run.cases):
+            answers = [[c.response, c.right, c.count] for c in case.candidates]
+            found[_unused(_digest(case, answers), found)] = number
+        return found
+
+    def chance(self, number: int, draws: str, n: int) -> float:
+        """How often the best of n of a pool is right."""
+        case = self.run.cases[number]
+        if self.votes:
+            return best_of_n.majority_of_pool(case, number, n, self.run.result["seed"])[0]
+        return best_of_n.best_of_pool(case, self.scores[number], draws, n)
+
+    def last(self, draws: str) -> int:
+        """The largest n of the run's curves; 0 where there is no such line."""
+        if self.votes and draws != "sampled":
+            return 0
+        curves = self.run.result.get("best of n", {}).get(draws, {}).get("curves", {})
+        return max((point["n"] for line in curves.values() for point in line), default=0)
 
 
 def _digest(case: Case, answers: list[Any]) -> str:
@@ -118,46 +147,34 @@ def curve_gains(a: Run, a_scorer: str, b: Run, b_scorer: str, seed: int = 0) -> 
 
     Over the pools that both runs have and that hold enough for the last n of both curves.
     """
-    mine, theirs = _pools(a, a_scorer), _pools(b, b_scorer)
+    first, second = _Line(a, a_scorer), _Line(b, b_scorer)
+    mine, theirs = first.pools(), second.pools()
     found = {}
     for draws in best_of_n.DRAWS:
-        last = min(_last(run, draws) for run in (a, b))
+        last = min(first.last(draws), second.last(draws))
         used = [
-            (case, scores, theirs[key][1])
-            for key, (case, scores) in mine.items()
-            if key in theirs and best_of_n.counts_of(case, draws).sum() >= last
+            (number, theirs[key])
+            for key, number in mine.items()
+            if key in theirs and best_of_n.counts_of(a.cases[number], draws).sum() >= last
         ]
         if last and used:
             found[draws] = {
                 "pools": len(used),
                 "left out": len(mine.keys() | theirs.keys()) - len(used),
-                "points": [_point(used, draws, n, seed) for n in best_of_n.milestones(last)],
+                "points": [
+                    _point(first, second, used, draws, n, seed) for n in best_of_n.milestones(last)
+                ],
             }
     return found
 
 
-def _pools(run: Run, scorer: str) -> dict[str, tuple[Case, np.ndarray]]:
-    """By what tells a pool from another: the pool, and the scores of its candidates."""
-    found: dict[str, tuple[Case, np.ndarray]] = {}
-    for case, scores in zip(run.cases, run.scores[scorer], strict=True):
-        answers = [[c.response, c.right, c.count] for c in case.candidates]
-        found[_unused(_digest(case, answers), found)] = (case, scores)
-    return found
-
-
-def _last(run: Run, draws: str) -> int:
-    """The largest n of a run's curves; 0 where it has none."""
-    curves = run.result.get("best of n", {}).get(draws, {}).get("curves", {})
-    return max((point["n"] for line in curves.values() for point in line), default=0)
-
-
 def _point(
-    used: Sequence[tuple[Case, np.ndarray, np.ndarray]], draws: str, n: int, seed: int
+    first: _Line, second: _Line, used: Sequence[tuple[int, int]], draws: str, n: int, seed: int
 ) -> dict[str, Any]:
-    first = np.array([best_of_n.best_of_pool(case, scores, draws, n) for case, scores, _ in used])
-    second = np.array([best_of_n.best_of_pool(case, scores, draws, n) for case, _, scores in used])
-    gain = _gain(first, second, [case.task for case, _, _ in used], seed)
-    return {**gain, "n": n, "a": float(first.mean()), "b": float(second.mean())}
+    mine = np.array([first.chance(number, draws, n) for number, _ in used])
+    theirs = np.array([second.chance(number, draws, n) for _, number in used])
+    gain = _gain(mine, theirs, [first.run.cases[number].task for number, _ in used], seed)
+    return {**gain, "n": n, "a": float(mine.mean()), "b": float(theirs.mean())}
 
 
 # Tests and words ---------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ run --facts_of--> where its figures come from, a sentence each
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from toolrm_jax.evaluate.best_of_n import milestones
+from toolrm_jax.evaluate.best_of_n import BUILT, milestones
 from toolrm_jax.evaluate.cards import data_counts
 from toolrm_jax.evaluate.results import Run
 
@@ -151,7 +151,7 @@ def _curve_table(draws: str, found: Figures) -> Iterator[Table]:
     rows = []
     for name, line in found["curves"].items():
         points = {point["n"]: point for point in line}
-        rows.append([name, *(interval(points[n]) for n in shown)])
+        rows.append([name, *(interval(points[n]) + _give_or_take(points[n]) for n in shown)])
     title = f"Best of n, {draws} draws, {found['pools']:,} pools"
     yield title, ["scorer", *(f"n = {n}, %" for n in shown)], rows
     if found.get("by category"):
@@ -163,16 +163,21 @@ def _curve_table(draws: str, found: Figures) -> Iterator[Table]:
         yield f"Best of {last} by category, {draws} draws, %", ["category", "pools", *names], rows
 
 
+def _give_or_take(point: Figures) -> str:
+    """The Monte-Carlo error of what was found by drawing, in points."""
+    return f" ± {100 * point['error']:.1f}" if "error" in point else ""
+
+
 def _pools_table(found: Figures, curves: Figures) -> Table:
-    greedy, built = found["greedy"], "built to have right and wrong"
+    greedy = found["greedy"]
     rows = [
         [what, f"{found[what]:,}"] for what in ("pools", "candidates", "all right", "all wrong")
     ]
     rows += [
         ["candidates of a pool", f"{found['fewest']:,} to {found['most']:,}"],
-        [built, "yes" if found[built] else "no"],
+        [BUILT, "yes" if found.get(BUILT) else "no"],
         ["pools that mark a greedy answer", f"{greedy['pools']:,}" if greedy else "none"],
-        ["greedy answers that are right, %", percent(greedy and greedy["right"])],
+        ["greedy answers that are right, %", interval(greedy)],
     ]
     for draws, made in curves.items():
         rows.append([f"too small for the curves of {draws} draws", f"{made['too small']:,}"])
