@@ -12,7 +12,7 @@ Every command has its own --help; what the figures mean: docs/evaluate.md.
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +143,15 @@ def _command(commands: Any, name: str, run: Any, about: str) -> argparse.Argumen
 
 
 def _scored(
-    args: argparse.Namespace, data: Cases
+    args: argparse.Namespace, data: Cases, check: Callable[[Cases], None] = lambda _: None
 ) -> tuple[Cases, list[CaseScorer], dict[str, list[np.ndarray]], list[str]]:
-    """(the cases that may be used, the scorers, their scores by name, what is to be said)."""
+    """(the cases that may be used, the scorers, their scores by name, what is to be said).
+
+    check: raises, before anything is scored, where those cases are of no use.
+    """
     with options.scorers(args) as scorers:
         data, notes = options.usable(args, data, scorers)
+        check(data)
         scores = _all_scores(scorers, data.cases)
         notes += options.said_of(scorers)
     return data, scorers, scores, notes
@@ -201,13 +205,11 @@ def _best_of_n(args: argparse.Namespace) -> None:
     if args.judge:
         raise InputError("--judge: a judge compares two answers, and a pool has more; leave it out")
     whole = read_pools(args.data, **options.part(args))
-    data, scorers, scores, notes = _scored(args, whole)
+    data, scorers, scores, notes = _scored(args, whole, lambda data: _check_n(args, data))
     found = {
         draws: best_of_n.curves(data.cases, scores, most=args.n, draws=draws, seed=args.seed)
         for draws in best_of_n.DRAWS
     }
-    if not any(made["pools"] for made in found.values()):
-        raise InputError(f"{args.data}: no pool has {args.n} candidates; choose a smaller --n.")
     pools = best_of_n.about(data.cases, args.seed)
     pools[best_of_n.BUILT] = best_of_n.hold_both(whole.cases)
     if pools[best_of_n.BUILT]:
@@ -219,6 +221,15 @@ def _best_of_n(args: argparse.Namespace) -> None:
     models = cards_of(scorers)
     write_run(args.output, "best of n", data, scores, figures, args.seed, models=models)
     _say(args.output)
+
+
+def _check_n(args: argparse.Namespace, data: Cases) -> None:
+    largest = max(sum(best_of_n.counts_of(case, "sampled")) for case in data.cases)
+    if largest < args.n:
+        raise InputError(
+            f"--n {args.n}: the largest pool that may be scored of {args.data} has {largest:,} "
+            f"sampled candidates; choose no larger --n."
+        )
 
 
 def _robustness(args: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate.cases import Cases, read_pairs
 from toolrm_jax.evaluate.likelihood import MOST_TOKENS, LikelihoodScorer
 from toolrm_jax.evaluate.llm_judge import JudgeScorer
-from toolrm_jax.evaluate.results import OVERLAP
+from toolrm_jax.evaluate.results import OVERLAP, check_run
 from toolrm_jax.evaluate.scorers import CaseScorer, FittedRules, ModelScorer, rule_scorers
 from toolrm_jax.literals import read_json
 from toolrm_jax.paths import is_remote
@@ -142,7 +142,8 @@ def part(args: argparse.Namespace) -> dict[str, str]:
 
 @contextlib.contextmanager
 def scorers(args: argparse.Namespace) -> Iterator[list[CaseScorer]]:
-    """The scorers that were asked for, open."""
+    """The scorers that were asked for, open. Raises first where --output cannot become a run's."""
+    check_run(args.output)
     for name in ("limit", "max_tokens"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: expected a number from 1")

@@ -31,12 +31,14 @@ from toolrm_jax.evaluate.results import made_by
 from toolrm_jax.huggingface import (
     RewardTensors,
     Source,
+    is_directory,
     load_params,
     save_directory,
     truncate,
 )
 from toolrm_jax.loader import to_device
 from toolrm_jax.model import Compute, RewardModel, rms_norm
+from toolrm_jax.output_folder import check_output
 from toolrm_jax.pretrained import Pretrained, open_pretrained
 from toolrm_jax.rendering import Renderer, RenderError
 from toolrm_jax.sharding import make_mesh
@@ -65,7 +67,10 @@ def fit_probe(
       num_layers: its first layers alone; 0: all.
       max_tokens: longer prompts and answers are left out, and counted; so are those that the
         model's template refuses, and cases without a right or without a wrong answer.
+
+    Raises FileExistsError at once where `folder` holds something that is no model.
     """
+    check_output(folder, is_directory, replace=True)
     model = open_pretrained(name)
     source = truncate(model.source, num_layers)
     two_sided = [case for case in data.cases if len({c.right for c in case.candidates}) == 2]

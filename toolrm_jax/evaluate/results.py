@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate.cases import Candidate, Case, Cases
-from toolrm_jax.output_folder import new_folder
+from toolrm_jax.output_folder import check_output, new_folder
 from toolrm_jax.paths import as_path
 from toolrm_jax.versions import versions
 
@@ -60,6 +61,15 @@ def made_by(seed: int) -> dict[str, Any]:
     }
 
 
+def check_run(folder: str | os.PathLike[str]) -> None:
+    """Raises FileExistsError where `write_run` would; to be called before scoring."""
+    check_output(folder, _is_run, replace=True, last=RESULT, what="result")
+
+
+def _is_run(folder: epath.Path) -> bool:
+    return (folder / RESULT).exists()
+
+
 def write_run(
     folder: str | os.PathLike[str],
     what: str,
@@ -91,9 +101,7 @@ def write_run(
         "models": models or {},
         **figures,
     }
-    with new_folder(
-        folder, is_ours=lambda path: (path / RESULT).exists(), last=RESULT, what="result"
-    ) as made:
+    with new_folder(folder, _is_run, last=RESULT, what="result") as made:
         cases = (
             _case_row(case, {name: s[number] for name, s in scores.items()})
             for number, case in enumerate(data.cases)
