@@ -14,6 +14,7 @@ from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate import (
     llm_judge,
     probe,
+    report,
 )
 from toolrm_jax.evaluate.__main__ import _all_scores as all_scores
 from toolrm_jax.evaluate.__main__ import main
@@ -24,6 +25,7 @@ from toolrm_jax.evaluate.options import said_of
 from toolrm_jax.evaluate.pool_making import write_pools
 from toolrm_jax.evaluate.results import read_run
 from toolrm_jax.evaluate.scorers import ModelScorer, RuleScorer
+from toolrm_jax.evaluate.tables import facts_of
 from toolrm_jax.pretrained import open_pretrained
 from toolrm_jax.rendering import Renderer
 from toolrm_jax.synth.answer import Answer
@@ -219,6 +221,51 @@ def test_a_question_without_a_reply_is_counted_apart_and_its_pair_not_scored(mon
     (note,) = said_of([judge])
     assert "no reply: 2, " in note
     assert judge.card["model"] == "j"
+
+
+def cut_off(monkeypatch, day):
+    """Lets the server cut off what it replies to the pair of that day."""
+
+    def completion(question):
+        end = "length" if f"day {day}?" in question[0] else "stop"
+        return {"choices": [{"message": {"content": "A"}, "finish_reason": end}]}
+
+    monkeypatch.setattr("faulty_server.completion", completion)
+
+
+def test_a_judge_that_replied_to_no_pair_is_an_error_and_no_result(monkeypatch, tmp_path):
+    data = write(tmp_path / "rows.jsonl", [pair_row(1)])
+    cut_off(monkeypatch, day=1)
+    with faulty_server() as server:
+        command = ["pairs", "--data", str(data), "--judge", server.url, "--judge-model", "j"]
+        command += ["--output", str(tmp_path / "run"), "--no-rules"]
+        said = r"judge j at .* no pair \(no reply, cut off: 2\).*256 tokens \(--judge-max-tokens\)"
+        with pytest.raises(SystemExit, match=said):
+            main(command)
+        assert not (tmp_path / "run").exists()
+        cut_off(monkeypatch, day=None)
+        with pytest.raises(SystemExit, match=said):  # what was cut off is kept, for this limit
+            main(command)
+        main([*command, "--judge-max-tokens", "300"])
+    found = read_run(tmp_path / "run").result
+    assert found["models"]["judge j"]["max_tokens"] == 300
+    assert found["scorers"]["judge j"]["accuracy"]["n"] == 1
+
+
+def test_pairs_without_a_reply_are_no_ties_of_the_judge(monkeypatch, tmp_path):
+    data = write(tmp_path / "rows.jsonl", [pair_row(1), pair_row(2)])
+    cut_off(monkeypatch, day=2)
+    with faulty_server() as server:
+        command = ["pairs", "--data", str(data), "--judge", server.url, "--judge-model", "j"]
+        main([*command, "--output", str(tmp_path / "run")])
+    run = read_run(tmp_path / "run")
+    found = run.result["scorers"]["judge j"]
+    assert (found["accuracy"]["n"], found["ties"], found["unscored pairs"]) == (1, 1, 1)
+    assert "judge j: left out, as neither side could be scored: 1 pairs." in facts_of(run)
+    text = report.markdown([run])
+    assert "| Parameter value error | 1 to 2 |" in text
+    assert "| judge j | 50.0" in text
+    assert "| 1 | 1 | 2 | 1 | 0.00 | - |" in text
 
 
 def test_a_judge_refuses_more_than_two_answers_before_anything_is_scored(tmp_path):

@@ -109,6 +109,9 @@ def test_drift_tells_which_pairs_turned_and_how_far_rewards_moved():
     after["m"][0][0] = math.nan  # loses, and is not in the mean of what moved
     found = robustness.drift(cases, origins, before, after)["unicode"]["m"]
     assert found == {"accuracy before": 1.0, "accuracy": 0.0, "turned": 1.0, "drift": 2.0}
+    after["m"][0][:] = math.nan  # neither side: no pair that is known to have turned or not
+    found = robustness.drift(cases, origins, before, after)["unicode"]["m"]
+    assert found == {"accuracy before": 1.0, "accuracy": 0.0, "turned": 1.0, "drift": 2.0}
 
 
 def test_a_model_that_can_score_nothing_does_not_lose_the_run(model, tmp_path):
@@ -117,8 +120,12 @@ def test_a_model_that_can_score_nothing_does_not_lose_the_run(model, tmp_path):
     main([*command, "--output", str(tmp_path / "run"), "--dtype", "float32"])
     found = read_run(tmp_path / "run").result
     assert found["drift"]["unicode"]["m"]["drift"] is None
-    assert found["scorers"]["m"]["accuracy"]["mean"] == 0.5
-    assert found["scorers"]["m"]["unscored"] == 4
+    assert found["drift"]["unicode"]["m"]["accuracy"] is None
+    scored = found["scorers"]["m"]
+    assert (scored["accuracy"]["mean"], scored["accuracy"]["n"]) == (None, 0)
+    assert scored["by"]["category"]["unicode"]["n"] == 0
+    assert (scored["unscored"], scored["unscored pairs"]) == (4, 2)
+    assert "| m | - | 0 | 0 | 4 | 2 | - | - |" in report.markdown([read_run(tmp_path / "run")])
 
 
 def test_what_is_told_first_is_of_the_cases_as_they_are(tmp_path):

@@ -192,9 +192,33 @@ def test_accuracy_counts_ties_half_and_what_cannot_be_scored_loses():
     found = described(cases, [[1, 0], [0, 1], [2, 2], [nan, 0], [0, nan]])
     assert found["accuracy"]["mean"] == pytest.approx((1 + 0 + 0.5 + 0 + 1) / 5)
     assert (found["ties"], found["unscored"]) == (1, 2)
-    both = described(cases[:1], [[nan, nan]])
-    assert (both["accuracy"]["mean"], both["ties"]) == (0.5, 1)
-    assert (both["margin"]["mean"], both["calibration"]["ece"]) == (None, None)
+    assert found["unscored pairs"] == 0
+
+
+def test_a_pair_of_which_neither_side_could_be_scored_is_in_no_share():
+    cases = [case(True, False, task=str(k), category="c") for k in range(3)]
+    found = described(cases, [[1, 0], [math.nan, math.nan], [2, 2]])
+    shares = (found["accuracy"], found["by"]["category"]["c"], found["length"]["right is shorter"])
+    assert [(share["mean"], share["n"]) for share in shares] == [(0.75, 2)] * 3
+    assert (found["ties"], found["unscored"], found["unscored pairs"]) == (1, 2, 1)
+    none = described(cases[:1], [[math.nan, math.nan]])
+    assert (none["accuracy"]["mean"], none["accuracy"]["n"], none["ties"]) == (None, 0, 0)
+    assert (none["margin"]["mean"], none["calibration"]["ece"]) == (None, None)
+
+
+def test_scorers_are_compared_on_the_pairs_that_both_could_score():
+    nan = [math.nan, math.nan]
+    cases = [case(True, False, task=str(k)) for k in range(4)]
+    scores = {"a": [[1, 0], [1, 0], nan, [0, 1]], "b": [[0, 1], nan, [1, 0], [0, 1]]}
+    scores = {name: [np.array(s, float) for s in found] for name, found in scores.items()}
+    run = Run("r", {"data": {"sha256": "0" * 64}}, cases, {**scores, "none": [np.array(nan)] * 4})
+    found = paired.compare(run, "a", run, "b")
+    assert (found["pairs"], found["unscored"], found["left out"]) == (2, 2, 0)
+    assert (found["a"]["accuracy"], found["b"]["accuracy"]) == (0.5, 0.0)
+    assert (found["difference"]["mean"], found["difference"]["n"]) == (0.5, 2)
+    assert "as one of the two could not score them: 2" in paired.words(found)
+    with pytest.raises(InputError, match="no pair that both 'a' and 'none' could score"):
+        paired.compare(run, "a", run, "none")
 
 
 def test_accuracy_by_length_and_its_correlation_are_those_of_scipy():

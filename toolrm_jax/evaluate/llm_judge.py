@@ -5,9 +5,9 @@
 It is asked twice, the second time with the answers exchanged, for judges prefer a place. An answer
 gets 1 where it was chosen both times, a half where each was chosen once (a tie), 0 otherwise; a
 reply that names neither counts for neither. A pair with a question that got no reply (time-outs,
-refused, cut off) is not scored. Answers are kept in a cache, so that a run that was killed goes on,
-and the same command asks again what timed out. Pairs alone: a pool would need a question for every
-two of its candidates.
+refused, cut off) is not scored; where no pair is, that is an error. Answers are kept in a cache, so
+that a run that was killed goes on, and the same command asks again what timed out. Pairs alone: a
+pool would need a question for every two of its candidates.
 
 A reply names a letter in a line that says nothing else: "B", "Answer: B", "The better reply is B."
 Where its lines name both, the last line decides, if it is one of them; any other reply names
@@ -46,6 +46,7 @@ _VERDICT = re.compile(
     r"(?i:(?:reply|response|answer) )?([AB])[.!]?"
 )
 _UNTOLD = ("license", "key_variable")
+REPLY_TOKENS = 256  # of a reply
 
 
 class JudgeScorer:
@@ -70,14 +71,15 @@ class JudgeScorer:
     ):
         self.name = name or f"judge {model}"
         entry = {"kind": "endpoint", "model": model, "license": "unknown", "url": url}
-        self._entry = {**entry, "temperature": 0.0, "max_tokens": 256, **how}
+        self._entry = {**entry, "temperature": 0.0, "max_tokens": REPLY_TOKENS, **how}
         self.card = {name: v for name, v in self._entry.items() if name not in _UNTOLD}
         self._cache = cache
         self.counts: collections.Counter[str] = collections.Counter()
 
     def score(self, cases: Sequence[Case]) -> Iterator[np.ndarray]:
         """1 for the candidate that won both questions, 0 for the other; else a half for each; NaN
-        for both where a question got no reply. Other cases than pairs are refused at once."""
+        for both where a question got no reply. Other cases than pairs are refused at once; that no
+        case was scored is an InputError after the last."""
         if wrong := next((case for case in cases if len(case.candidates) != 2), None):
             raise InputError(
                 f"{wrong.task} has {len(wrong.candidates)} candidates; a judge compares two: leave "
@@ -94,13 +96,24 @@ class JudgeScorer:
             reject=self._no_reply,
         ) as pool:
             stream = pool.answers(_questions(cases))
-            following = next(stream, None)
+            following, answered = next(stream, None), 0
             for number in range(len(cases)):
                 replies: dict[str, str] = {}
                 while following is not None and following.example_id.startswith(f"{number}/"):
                     replies[following.example_id] = _letter(following)
                     following = next(stream, None)
+                answered += len(replies) == 2
                 yield self._shares([replies.get(f"{number}/{order}") for order in range(2)])
+        if cases and not answered:
+            raise InputError(self._silent())
+
+    def _silent(self) -> str:
+        said = ", ".join(f"{what}: {number:,}" for what, number in self.counts.items())
+        return (
+            f"{self.name} at {self._entry['url']} replied to both questions of no pair ({said}). "
+            f"Where replies are cut off, give it more than {self._entry['max_tokens']:,} tokens "
+            f"(--judge-max-tokens); the same command asks again what timed out."
+        )
 
     def _no_reply(self, reason: str, *_: object) -> None:
         # "refused", "cut off"; of what another run may ask again, "MODEL: no answer".

@@ -16,7 +16,7 @@ import numpy as np
 from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate.cases import Cases, read_pairs
 from toolrm_jax.evaluate.likelihood import MOST_TOKENS, LikelihoodScorer
-from toolrm_jax.evaluate.llm_judge import JudgeScorer
+from toolrm_jax.evaluate.llm_judge import REPLY_TOKENS, JudgeScorer
 from toolrm_jax.evaluate.results import OVERLAP, check_run
 from toolrm_jax.evaluate.scorers import CaseScorer, FittedRules, ModelScorer, rule_scorers
 from toolrm_jax.literals import read_json
@@ -80,6 +80,12 @@ def _add_baselines(parser: argparse.ArgumentParser) -> None:
     )
     add("--judge-model", default="", help="the judge's name there")
     add("--judge-key", default="", help="the environment's variable that holds its key")
+    add(
+        "--judge-max-tokens",
+        type=int,
+        default=REPLY_TOKENS,
+        help="of a reply of the judge; one that thinks before it answers needs more",
+    )
     add("--fit", default="", help="pairs on which the best combination of rules is fitted")
     add("--no-rules", action="store_true", help="leave out the rules that cost nothing")
 
@@ -144,8 +150,8 @@ def part(args: argparse.Namespace) -> dict[str, str]:
 def scorers(args: argparse.Namespace) -> Iterator[list[CaseScorer]]:
     """The scorers that were asked for, open. Raises first where --output cannot become a run's."""
     check_run(args.output)
-    for name in ("limit", "max_tokens"):
-        if (value := getattr(args, name)) is not None and value < 1:
+    for name in ("limit", "max_tokens", "judge_max_tokens"):
+        if (value := getattr(args, name, None)) is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: expected a number from 1")
     with contextlib.ExitStack() as stack:
         found: list[CaseScorer] = []
@@ -164,7 +170,13 @@ def scorers(args: argparse.Namespace) -> Iterator[list[CaseScorer]]:
                 raise InputError("--judge needs --judge-model, the name that its server knows")
             cache = f"{args.output.rstrip('/')}.judge.sqlite"
             found.append(
-                JudgeScorer(args.judge, args.judge_model, cache, key_variable=args.judge_key)
+                JudgeScorer(
+                    args.judge,
+                    args.judge_model,
+                    cache,
+                    key_variable=args.judge_key,
+                    max_tokens=args.judge_max_tokens,
+                )
             )
         if not args.no_rules:
             found += rule_scorers()

@@ -4,8 +4,9 @@ with it.
     cases, scores [candidates] each --pairs--> Pairs --describe--> JSON
 
 A pair is a right and a wrong candidate of one case. Equal scores earn half, and are counted apart.
-A pair of which only one side could be scored goes to that side; where neither could, it is a tie.
-Intervals are 95%, by a bootstrap over tasks (`metrics.py`).
+A pair of which only one side could be scored goes to that side. One of which neither could (both
+over-long, a judge without a reply) is in no share of that scorer: it is counted as unscored, and n
+is smaller by it. Intervals are 95%, by a bootstrap over tasks (`metrics.py`).
 
 Calibration takes the answer that the scores prefer: sigmoid(|difference|), at least a half, is how
 sure they are, and the share that is right is how sure they may be. ECE is the mean distance of the
@@ -21,7 +22,7 @@ import scipy.special
 import scipy.stats
 
 from toolrm_jax.evaluate.cases import Case
-from toolrm_jax.metrics import Estimate, credit, estimate
+from toolrm_jax.metrics import credit, estimate
 from toolrm_jax.task_view import response_length
 
 BINS = 10
@@ -60,7 +61,8 @@ def pairs_of(cases: Sequence[Case]) -> Pairs:
 
 
 def margins_of(pairs: Pairs, scores: Sequence[np.ndarray]) -> np.ndarray:
-    """Right minus wrong, [n]; infinite where only one side could be scored, 0 where neither."""
+    """Right minus wrong, [n]; infinite where only one side could be scored, 0 where neither
+    could: `credits_of` and `known_margins` leave those out."""
     right = np.array([scores[n][i] for n, i, _ in pairs.numbers], np.float64)
     wrong = np.array([scores[n][j] for n, _, j in pairs.numbers], np.float64)
     with np.errstate(invalid="ignore"):  # two infinite ones are equal
@@ -72,8 +74,17 @@ def margins_of(pairs: Pairs, scores: Sequence[np.ndarray]) -> np.ndarray:
 
 def known_margins(pairs: Pairs, scores: Sequence[np.ndarray]) -> np.ndarray:
     """The margins of the pairs of which a side could be scored: of others, none is known."""
+    return margins_of(pairs, scores)[_known(pairs, scores)]
+
+
+def credits_of(pairs: Pairs, scores: Sequence[np.ndarray]) -> np.ndarray:
+    """What each pair earns, [n]; NaN where neither side could be scored."""
+    return np.where(_known(pairs, scores), credit(margins_of(pairs, scores)), np.nan)
+
+
+def _known(pairs: Pairs, scores: Sequence[np.ndarray]) -> np.ndarray:
     known = [not np.isnan(scores[n][[i, j]]).all() for n, i, j in pairs.numbers]
-    return margins_of(pairs, scores)[np.array(known, bool)]
+    return np.array(known, bool)
 
 
 def describe(
@@ -85,13 +96,13 @@ def describe(
     seed: int,
 ) -> dict[str, Any]:
     """All figures of one scorer, as JSON."""
-    margins = margins_of(pairs, scores)
-    earned = credit(margins)
+    earned = credits_of(pairs, scores)
     known = known_margins(pairs, scores)
     found = {
-        "accuracy": _plain(estimate(earned, pairs.tasks, seed)),
-        "ties": int((margins == 0).sum()),
+        "accuracy": _share(earned, pairs.tasks, seed),
+        "ties": int((known == 0).sum()),
         "unscored": int(sum(np.isnan(s).sum() for s in scores)),
+        "unscored pairs": int(np.isnan(earned).sum()),
         "by": {
             name: by_label(earned, pairs.tasks, labels, seed)
             for name, labels in (
@@ -108,22 +119,25 @@ def describe(
     return found
 
 
-def _plain(found: Estimate) -> dict[str, float | int | None]:
-    numbers = dataclasses.asdict(found)
+def _share(earned: np.ndarray, tasks: Sequence[str], seed: int) -> dict[str, float | int | None]:
+    """Accuracy with its interval, over what is known (no NaN)."""
+    known = ~np.isnan(earned)
+    mine = [task for task, k in zip(tasks, known, strict=True) if k]
+    numbers = dataclasses.asdict(estimate(earned[known], mine, seed))
     return {name: None if np.isnan(value) else value for name, value in numbers.items()}
 
 
 def by_label(
     earned: np.ndarray, tasks: Sequence[str], labels: Sequence[str], seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Accuracy under each label, the most frequent first; "" is no label."""
+    """Accuracy under each label, the most frequent first; "" is no label, NaN is not counted."""
     names, counts = np.unique(np.array(labels, object), return_counts=True)
     found = {}
     for _, name in sorted(zip(-counts, names, strict=True)):
         if name:
             chosen = np.array([label == name for label in labels])
             mine = [task for task, c in zip(tasks, chosen, strict=True) if c]
-            found[str(name)] = _plain(estimate(earned[chosen], mine, seed))
+            found[str(name)] = _share(earned[chosen], mine, seed)
     return found
 
 
@@ -139,12 +153,10 @@ def _length(
     lengths = [np.array([response_length(c.response) for c in case.candidates]) for case in cases]
     names = {1: "right is longer", -1: "right is shorter", 0: "as long"}
     found: dict[str, Any] = {
-        name: _plain(
-            estimate(
-                earned[pairs.longer == sign],
-                [t for t, s in zip(pairs.tasks, pairs.longer, strict=True) if s == sign],
-                seed,
-            )
+        name: _share(
+            earned[pairs.longer == sign],
+            [t for t, s in zip(pairs.tasks, pairs.longer, strict=True) if s == sign],
+            seed,
         )
         for sign, name in names.items()
     }

@@ -2,9 +2,9 @@
 
     compare(run A, scorer, run B, scorer) -> JSON
 
-Pairs are matched by task, prompt and both sides' text; those that only one run has are left out and
-counted. The difference of the accuracies has a 95% interval by a bootstrap over tasks. Two tests of
-"no difference":
+Pairs are matched by task, prompt and both sides' text; those that only one run has, and those of
+which one of the two scorers could score neither side, are left out and counted. The difference of
+the accuracies has a 95% interval by a bootstrap over tasks. Two tests of "no difference":
 
 - permutation: the sign of each task's difference is flipped at random, for pairs of one task hang
   together; the share of 10,000 flips (and what was found) that differ as much;
@@ -17,6 +17,7 @@ the scorers; on pairs, majority prefers what was sampled more often.
 """
 
 import json
+import math
 from collections.abc import Container, Sequence
 from typing import Any
 
@@ -26,9 +27,9 @@ import scipy.stats
 from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate import best_of_n
 from toolrm_jax.evaluate.cases import Case
-from toolrm_jax.evaluate.pair_metrics import margins_of, pairs_of
+from toolrm_jax.evaluate.pair_metrics import credits_of, pairs_of
 from toolrm_jax.evaluate.results import Run
-from toolrm_jax.metrics import credit, paired_gain
+from toolrm_jax.metrics import paired_gain
 from toolrm_jax.splits import digest
 
 PERMUTATIONS, _AT_ONCE = 10_000, 100
@@ -37,11 +38,14 @@ PERMUTATIONS, _AT_ONCE = 10_000, 100
 def compare(a: Run, a_scorer: str, b: Run, b_scorer: str, seed: int = 0) -> dict[str, Any]:
     """What the first earns more than the second: overall, by error type, as the best of n."""
     mine, theirs = _Line(a, a_scorer).credits(), _Line(b, b_scorer).credits()
-    shared = [key for key in mine if key in theirs]
-    if not shared:
+    both = [key for key in mine if key in theirs]
+    if not both:
         raise InputError(
             f"{a.path} and {b.path} have no pair in common: are they runs on the same data?"
         )
+    shared = [key for key in both if not math.isnan(mine[key][2] + theirs[key][2])]
+    if not shared:
+        raise InputError(f"no pair that both {a_scorer!r} and {b_scorer!r} could score")
     tasks = [mine[key][0] for key in shared]
     first, second = (np.array([found[key][2] for key in shared]) for found in (mine, theirs))
     kinds = [mine[key][1] for key in shared]
@@ -50,7 +54,8 @@ def compare(a: Run, a_scorer: str, b: Run, b_scorer: str, seed: int = 0) -> dict
         "b": {**_side(b, b_scorer), "accuracy": float(second.mean())},
         "pairs": len(shared),
         "tasks": len(set(tasks)),
-        "left out": len(mine) + len(theirs) - 2 * len(shared),
+        "left out": len(mine) + len(theirs) - 2 * len(both),
+        "unscored": len(both) - len(shared),
         "difference": _gain(first, second, tasks, seed),
         "by error type": {
             kind: _gain(*_where(kinds, kind, first, second, tasks), seed)
@@ -81,9 +86,9 @@ class _Line:
         self.scores = run.scores.get(name) or [best_of_n.line_scores(name, c) for c in run.cases]
 
     def credits(self) -> dict[str, tuple[str, str, float]]:
-        """By pair: its task, its error type, and what is earned on it."""
+        """By pair: its task, its error type, and what is earned on it; NaN: not scored."""
         pairs = pairs_of(self.run.cases)
-        earned = credit(margins_of(pairs, self.scores))
+        earned = credits_of(pairs, self.scores)
         found: dict[str, tuple[str, str, float]] = {}
         for place, value in enumerate(earned):
             number, i, j = pairs.numbers[place]
@@ -206,7 +211,7 @@ def words(found: dict[str, Any]) -> str:
     lines = [
         *(f"{name}: {_said(found[name])}" for name in ("a", "b")),
         f"{found['pairs']:,} pairs of {found['tasks']:,} tasks; left out as only one run has them: "
-        f"{found['left out']:,}",
+        f"{found['left out']:,}; as one of the two could not score them: {found['unscored']:,}",
         f"a - b: {_points(gain)} points",
         f"permutation test over tasks: p = {found['permutation p']:.4f}",
         f"McNemar, of the pairs that both decide: {found['McNemar']['only a']} against "

@@ -22,10 +22,9 @@ import numpy as np
 from toolrm_jax.corruptions import corrupt
 from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate.cases import Candidate, Case, Cases, Reject
-from toolrm_jax.evaluate.pair_metrics import by_label, margins_of, pairs_of
+from toolrm_jax.evaluate.pair_metrics import by_label, credits_of, pairs_of
 from toolrm_jax.evaluate.perturbations import KINDS, perturb
 from toolrm_jax.examples import Example
-from toolrm_jax.metrics import credit
 from toolrm_jax.row_source import open_rows
 from toolrm_jax.synth import source as sources
 from toolrm_jax.synth.sources import open_source
@@ -59,7 +58,7 @@ def by_category(
 ) -> dict[str, dict[str, Any]]:
     """Accuracy of the cases as they are, of each way of changing and of each level."""
     pairs = pairs_of(cases)
-    return by_label(credit(margins_of(pairs, scores)), pairs.tasks, pairs.categories, seed)
+    return by_label(credits_of(pairs, scores), pairs.tasks, pairs.categories, seed)
 
 
 def drift(
@@ -98,7 +97,8 @@ def _moved(
     cases: Sequence[Case], before: Sequence[np.ndarray], after: Sequence[np.ndarray], spread: float
 ) -> dict[str, float | None]:
     pairs = pairs_of(cases)
-    was, now = (credit(margins_of(pairs, scores)) for scores in (before, after))
+    was, now = (credits_of(pairs, scores) for scores in (before, after))
+    moved = np.abs(was - now)
     right = np.array([c.right for case in cases for c in case.candidates], bool)
     old, new = (np.concatenate(scores)[right] for scores in (before, after))
     known = np.isfinite(old) & np.isfinite(new)
@@ -106,13 +106,15 @@ def _moved(
     return {
         "accuracy before": _mean(was),
         "accuracy": _mean(now),
-        "turned": _mean(np.abs(was - now) == 1),
+        "turned": _mean(np.where(np.isnan(moved), np.nan, moved == 1)),
         "drift": None if distance is None or spread == 0 else distance / spread,
     }
 
 
 def _mean(values: np.ndarray) -> float | None:
-    return float(values.mean()) if len(values) else None
+    """Of what is known (no NaN); None where nothing is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
 
 
 def read_levels(path: str | os.PathLike[str], seed: int) -> Cases:

@@ -27,6 +27,9 @@ def facts_of(run: Run) -> list[str]:
     ]
     if data["rejected"]:
         facts.append(f"{sum(data['rejected'].values()):,} rows were rejected; see rejects.jsonl.")
+    for name, found in result.get("scorers", {}).items():
+        if left_out := found.get("unscored pairs"):
+            facts.append(f"{name}: left out, as neither side could be scored: {left_out:,} pairs.")
     return facts + list(result.get("notes", ()))
 
 
@@ -106,12 +109,14 @@ def _accuracy_table(scorers: Figures) -> Table:
                 f"{found['accuracy']['n']:,}",
                 f"{found['ties']:,}",
                 f"{found['unscored']:,}",
+                # Runs of earlier versions took them for ties.
+                count(found.get("unscored pairs")),
                 number(found["margin"]["mean"]),
                 percent(calibration.get("ece")),
             ]
         )
-    head = ["scorer", "accuracy, %", "pairs", "ties", "unscored", "mean margin", "ECE, %"]
-    return "Accuracy on pairs", head, rows
+    head = ["scorer", "accuracy, %", "pairs", "ties", "unscored answers", "unscored pairs"]
+    return "Accuracy on pairs", [*head, "mean margin", "ECE, %"], rows
 
 
 def _by_table(by: str, scorers: Figures) -> Iterator[Table]:
@@ -121,8 +126,9 @@ def _by_table(by: str, scorers: Figures) -> Iterator[Table]:
     rows = []
     for name in names:
         cells = [found["by"][by].get(name) for found in scorers.values()]
-        count = next(cell["n"] for cell in cells if cell)
-        rows.append([name, f"{count:,}", *(interval(cell) for cell in cells)])
+        counts = sorted({cell["n"] for cell in cells if cell})  # two, where one scored fewer
+        pairs = " to ".join(f"{n:,}" for n in (counts[0], counts[-1])[: len(counts)])
+        rows.append([name, pairs, *(interval(cell) for cell in cells)])
     yield f"Accuracy by {by}, %", [by, "pairs", *scorers], rows
 
 
@@ -218,6 +224,10 @@ def interval(found: Figures | None) -> str:
     if not found or found["mean"] is None:
         return "-"
     return f"{100 * found['mean']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+
+
+def count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
 
 
 def number(value: float | None) -> str:
