@@ -1,8 +1,12 @@
 """What the commands of evaluation refuse, and that they do so before anything is scored."""
 
+import json
+
 import pytest
+import tiny
 from evaluate_rows import normal_rows, pair_row, pool_row, write
 
+from toolrm_jax.evaluate import cases
 from toolrm_jax.evaluate.__main__ import main
 from toolrm_jax.evaluate.scorers import RuleScorer
 
@@ -44,3 +48,58 @@ def test_what_is_known_beforehand_is_said_before_anything_is_scored(files, comma
         main(command.split())
     assert (files / "taken/notes.txt").read_text() == "mine"
     assert not (files / "x").exists()
+
+
+@pytest.mark.parametrize("layers", ["99", "-1"])
+def test_a_probe_of_layers_that_the_model_has_not_is_refused(files, tmp_path, layers):
+    model = tiny.write_model(tmp_path / "lm")
+    command = ["probe", "--model", str(model), "--fit", str(files / "pairs.jsonl")]
+    command += ["--output", str(tmp_path / "probe"), "--layers", layers]
+    with pytest.raises(SystemExit, match=f"error: --layers {layers}: .* has .*; expected 1 to"):
+        main(command)
+
+
+@pytest.mark.parametrize("samples", [10**9 - 3, 10**10, 10**20])
+def test_pools_of_more_samples_than_can_be_drawn_from_are_rejected(tmp_path, samples):
+    """The most that is read is drawn from: NumPy refuses one more."""
+    rows = [pool_row(0), pool_row(1, rights=(True, False))]
+    rows[1]["candidates"][0]["n_samples"] = samples
+    data = write(tmp_path / "pools.jsonl", rows)
+    main(["best-of-n", "--data", str(data), "--n", "2", "--output", str(tmp_path / "run")])
+    (*_, reject) = [{}, *map(json.loads, (tmp_path / "run/rejects.jsonl").read_text().splitlines())]
+    fits = samples + 2 <= cases.MOST_SAMPLES
+    assert ("expected at most 999,999,999 under 'n_samples'" in reject.get("reason", "")) != fits
+
+
+DAMAGED = {
+    "not an object": lambda _: 7,
+    "without scores": lambda row: {k: v for k, v in row.items() if k != "scores"},
+    "with a field of another program": lambda row: {**row, "more": 1},
+    "with a candidate of another form": lambda row: {**row, "candidates": ["x", "y"]},
+    "with text for a score": lambda row: {**row, "scores": {"longer wins": ["a", "b"]}},
+    "with too few scores": lambda row: {**row, "scores": {**row["scores"], "longer wins": [1.0]}},
+    "without one of the scorers": lambda row: {**row, "scores": {}},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+@pytest.mark.parametrize("line", [0, -1])
+def test_a_damaged_run_is_no_run(files, tmp_path, damage, line):
+    run = tmp_path / "run"
+    main(["pairs", "--data", str(files / "pairs.jsonl"), "--output", str(run)])
+    rows = list(map(json.loads, (run / "scores.jsonl").read_text().splitlines()))
+    rows[line] = damage(rows[line])
+    write(run / "scores.jsonl", rows)
+    with pytest.raises(SystemExit, match=r"error: .*run: no run of an evaluation \("):
+        main(["report", str(run), "--output", str(tmp_path / "report.html")])
+
+
+@pytest.mark.parametrize("result", [[], {}, {"seed": 0, "data": {}}, {"data": 1}])
+def test_a_result_of_another_program_is_no_run(files, tmp_path, result):
+    run = tmp_path / "run"
+    main(["pairs", "--data", str(files / "pairs.jsonl"), "--output", str(run)])
+    found = json.loads((run / "result.json").read_text())
+    changed = {**found, **result} if result and isinstance(result, dict) else result
+    (run / "result.json").write_text(json.dumps(changed))
+    with pytest.raises(SystemExit, match=r"error: .*run: no run of an evaluation \("):
+        main(["compare", str(run), str(run)])

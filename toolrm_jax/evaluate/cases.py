@@ -37,6 +37,7 @@ from toolrm_jax.splits import request_key
 from toolrm_jax.tool_calls import check_json, parse_calls
 
 Row = dict[str, Any]
+MOST_SAMPLES = 10**9 - 1  # of a pool: more are too many for NumPy's multivariate_hypergeometric
 _NUMBERED = re.compile(r"#\d+$")  # as synthesis names the pairs of a prompt
 
 
@@ -208,7 +209,16 @@ def _merged(candidates: Iterable[Candidate]) -> list[Candidate]:
             count, greedy = same.count + one.count, same.greedy or one.greedy
             one = dataclasses.replace(same, count=count, greedy=greedy)
         found[key] = one
+    _check_samples(sum(one.count for one in found.values()))
     return list(found.values())
+
+
+def _check_samples(number: int) -> None:
+    if number > MOST_SAMPLES:
+        raise ValueError(
+            f"expected at most {MOST_SAMPLES:,} under 'n_samples' of all 'candidates' together, "
+            f"found {number:,}"
+        )
 
 
 def _candidate(one: Any, number: int) -> Candidate:

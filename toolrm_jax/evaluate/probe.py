@@ -68,10 +68,14 @@ def fit_probe(
       max_tokens: longer prompts and answers are left out, and counted; so are those that the
         model's template refuses, and cases without a right or without a wrong answer.
 
-    Raises FileExistsError at once where `folder` holds something that is no model.
+    Raises FileExistsError at once where `folder` holds something that is no model, and InputError
+    where the model has not so many layers, or there is nothing to fit on.
     """
     check_output(folder, is_directory, replace=True)
     model = open_pretrained(name)
+    most = model.source.config.num_layers
+    if not 0 <= num_layers <= most:
+        raise InputError(f"--layers {num_layers}: {name} has {most}; expected 1 to {most}, 0: all")
     source = truncate(model.source, num_layers)
     two_sided = [case for case in data.cases if len({c.right for c in case.candidates}) == 2]
     if not two_sided:

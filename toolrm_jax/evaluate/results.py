@@ -132,21 +132,44 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     path = as_path(folder)
     try:
         result = json.loads((path / RESULT).read_text())
+        if missing := _missing(result):
+            raise ValueError(f"{RESULT} says nothing of its {missing[0]}")
         # Not splitlines, for which text may hold other ends of lines.
         text = (path / SCORES).read_text(encoding="utf-8")
         lines = [json.loads(line) for line in text.split("\n") if line]
-    except (OSError, ValueError) as error:
+        cases, scores = _cases_of(lines, result.get("category"))
+    # A line of another form: no object, other fields, fewer of them.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{os.fspath(folder)}: no run of an evaluation ({error}). Expected a folder that "
-            f"`python -m toolrm_jax.evaluate ... --output` wrote."
+            f"{os.fspath(folder)}: no run of an evaluation ({type(error).__name__}: {error}). "
+            f"Expected a folder that `python -m toolrm_jax.evaluate ... --output` wrote."
         ) from None
-    cases, scores = [], collections.defaultdict(list)
-    only = result.get("category")
-    for line in lines:
+    return Run(os.fspath(folder), result, cases, scores)
+
+
+def _missing(result: dict[str, Any]) -> list[str]:
+    """What `write_run` writes of every run and is not there."""
+    wanted = {"what", "command", "versions", "seed", "data"}
+    data = {"path", "sha256", "cases", "tasks", "rejected"}
+    return sorted(wanted - result.keys()) or sorted(data - result["data"].keys())
+
+
+def _cases_of(
+    lines: Iterable[dict[str, Any]], only: str | None
+) -> tuple[list[Case], dict[str, list[np.ndarray]]]:
+    """(the cases of the category, the scores of each scorer); of all, where `only` is None."""
+    cases: list[Case] = []
+    scores: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+    for number, line in enumerate(lines, 1):
         if only is not None and line["category"] != only:
             continue
-        for name, values in line.pop("scores").items():
-            scores[name].append(np.array([np.nan if v is None else v for v in values], float))
         candidates = [Candidate(**candidate) for candidate in line.pop("candidates")]
+        for name, values in line.pop("scores").items():
+            found = np.array([np.nan if v is None else v for v in values], float)
+            if len(found) != len(candidates) or len(scores[name]) != len(cases):
+                raise ValueError(f"line {number} of {SCORES}: {name!r} has not scored all")
+            scores[name].append(found)
         cases.append(Case(candidates=candidates, **line))
-    return Run(os.fspath(folder), result, cases, dict(scores))
+    if any(len(found) != len(cases) for found in scores.values()):
+        raise ValueError(f"not all lines of {SCORES} have the same scorers")
+    return cases, dict(scores)
