@@ -220,6 +220,8 @@ def test_the_best_fraction_is_kept(per_source):
     assert np.flatnonzero(kept).tolist() == wanted
     kept = filtering.keep(rewards, sources, fraction=None, threshold=2.0, per_source=False)
     assert np.flatnonzero(kept).tolist() == [0, 1, 2, 3]
+    kept = filtering.keep(rewards, sources, fraction=None, threshold=-math.inf, per_source=False)
+    assert np.flatnonzero(kept).tolist() == [0, 1, 2, 3, 5]  # no reward is none at any threshold
 
 
 def test_rewards_that_are_no_numbers_do_not_lose_a_run():
@@ -255,6 +257,56 @@ def test_filtering_writes_what_it_kept_and_finds_planted_noise(model, tmp_path):
     assert kept[0]["messages"][-1]["role"] == "assistant"
     with pytest.raises(SystemExit, match="expected shares of 1"):
         main([*command[:-1], "1.5", "--output", str(tmp_path / "x")])
+
+
+def filtered(folder, name):
+    """The rows of a filter's file."""
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Rows of a large and a small source, and one that is too long to be scored in 400 tokens."""
+    rows = normal_rows(12)
+    for number, row in enumerate(rows):
+        row["source"] = "small" if number < 2 else "large"
+    rows[5]["conversation"][0]["content"] += " tide" * 500
+    return write(tmp_path_factory.mktemp("sources") / "rows.jsonl", rows)
+
+
+def test_a_share_of_each_source_is_kept(model, sources, tmp_path):
+    command = ["filter", "--model", f"m={model}", "--data", str(sources), "--dtype", "float32"]
+    command += ["--keep", "0.25", "--max-tokens", "400"]
+    main([*command, "--per-source", "--output", str(tmp_path / "each")])
+    kept = filtered(tmp_path / "each", "kept.jsonl")
+    assert sorted(row["source"] for row in kept) == ["large", "large", "small"]
+    for source, count in (("small", 1), ("large", 2)):
+        rewards = [row["reward"] for row in kept if row["source"] == source]
+        others = filtered(tmp_path / "each", "dropped.jsonl")
+        rest = [r["reward"] for r in others if r["source"] == source and r["reward"] is not None]
+        assert len(rewards) == count
+        assert min(rewards) >= max(rest)
+
+
+def test_what_has_at_least_the_threshold_is_kept(model, sources, tmp_path):
+    command = ["filter", "--model", f"m={model}", "--data", str(sources), "--dtype", "float32"]
+    command += ["--max-tokens", "400", "--output", str(tmp_path / "run")]
+    main([*command, "--threshold=-inf"])
+    rewards = sorted(row["reward"] for row in filtered(tmp_path / "run", "kept.jsonl"))
+    assert len(rewards) == 11
+    assert [row["reward"] for row in filtered(tmp_path / "run", "dropped.jsonl")] == [None]
+    main([*command, f"--threshold={rewards[4]!r}"])
+    kept = sorted(row["reward"] for row in filtered(tmp_path / "run", "kept.jsonl"))
+    assert kept == pytest.approx(rewards[4:])
+
+
+def test_of_two_models_the_first_says_what_is_kept_and_the_run_says_so(model, sources, tmp_path):
+    other = write_reward_model(tmp_path / "other")
+    command = ["filter", "--model", f"m={model}", "--data", str(sources), "--dtype", "float32"]
+    main([*command, "--model", f"o={other}", "--output", str(tmp_path / "run")])
+    found = read_run(tmp_path / "run").result
+    assert set(found["filter"]) == {"m", "o"}
+    assert found["notes"][-1].startswith("kept.jsonl and dropped.jsonl are by m, the first")
 
 
 def test_every_row_is_in_one_of_the_files_of_a_filter(model, tmp_path):

@@ -50,6 +50,39 @@ def test_what_is_known_beforehand_is_said_before_anything_is_scored(files, comma
     assert not (files / "x").exists()
 
 
+IDLE = {
+    "pairs --fit pairs.jsonl --no-rules": "--fit is of a combination of rules, and --no-rules",
+    "pairs --judge-model j": "--judge-model is of a judge: give --judge URL",
+    "pairs --judge-key KEY": "--judge-key is of a judge",
+    "robustness --judge-max-tokens 300": "--judge-max-tokens is of a judge",
+    "pairs --judge-max-tokens 0": "--judge-max-tokens 0: expected a number from 1",
+    "pairs --split train": "--split is of a hub's data set, and pairs.jsonl is a file",
+    "pairs --subset=": "--subset is of a hub's data set, and pairs.jsonl is a file",
+    "filter --split train": "--split is of a hub's data set, and rows.jsonl is a file",
+    "filter --threshold 1 --per-source": "--per-source is of --keep",
+    "filter --threshold nan": "--threshold nan: expected a number",
+    "filter": "nothing to evaluate: give --model$",
+    "pairs --no-rules": "nothing to evaluate: give --model, or leave out --no-rules$",
+}
+
+
+@pytest.mark.parametrize("command", IDLE)
+@pytest.mark.usefixtures("unscored")
+def test_options_that_would_do_nothing_are_refused(files, command):
+    name, *options = command.split()
+    data = "rows.jsonl" if name == "filter" else "pairs.jsonl"
+    with pytest.raises(SystemExit, match=f"error: {IDLE[command]}"):
+        main([name, "--data", data, "--output", "x", *options])
+    assert not (files / "x").exists()
+
+
+def test_a_share_and_a_threshold_are_not_both_given(files, capsys):
+    command = ["filter", "--data", str(files / "rows.jsonl"), "--model", "m", "--output", "x"]
+    with pytest.raises(SystemExit):
+        main([*command, "--threshold", "1", "--keep", "0.5"])
+    assert "argument --keep: not allowed with argument --threshold" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("layers", ["99", "-1"])
 def test_a_probe_of_layers_that_the_model_has_not_is_refused(files, tmp_path, layers):
     model = tiny.write_model(tmp_path / "lm")

@@ -12,6 +12,7 @@ Every command has its own --help; what the figures mean: docs/evaluate.md.
 import argparse
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,9 @@ def _add_data_commands(commands: Any) -> None:
     sift = _command(commands, "filter", _filter, "keep the best part of fine-tuning data")
     options.add_scoring(sift, None, baselines=False)
     options.add_source(sift, "normalised")
-    sift.add_argument("--keep", type=float, default=0.5, help="the best fraction of the rows")
-    sift.add_argument("--threshold", type=float, help="instead: the least reward that is kept")
+    how = sift.add_mutually_exclusive_group()
+    how.add_argument("--keep", type=float, default=0.5, help="the best fraction of the rows")
+    how.add_argument("--threshold", type=float, help="instead: the least reward that is kept")
     sift.add_argument(
         "--per-source", action="store_true", help="that fraction of each source, one row at least"
     )
@@ -278,9 +280,17 @@ def _robustness(args: argparse.Namespace) -> None:
     _say(args.output)
 
 
-def _filter(args: argparse.Namespace) -> None:
+def _check_filter(args: argparse.Namespace) -> None:
     if not 0 < args.keep <= 1 or not 0 <= args.noise < 1:
         raise InputError(f"--keep {args.keep} --noise {args.noise}: expected shares of 1.")
+    if args.threshold is not None and args.per_source:
+        raise InputError("--per-source is of --keep; a --threshold is the same for all sources")
+    if args.threshold is not None and math.isnan(args.threshold):
+        raise InputError("--threshold nan: expected a number")
+
+
+def _filter(args: argparse.Namespace) -> None:
+    _check_filter(args)
     source = options.source(args, options.part(args))
     found = list(open_found(source))
     examples = [one for one in found if isinstance(one, Example)]
@@ -294,6 +304,11 @@ def _filter(args: argparse.Namespace) -> None:
         raise InputError(f"{args.data}: no row can be scored")
     data = Cases(args.data, source_digest(source), cases, rejects)
     data, scorers, scores, notes = _scored(args, data)
+    if len(scorers) > 1:
+        notes.append(
+            f"kept.jsonl and dropped.jsonl are by {scorers[0].name}, the first --model; of the "
+            f"others there are figures."
+        )
     noisy = np.array([not case.candidates[0].right for case in data.cases])
     figures: dict[str, Any] = {"notes": notes, "filter": {}}
     rows = {}

@@ -58,12 +58,12 @@ def keep(
     """Which rows to keep, bool [n]: the best fraction of all, or of each source, or those whose
     reward is at least the threshold.
 
-    A fraction is rounded to whole rows, but to no fewer than one. What has no reward (NaN) is
-    dropped; of equal rewards the earlier row is kept.
+    A fraction is rounded to whole rows, but to no fewer than one. What has no reward (NaN, or an
+    infinite one) is dropped, whatever the threshold; of equal rewards the earlier row is kept.
     """
     ranked = np.where(np.isnan(rewards), -np.inf, rewards)
     if threshold is not None:
-        return ranked >= threshold
+        return (ranked >= threshold) & np.isfinite(ranked)
     assert fraction is not None
     groups = np.array(sources, object) if per_source else np.zeros(len(rewards), int)
     kept = np.zeros(len(rewards), bool)

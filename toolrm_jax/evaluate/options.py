@@ -24,9 +24,7 @@ from toolrm_jax.paths import is_remote
 from toolrm_jax.synth.reading import Source
 from toolrm_jax.synth.sources import SOURCES, check_options
 
-_PART = {"split": "train", "subset": ""}
-
-
+_PART = ("split", "subset")
 _TAKEN = {"cases", "pools", "random", "oracle", "majority"}
 
 
@@ -43,12 +41,15 @@ def add_scoring(
         help="a reward model: a training workdir, a Hugging Face folder or hub id; may be "
         "repeated. NAME ends at the first '=' and holds no '/'; a path that exists is no NAME=DIR",
     )
-    parser.set_defaults(likelihood=[], judge="", fit="", no_rules=not baselines)
+    parser.set_defaults(
+        baselines=baselines, likelihood=[], judge="", fit="", no_rules=not baselines
+    )
     if baselines:
         _add_baselines(parser)
     add("--data", default=data, required=data is None, help="JSON lines, Parquet or a hub id")
-    add("--split", default=_PART["split"], help="of a hub's data set")
-    add("--subset", default=_PART["subset"], help="of a hub's data set")
+    # No default, so that what was given is known.
+    add("--split", default=argparse.SUPPRESS, help="of a hub's data set (default: train)")
+    add("--subset", default=argparse.SUPPRESS, help="of a hub's data set")
     add("--output", required=True, help="folder of the run; an earlier run's is replaced")
     add("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="compute type")
     add("--max-tokens", type=int, help="longest prompt and answer; the model's limit, if not given")
@@ -138,7 +139,7 @@ def named(given: str) -> tuple[str, str]:
 
 def part(args: argparse.Namespace) -> dict[str, str]:
     """The split and the subset that were asked for, of --data; InputError where it has none."""
-    asked = {name: getattr(args, name) for name in _PART if getattr(args, name) != _PART[name]}
+    asked = {name: getattr(args, name) for name in _PART if hasattr(args, name)}
     if asked and (is_remote(args.data) or os.path.isfile(args.data)):
         raise InputError(
             f"--{next(iter(asked))} is of a hub's data set, and {args.data} is a file: leave it out"
@@ -150,9 +151,7 @@ def part(args: argparse.Namespace) -> dict[str, str]:
 def scorers(args: argparse.Namespace) -> Iterator[list[CaseScorer]]:
     """The scorers that were asked for, open. Raises first where --output cannot become a run's."""
     check_run(args.output)
-    for name in ("limit", "max_tokens", "judge_max_tokens"):
-        if (value := getattr(args, name, None)) is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: expected a number from 1")
+    _check_given(args)
     with contextlib.ExitStack() as stack:
         found: list[CaseScorer] = []
         for given in args.model:
@@ -166,8 +165,6 @@ def scorers(args: argparse.Namespace) -> Iterator[list[CaseScorer]]:
             name, path = named(given)
             found.append(LikelihoodScorer(path, name, max_tokens=args.max_tokens))
         if args.judge:
-            if not args.judge_model:
-                raise InputError("--judge needs --judge-model, the name that its server knows")
             cache = f"{args.output.rstrip('/')}.judge.sqlite"
             found.append(
                 JudgeScorer(
@@ -183,7 +180,8 @@ def scorers(args: argparse.Namespace) -> Iterator[list[CaseScorer]]:
             if args.fit:
                 found.append(FittedRules(read_pairs(args.fit)))
         if not found:
-            raise InputError("nothing to evaluate: give --model, or leave out --no-rules")
+            more = ", or leave out --no-rules" if args.baselines else ""
+            raise InputError(f"nothing to evaluate: give --model{more}")
         names = [scorer.name for scorer in found]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
@@ -194,6 +192,25 @@ def scorers(args: argparse.Namespace) -> Iterator[list[CaseScorer]]:
                 f"otherwise, as NAME=DIR"
             )
         yield found
+
+
+def _check_given(args: argparse.Namespace) -> None:
+    """Raises InputError of numbers that are none, and of options that would do nothing."""
+    for name in ("limit", "max_tokens", "judge_max_tokens"):
+        if (value := getattr(args, name, None)) is not None and value < 1:
+            raise InputError(f"{_spelt(name)} {value}: expected a number from 1")
+    if args.judge and not args.judge_model:
+        raise InputError("--judge needs --judge-model, the name that its server knows")
+    judges = ("judge_model", "judge_key", "judge_max_tokens")
+    given = [name for name in judges if getattr(args, name, "") not in ("", REPLY_TOKENS)]
+    if given and not args.judge:
+        raise InputError(f"{_spelt(given[0])} is of a judge: give --judge URL, or leave it out")
+    if args.fit and args.no_rules:
+        raise InputError("--fit is of a combination of rules, and --no-rules leaves them out")
+
+
+def _spelt(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def usable(
