@@ -80,12 +80,17 @@ def test_a_run_says_what_it_was_made_from(runs):
 
 
 def test_rules_are_fitted_on_other_tasks_than_those_that_they_score(runs, tmp_path):
-    both = write(tmp_path / "both.jsonl", [pair_row(n) for n in range(28, 34)])
+    rows = [pair_row(n) for n in range(28, 34)]
+    two_right = {"chosen": ["At 3.", "At three."], "rejected": "At 4.", "prompt": "High water?"}
+    both = write(tmp_path / "both.jsonl", [*rows, two_right, "no JSON"])
     command = ["fc-reward-bench", "--data", str(runs / "pairs.jsonl"), "--output"]
     main([*command, str(tmp_path / "run"), "--fit", str(both)])
     (note,) = read_run(tmp_path / "run").result["notes"]
-    assert note.startswith(f"best combination of rules: fitted on 4 prompts of {both} (SHA-256 ")
-    assert note.endswith(", without 2 tasks that are scored here.")
+    assert note.startswith(f"best combination of rules: fitted on 5 cases of {both} (SHA-256 ")
+    assert note.endswith(
+        ", without 2 tasks that are scored here, 0 cases without a right or a wrong answer, and 1 "
+        "rows that were rejected."
+    )
     with pytest.raises(SystemExit, match="30 of 30 tasks are evaluated on"):
         main([*command, str(tmp_path / "none"), "--fit", str(runs / "pairs.jsonl")])
     assert not (tmp_path / "none").exists()

@@ -23,8 +23,8 @@ from toolrm_jax.evaluate.likelihood import LikelihoodScorer
 from toolrm_jax.evaluate.llm_judge import JudgeScorer
 from toolrm_jax.evaluate.options import said_of
 from toolrm_jax.evaluate.pool_making import write_pools
-from toolrm_jax.evaluate.results import read_run
-from toolrm_jax.evaluate.scorers import ModelScorer, RuleScorer
+from toolrm_jax.evaluate.results import made_by, read_run
+from toolrm_jax.evaluate.scorers import ModelScorer, RuleScorer, cards_of
 from toolrm_jax.evaluate.tables import facts_of
 from toolrm_jax.pretrained import open_pretrained
 from toolrm_jax.rendering import Renderer
@@ -38,7 +38,7 @@ def test_a_probe_becomes_a_reward_model_with_the_regressions_head(tmp_path):
     tiny.write_model(tmp_path / "lm")
     rows = [pair_row(n, rejected_output=call(port="Nowhere", day=n)) for n in range(12)]
     rows.append(pair_row(50, conversation=[{"role": "user", "content": "tide " * 600}]))
-    fit_on = write(tmp_path / "fit.jsonl", rows)
+    fit_on = write(tmp_path / "fit.jsonl", [*rows, "no JSON"])
     about = probe.fit_probe(
         str(tmp_path / "lm"),
         read_pairs(fit_on),
@@ -47,7 +47,8 @@ def test_a_probe_becomes_a_reward_model_with_the_regressions_head(tmp_path):
         max_tokens=500,
         seed=3,
     )
-    assert (about["pairs"], about["over_long"]) == (12, 1)
+    assert (about["pairs"], about["over_long"], about["rejected"]) == (12, 1, 1)
+    assert about["left_out_loss"] > 0
     written = json.loads((tmp_path / "probe/toolrm.json").read_text())
     assert about.items() <= written.items()
     assert (about["seed"], about["fitted_on_sha256"]) == (3, read_pairs(fit_on).digest)
@@ -92,6 +93,18 @@ def test_what_a_probe_cannot_be_fitted_on_is_left_out_and_counted(tmp_path):
             probe.fit_probe(str(tmp_path / "lm"), data, tmp_path / "none", **how)
 
 
+def test_where_no_task_can_be_left_out_the_penalty_is_not_said_to_be_chosen(tmp_path):
+    tiny.write_model(tmp_path / "lm")
+    data = read_pairs(write(tmp_path / "fit.jsonl", [pair_row(1, test_id="t")] * 3))
+    about = probe.fit_probe(str(tmp_path / "lm"), data, tmp_path / "probe", dtype="float32")
+    assert (about["penalty"], about["left_out_loss"]) == (max(probe.PENALTIES), None)
+    written = json.loads((tmp_path / "probe/toolrm.json").read_text())
+    assert written["left_out_loss"] is None
+    rng = np.random.default_rng(0)
+    x_ND, share_N = rng.normal(size=(6, 4)), np.full(6, 1 / 6)
+    assert probe.choose_penalty(x_ND, share_N, list("abcdef"), seed=0)[1] > 0
+
+
 @pytest.mark.torch
 def test_the_log_likelihood_is_the_mean_over_the_answers_tokens(tmp_path):
     torch = pytest.importorskip("torch")
@@ -125,9 +138,31 @@ def test_the_log_likelihood_of_what_is_longer_than_max_tokens_is_not_told(tmp_pa
     folder = tiny.write_model(tmp_path / "lm")
     data = write(tmp_path / "rows.jsonl", [pair_row(1)])
     command = ["pairs", "--data", str(data), "--likelihood", f"l={folder}", "--no-rules"]
-    for length, unscored in (("5", 2), ("2000", 0)):
+    for length, unscored, notes in (("5", 2, ["l: not scored, over-long: 2."]), ("2000", 0, [])):
         main([*command, "--max-tokens", length, "--output", str(tmp_path / "run")])
-        assert read_run(tmp_path / "run").result["scorers"]["l"]["unscored"] == unscored
+        found = read_run(tmp_path / "run").result
+        assert found["scorers"]["l"]["unscored"] == unscored
+        assert found["notes"] == notes
+
+
+@pytest.mark.torch
+def test_the_log_likelihood_says_what_it_is_and_what_it_cannot_render(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = tiny.write_model(tmp_path / "lm")
+    (made,) = read_pairs(write(tmp_path / "rows.jsonl", [pair_row(1)])).cases
+    ranker = LikelihoodScorer(str(folder), "l", max_tokens=2000)
+    unknown = dataclasses.replace(made, messages=[{"role": "narrator", "content": "High water?"}])
+    assert np.isnan(next(ranker.score([unknown]))).all()
+    assert said_of([ranker]) == ["l: not scored, cannot be rendered: 2."]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert cards_of([ranker])["l"] == {
+        "path": str(folder),
+        "parameters": model.num_parameters(),
+        "dtype": "float32",
+        "max_tokens": 2000,
+    }
+    assert made_by(0)["versions"]["torch"] == torch.__version__
 
 
 def judged_by(monkeypatch, tmp_path, reply):

@@ -7,6 +7,7 @@ here, to the end-of-turn token. It runs in transformers on PyTorch (pip install 
 every model's language head; a baseline need not be fast.
 """
 
+import collections
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate.cases import Case
 from toolrm_jax.pretrained import open_pretrained
 from toolrm_jax.rendering import Renderer, RenderError
+from toolrm_jax.score_request import CANNOT_RENDER, OVER_LONG
 
 MOST_TOKENS = 8192
 
@@ -34,7 +36,12 @@ def _where(path: str) -> dict[str, str]:
 
 class LikelihoodScorer:
     """Ranks by a causal model: a folder or hub id in Hugging Face's form, a GGUF file, or
-    "embedded:smollm2". Sequences of more than `max_tokens` (None: 8,192) are not scored."""
+    "embedded:smollm2". Sequences of more than `max_tokens` (None: 8,192) are not scored.
+
+    Attributes:
+      card: which model, and how it is computed.
+      rejected: how many candidates could not be scored, by reason.
+    """
 
     is_log_odds = False
 
@@ -52,6 +59,13 @@ class LikelihoodScorer:
         self._renderer = Renderer(open_pretrained(path).tokenizer)
         where = _where(path)
         self._model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
+        self.card = {
+            "path": path,
+            "parameters": sum(weights.numel() for weights in self._model.parameters()),
+            "dtype": "float32",
+            "max_tokens": self._max_tokens,
+        }
+        self.rejected: collections.Counter[str] = collections.Counter()
         # transformers renames it in 5.24.
         known = inspect.signature(self._model.forward).parameters
         self._cache_name = "cache" if "cache" in known else "past_key_values"
@@ -63,6 +77,7 @@ class LikelihoodScorer:
             try:
                 found = self._renderer.render(case.tools, case.messages, responses)
             except RenderError:
+                self.rejected[CANNOT_RENDER] += len(responses)
                 yield np.full(len(responses), np.nan)
                 continue
             responses_ids = [found.whole(i)[len(found.prompt) :] for i in range(len(responses))]
@@ -75,6 +90,7 @@ class LikelihoodScorer:
             cache, before = self._begun(prompt) if len(prompt) else (None, None)
             for ids in responses:
                 if len(prompt) + len(ids) > self._max_tokens:
+                    self.rejected[OVER_LONG] += 1
                     scores.append(float("nan"))
                     continue
                 given = torch.from_numpy(ids.astype(np.int64))[None]

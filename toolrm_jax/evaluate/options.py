@@ -250,7 +250,7 @@ def said_of(scorers: Sequence[CaseScorer]) -> list[str]:
     notes = []
     for scorer in scorers:
         counts = {}
-        if isinstance(scorer, ModelScorer):
+        if isinstance(scorer, ModelScorer | LikelihoodScorer):
             counts = {f"not scored, {reason}": n for reason, n in scorer.rejected.items()}
         elif isinstance(scorer, JudgeScorer):
             counts = dict(scorer.counts)

@@ -8,7 +8,8 @@ command takes, so it is compared on the same rows as a trained one.
 
 The regression is on the difference of the two sides, without an intercept; prompts weigh the same.
 Each feature is divided by its spread. The strength of the penalty is the one of `PENALTIES` with
-the least loss on the left-out fifth, over five folds of tasks.
+the least loss on the left-out fifth, over five folds of tasks; where all tasks are in one fold, as
+a single one is, nothing chooses, and it is the strongest.
 """
 
 import json
@@ -94,6 +95,7 @@ def fit_probe(
         "fitted_on": data.name,
         "fitted_on_sha256": data.digest,
         "pairs": len(tasks),
+        "rejected": len(data.rejects),
         "one_sided": len(data.cases) - len(two_sided),
         **left_out,
         "penalty": penalty,
@@ -193,15 +195,18 @@ def fit(differences_ND: np.ndarray, share_N: np.ndarray, penalty: float) -> np.n
 
 def choose_penalty(
     differences_ND: np.ndarray, share_N: np.ndarray, tasks: Sequence[str], seed: int = 0
-) -> tuple[float, float]:
-    """(the penalty with the least loss on left-out tasks, that loss)."""
+) -> tuple[float, float | None]:
+    """(the penalty with the least loss on left-out tasks, that loss); the strongest and None where
+    no task can be left out."""
     fold_N = np.array([int(digest(seed, "fold", task)[:8], 16) % FOLDS for task in tasks])
+    if len(set(fold_N)) == 1:
+        return max(PENALTIES), None
     losses = {}
     for penalty in PENALTIES:
         total = 0.0
         for fold in range(FOLDS):
             out = fold_N == fold
-            if out.any() and not out.all():
+            if out.any():
                 rest = share_N[~out] / share_N[~out].sum()
                 head_D = fit(differences_ND[~out], rest, penalty)
                 total += share_N[out] @ np.logaddexp(0.0, -differences_ND[out] @ head_D)

@@ -53,10 +53,12 @@ class Run:
 
 
 def made_by(seed: int) -> dict[str, Any]:
-    """What every result says of its making, beside its data: the command, versions, the seed."""
+    """What every result says of its making, beside its data: the command, versions (PyTorch's where
+    it was imported), the seed."""
+    more = ("torch",) if "torch" in sys.modules else ()
     return {
         "command": shlex.join(["python", "-m", "toolrm_jax.evaluate", *sys.argv[1:]]),
-        "versions": versions("jax", "numpy", "scipy", "transformers"),
+        "versions": versions("jax", "numpy", "scipy", "transformers", *more),
         "seed": seed,
     }
 

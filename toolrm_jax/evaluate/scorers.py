@@ -153,16 +153,20 @@ class FittedRules:
         data = self._fit_on
         shared = Seen.of(cases).tasks(data.cases)
         others = data.only(lambda case: case.task not in shared)
-        rows = [row for case in others.cases for row in _preference_rows(case)]
+        rows_of = [list(_preference_rows(case)) for case in others.cases]
+        rows = [row for some in rows_of for row in some]
         if not rows:
             raise InputError(
                 f"{data.name}: no pair to fit the combination of rules on: {len(shared):,} of "
                 f"{len(set(data.tasks)):,} tasks are evaluated on, and no other has both a right "
                 f"and a wrong answer. Give other data."
             )
+        one_sided = rows_of.count([])
         self.note = (
-            f"{self.name}: fitted on {len(rows):,} prompts of {data.name} (SHA-256 "
-            f"{data.digest[:16]}), without {len(shared):,} tasks that are scored here."
+            f"{self.name}: fitted on {len(rows_of) - one_sided:,} cases of {data.name} (SHA-256 "
+            f"{data.digest[:16]}), without {len(shared):,} tasks that are scored here, "
+            f"{one_sided:,} cases without a right or a wrong answer, and {len(data.rejects):,} "
+            f"rows that were rejected."
         )
         return RuleScorer(self.name, BestCombination.fit(rows).score).score(cases)
 
