@@ -78,6 +78,12 @@ class Names:
         """Calls by the original names."""
         return self.reversed().hide(calls)
 
+    def with_strangers(self, calls: list[Call], seed: str) -> "Names":
+        """These and, for names in the calls that the example does not know, random ones: of answers
+        that are compared with each other, two strangers must not get one name."""
+        taken = " ".join([*self.functions.values(), *self.parameters.values()])
+        return _with_strangers(self, calls, _fresh(random.Random(f"{seed}/answer"), taken))
+
     def hide_answer(self, response: Response, seed: str) -> Response:
         """What a model said to the original example, by the new names.
 
@@ -87,10 +93,8 @@ class Names:
         """
         if isinstance(response, dict):
             return self._hide_message(response, seed)
-        rng = random.Random(f"{seed}/answer")
-        taken = " ".join([*self.functions.values(), *self.parameters.values()])
         if isinstance(response, list):
-            return _with_strangers(self, response, _fresh(rng, taken)).hide(response)
+            return self.with_strangers(response, seed).hide(response)
         words = {**self.parameters, **self.functions}
         if isinstance(response, str) and words and _looks_like_call(response, self.functions):
             return _whole_words(words).sub(lambda match: words[match[0]], response)
