@@ -1,5 +1,6 @@
 """Robustness, and filtering of fine-tuning data."""
 
+import collections
 import dataclasses
 import gzip
 import json
@@ -18,6 +19,7 @@ from evaluate_rows import (
     write,
     write_reward_model,
 )
+from source_rows import rotbench_row
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate import (
@@ -162,6 +164,83 @@ def test_rows_that_are_of_no_level_are_rejected_with_their_line(tmp_path):
     assert [case.category for case in found.cases] == ["slight", "heavy"]
     with pytest.raises(InputError, match="no row is of a level of noise; the first: line 1"):
         robustness.read_levels(write(tmp_path / "levels.jsonl", ["{no JSON"]), 0)
+
+
+def test_counts_are_of_the_data_and_what_was_scored_beside_is_counted_apart(tmp_path):
+    data = write(tmp_path / "pairs.jsonl", [*(pair_row(n) for n in range(6)), "{no JSON"])
+    levels = [{**row, "meta": {"kind": kind}} for row in normal_rows(2) for kind in ("a", "b")]
+    files = [str(write(tmp_path / f"{n}.jsonl", [*levels[n:], "[1]"])) for n in (0, 2)]
+    command = ["robustness", "--data", str(data), "--levels", *files, "--output"]
+    main([*command, str(tmp_path / "run")])
+    run = read_run(tmp_path / "run")
+    found, beside = run.result["data"], run.result["beside"]
+    assert (found["cases"], found["tasks"], sum(found["rejected"].values())) == (6, 6, 1)
+    assert len(run.cases) == 6
+    changed = sum(cell["cases"] for cell in run.result["drift"].values())
+    assert beside["changed"]["cases"] == changed > 6
+    assert beside["changed"]["by category"]["unicode"] == run.result["drift"]["unicode"]["cases"]
+    assert beside["levels"]["by category"] == {"a": 3, "b": 3}
+    assert beside["levels"]["path"] == ", ".join(files)
+    assert sum(beside["levels"]["rejected"].values()) == 2
+    lines = (tmp_path / "run/scores.jsonl").read_text().splitlines()
+    assert len(lines) == 6 + changed + 6
+    rejects = [json.loads(one) for one in (tmp_path / "run/rejects.jsonl").read_text().splitlines()]
+    assert [one["line"] for one in rejects] == [7, 5, 3]
+    assert rejects[1]["reason"].startswith(f"levels: {files[0]}: ")
+    page = report.markdown([run])
+    assert ", 6 cases of 6 tasks; seed 0." in page
+    assert "1 rows were rejected" in page
+    assert "| cases | 6 |" in page
+    assert f"Scored beside them: {changed} changed cases (tools reordered 6, " in page
+    assert "6 cases of levels (a 3, b 3); 2 rows of their files were rejected." in page
+
+
+def test_a_level_by_the_name_of_other_cases_of_the_run_is_rejected(tmp_path):
+    rows = [row | {"meta": {"kind": k}} for row in normal_rows(1) for k in ("as it is", "unicode")]
+    rows.append(rows[0] | {"meta": {"kind": "slight"}})
+    found = robustness.read_levels(write(tmp_path / "levels.jsonl", rows), 0)
+    assert [case.category for case in found.cases] == ["slight"]
+    assert [reject.line for reject in found.rejects] == [1, 2]
+
+
+LEVELS = ("clean", "slight", "medium", "heavy", "union")
+
+
+def test_rotbenchs_own_files_are_of_the_level_in_their_name(tmp_path):
+    right = rotbench_row('tr_a\nAction Input: {"word": "cat"}')
+    either = rotbench_row('tr_a\nAction Input: {"word": "a"}', 'tr_b\nAction Input: {"word": "a"}')
+    files = [tmp_path / f"{level}.json" for level in LEVELS]
+    for file in files:
+        file.write_text(json.dumps([right, either], indent=1))
+    data = write(tmp_path / "pairs.jsonl", [pair_row(n) for n in range(4)])
+    command = ["robustness", "--data", str(data), "--output", str(tmp_path / "run")]
+    command += ["--levels", str(files[0]), "--levels", *map(str, files[1:])]
+    main([*command, "--levels-format", "rotbench"])
+    found = read_run(tmp_path / "run").result
+    assert found["beside"]["levels"]["by category"] == dict.fromkeys(LEVELS, 1)
+    reasons = found["beside"]["levels"]["rejected"]
+    assert len(reasons) == 5
+    assert all("several different calls are right" in reason for reason in reasons)
+    for scored in found["scorers"].values():
+        assert set(LEVELS) < set(scored["by"]["category"])
+    with pytest.raises(SystemExit, match="RoTBench's own files, give --levels-format rotbench"):
+        main(command)
+
+
+def test_real_levels_of_noise_are_a_category_each(toolrm_data):
+    """The figures are those of the docs. Of RoTBench's own files the folder has some levels."""
+    rows = robustness.read_levels(toolrm_data / "data/eval/rotbench_first_turn_test.jsonl.gz", 0)
+    counts = collections.Counter(case.category for case in rows.cases)
+    assert counts == {"clean": 75, "slight": 151, "medium": 151, "heavy": 148, "union": 76}
+    reasons = collections.Counter(reject.reason.partition(":")[0] for reject in rows.rejects)
+    assert sorted(reasons.values()) == [2, 8, 21, 208]
+    files = sorted((toolrm_data / "data/raw/rotbench").glob("*.json"))
+    assert files
+    for file in files:
+        found = robustness.read_levels(file, 0, "rotbench")
+        assert {case.category for case in found.cases} == {file.stem}
+        assert len(found.cases) > 75
+        assert all(len(case.candidates) == 4 for case in found.cases)
 
 
 def test_levels_of_noise_and_changes_are_told_by_one_command(toolrm_data, model, tmp_path):

@@ -83,7 +83,18 @@ def _add_data_commands(commands: Any) -> None:
     )
     options.add_scoring(robust, None)
     robust.add_argument(
-        "--levels", default="", help="normalised rows with a level under meta.kind, as RoTBench's"
+        "--levels",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="tasks with levels of noise, such as RoTBench's; may be repeated",
+    )
+    robust.add_argument(
+        "--levels-format",
+        default=robustness.FORMS[0],
+        choices=robustness.FORMS,
+        help="of --levels: normalised rows with a level under meta.kind, or RoTBench's own files, "
+        "whose stem is the level (clean, slight, medium, heavy, union)",
     )
     sift = _command(commands, "filter", _filter, "keep the best part of fine-tuning data")
     options.add_scoring(sift, None, baselines=False)
@@ -236,39 +247,33 @@ def _check_n(args: argparse.Namespace, data: Cases) -> None:
 
 def _robustness(args: argparse.Namespace) -> None:
     data = read_pairs(args.data, **options.part(args))
+    files = [
+        robustness.read_levels(path, args.seed, args.levels_format) for path in args.levels or ()
+    ]
     with options.scorers(args) as scorers:
         data, notes = options.usable(args, data, scorers)
-        changed, origins = robustness.changed_cases(data.cases, args.seed)
-        levels = robustness.read_levels(args.levels, args.seed) if args.levels else None
-        if levels:
-            levels, more = options.usable(args, levels, scorers)
+        cases, origins = robustness.changed_cases(data.cases, args.seed)
+        plain = robustness.as_they_are(data)
+        beside = {"changed": dataclasses.replace(data, cases=cases, rejects=[])}
+        if files:
+            beside["levels"], more = options.usable(args, robustness.joined(files), scorers)
             notes += [f"Levels of noise: {note}" for note in more]
-        parts = [data.cases, changed, levels.cases if levels else []]
-        labelled = [
-            *(dataclasses.replace(case, category=robustness.PLAIN) for case in data.cases),
-            *(
-                dataclasses.replace(case, category=way)
-                for case, (_, way) in zip(changed, origins, strict=True)
-            ),
-            *parts[2],
+        everything = [
+            *plain.cases,
+            *(case for part in beside.values() for case in part.cases),
         ]
-        scores = _all_scores(scorers, labelled)
+        scores = _all_scores(scorers, everything)
         notes += options.said_of(scorers)
-    first, second = len(parts[0]), len(parts[0]) + len(parts[1])
+    first, second = len(plain.cases), len(plain.cases) + len(cases)
     before = {name: values[:first] for name, values in scores.items()}
     after = {name: values[first:second] for name, values in scores.items()}
     drift = robustness.drift(data.cases, origins, before, after)
-    plain = dataclasses.replace(data, cases=labelled[:first])
     described = _described(plain, scorers, before, args)
     for name, found in described.items():
-        found["by"]["category"] = robustness.by_category(labelled, scores[name], args.seed)
+        found["by"]["category"] = robustness.by_category(everything, scores[name], args.seed)
     notes.append(f"All figures but those by category are of the {first:,} cases as they are.")
+    notes += robustness.said_of_beside(beside["changed"], files, beside.get("levels"))
     notes += robustness.left_out(origins, first)
-    if levels:
-        of_levels = [Reject(r.line, f"--levels: {r.reason}") for r in levels.rejects]
-        data = dataclasses.replace(data, rejects=[*data.rejects, *of_levels])
-        notes.append(f"Levels of noise: {levels.name} (SHA-256 {levels.digest[:16]}).")
-    data = dataclasses.replace(data, cases=labelled)
     figures = {
         "notes": notes,
         "category": robustness.PLAIN,
@@ -276,7 +281,16 @@ def _robustness(args: argparse.Namespace) -> None:
         "scorers": described,
     }
     models = cards_of(scorers)
-    write_run(args.output, "robustness", data, scores, figures, args.seed, models=models)
+    write_run(
+        args.output,
+        "robustness",
+        plain,
+        scores,
+        figures,
+        args.seed,
+        models=models,
+        beside=beside,
+    )
     _say(args.output)
 
 

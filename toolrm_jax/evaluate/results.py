@@ -1,7 +1,7 @@
 """A run of an evaluation, in a folder: what was found, and what it was found from.
 
-    OUT/result.json    what, command, versions, data with its hash, seed, models' cards, figures of
-                       every scorer
+    OUT/result.json    what, command, versions, data with its hash, what was scored beside it, seed,
+                       models' cards, figures of every scorer
     OUT/scores.jsonl   a case a line: candidates, what is right, and every scorer's scores
     OUT/rejects.jsonl  rows that are no case: {"line", "reason"}
 
@@ -10,6 +10,7 @@ The folder appears whole. `read_run` gives it back, for `compare` and `report`.
 
 import collections
 import dataclasses
+import itertools
 import json
 import os
 import shlex
@@ -82,39 +83,60 @@ def write_run(
     more_rows: Mapping[str, Iterable[dict[str, Any]]] | None = None,
     *,
     models: Mapping[str, Mapping[str, Any]] | None = None,
+    beside: Mapping[str, Cases] | None = None,
 ) -> dict[str, Any]:
     """Writes the folder, in the place of an earlier run's; gives what result.json holds.
 
     Args:
+      scores: of the data's cases and, after them, of those beside.
       more_rows: further files of JSON lines, by name.
       models: the card of every scorer that is a model.
+      beside: cases that were scored too and are none of the data's, by what they are: written
+        among the others, counted apart.
     """
-    reasons = collections.Counter(reject.reason for reject in data.rejects)
+    beside = beside or {}
     result = {
         "what": what,
         **made_by(seed),
-        "data": {
-            "path": data.name,
-            "sha256": data.digest,
-            "cases": len(data.cases),
-            "tasks": len(set(data.tasks)),
-            "rejected": dict(reasons.most_common()),
-        },
+        "data": _counted(data),
+        **(
+            {"beside": {name: _counted_by(part) for name, part in beside.items()}} if beside else {}
+        ),
         "models": models or {},
         **figures,
     }
     with new_folder(folder, _is_run, last=RESULT, what="result") as made:
+        everything = itertools.chain(data.cases, *(part.cases for part in beside.values()))
         cases = (
             _case_row(case, {name: s[number] for name, s in scores.items()})
-            for number, case in enumerate(data.cases)
+            for number, case in enumerate(everything)
         )
-        rejects = map(dataclasses.asdict, data.rejects)
+        rejects = [dataclasses.asdict(one) for one in data.rejects]
+        for name, part in beside.items():
+            rejects += [{"line": r.line, "reason": f"{name}: {r.reason}"} for r in part.rejects]
         for name, rows in {SCORES: cases, REJECTS: rejects, **(more_rows or {})}.items():
             with (made / name).open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
         text = json.dumps(result, indent=1, allow_nan=False)
         (made / RESULT).write_text(text + "\n", encoding="utf-8")
     return result
+
+
+def _counted(data: Cases) -> dict[str, Any]:
+    reasons = collections.Counter(reject.reason for reject in data.rejects)
+    return {
+        "path": data.name,
+        "sha256": data.digest,
+        "cases": len(data.cases),
+        "tasks": len(set(data.tasks)),
+        "rejected": dict(reasons.most_common()),
+    }
+
+
+def _counted_by(data: Cases) -> dict[str, Any]:
+    return _counted(data) | {
+        "by category": dict(collections.Counter(c.category for c in data.cases))
+    }
 
 
 def _case_row(case: Case, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
