@@ -5,12 +5,9 @@ import dataclasses
 import gzip
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-import tiny
 from evaluate_rows import (
     TOOL,
     call,
@@ -436,36 +433,3 @@ def test_filtering_reads_the_split_and_the_subset_that_it_is_given(model, tmp_pa
         main([*command, "--data", str(folder / "hard.jsonl"), *hard])
     with pytest.raises(SystemExit, match=r"source 'bfcl': .* Its options: categories"):
         main([*command, *here, *hard, "--format", "bfcl"])
-
-
-@pytest.mark.slow
-@pytest.mark.torch
-def test_the_example_fine_tunes_on_what_the_filter_kept(model, tmp_path):
-    pytest.importorskip("trl")
-    rows = normal_rows(24)
-    data, test = write(tmp_path / "rows.jsonl", rows[:20]), write(tmp_path / "t.jsonl", rows[20:])
-    command = ["filter", "--model", f"m={model}", "--data", str(data), "--noise", "0.3"]
-    main([*command, "--output", str(tmp_path / "run"), "--dtype", "float32"])
-    tiny.write_model(tmp_path / "lm")
-    found = subprocess.run(
-        [
-            sys.executable,
-            "examples/filter_sft.py",
-            "--policy",
-            str(tmp_path / "lm"),
-            "--run",
-            str(tmp_path / "run"),
-            "--test",
-            str(test),
-        ],
-        cwd=tiny.ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert found.returncode == 0, found.stderr[-2000:]
-    lines = found.stdout.splitlines()
-    for name, count in (("random half", 10), ("best half", 10), ("all", 20)):
-        (line,) = (line for line in lines if line.startswith(name))
-        assert f"{count} rows" in line
-        assert "loss of right answers" in line
