@@ -124,8 +124,8 @@ class Hub:
         monkeypatch.setattr("huggingface_hub.HfApi", lambda: self)
         monkeypatch.setattr("datasets.load_dataset", self.load)
 
-    def dataset_info(self, name, timeout):
-        assert name == "org/name"
+    def dataset_info(self, name, *, revision, timeout):
+        assert (name, revision) == ("org/name", None)
         return types.SimpleNamespace(sha=self.commits.pop(0))
 
     def load(self, path, **options):

@@ -18,7 +18,8 @@ from toolrm_jax.serve import is_loopback, main
 
 @pytest.fixture(scope="module")
 def server(model):
-    options = ("--max-tokens", "512", "--no-compile", "--time-out", "5")
+    # Long enough for a program to be compiled on a busy machine.
+    options = ("--max-tokens", "512", "--no-compile", "--time-out", "15")
     with running(model, *options) as started:
         yield started
     assert started.status == 0
@@ -109,10 +110,10 @@ def test_clients_that_leave_or_send_half_do_no_harm(server):
 
 def test_half_a_body_is_given_up_in_time(server):
     began = time.monotonic()
-    found = _raw(server, _post(100, "Connection: close") + b'{"query"', wait=30)
+    found = _raw(server, _post(100, "Connection: close") + b'{"query"', wait=45)
     assert b"503" in found.splitlines()[0]
     assert b"time-out" in found
-    assert time.monotonic() - began < 20
+    assert 14 < time.monotonic() - began < 40
 
 
 @pytest.mark.parametrize("megabytes", [11, 40])
@@ -130,7 +131,7 @@ def test_a_client_with_too_big_a_body_sees_the_answer(server, megabytes):
 def test_a_body_of_ten_megabytes_is_read(server):
     content = b'{"query": ["' + b"word " * (2 * 2**20 - 10) + b'"]}'
     answer = httpx.post(server.url + "/get_reward", content=content, timeout=60)
-    # Over-long, or over the server's five seconds: in words, either way.
+    # Over-long, or over the server's time-out: in words, either way.
     assert answer.status_code in (422, 503)
     assert error_of(answer)["reason"] in ("over-long", "time-out")
 
