@@ -241,6 +241,11 @@ def test_ties_are_neither_sides_in_the_histogram(monkeypatch):
     assert max(x for _, x in found["wrong side preferred"]) < 0
 
 
+def test_an_end_that_rounding_puts_beyond_the_mean_is_drawn():
+    cell = {"mean": 1.0, "low": 0.8, "high": 1.0 - 2**-53, "n": 4}
+    assert "<svg" in drawing.bars({"m": {"a": cell}})
+
+
 def test_a_kind_of_which_none_is_right_keeps_its_interval(monkeypatch):
     none = {"mean": 0.0, "low": 0.0, "high": 0.2}
     found = drawn_bars(monkeypatch, drawing.bars, {"m": {"a": none, "b": {**none, "mean": None}}})

@@ -115,6 +115,9 @@ def test_where_resampling_sees_no_difference_the_interval_is_wilsons():
     one_task = estimate(np.array([1.0, 0.0, 1.0]), ["t"] * 3)
     assert (one_task.mean, one_task.n) == (pytest.approx(2 / 3), 3)
     assert one_task.low < 0.2 < 0.9 < one_task.high
+    for n in range(1, 200):  # whatever the rounding
+        none, all_ = (estimate(np.full(n, value), alone(n)) for value in (0.0, 1.0))
+        assert (none.low, all_.high) == (0.0, 1.0)
     # A difference is no share: none at all stays none.
     same = paired_gain(np.ones(9), np.ones(9), alone(9))
     assert (same.low, same.high) == (0.0, 0.0)

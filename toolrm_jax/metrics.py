@@ -68,7 +68,9 @@ def _wilson(mean: float, trials: int, n: int) -> Estimate:
     middle = (mean + z * z / (2 * trials)) / (1 + z * z / trials)
     spread = mean * (1 - mean) / trials + (z / (2 * trials)) ** 2
     half = z / (1 + z * z / trials) * spread**0.5
-    return Estimate(mean, max(middle - half, 0.0), min(middle + half, 1.0), n)
+    # Rounding must not put an end on the mean's other side, or beyond a share.
+    low, high = max(min(middle - half, mean), 0.0), min(max(middle + half, mean), 1.0)
+    return Estimate(mean, low, high, n)
 
 
 def _resampled_means(values: np.ndarray, tasks: Sequence[str], seed: int) -> np.ndarray:
