@@ -39,9 +39,9 @@ except ModuleNotFoundError as error:
         f"The reward server needs the package {error.name}: pip install 'toolrm_jax[serve]'"
     ) from error
 
-# After SIGTERM clients on their way in are told so (503) until, for so many looks around (uvicorn
-# takes ten a second), none has come or gone; then the port closes, and at the latest after the
-# second number. A fixed second cut off clients that had just connected, on two busy cores.
+# After SIGTERM clients on their way in are told so (503) until none has come or gone for the first
+# number of uvicorn's ticks, ten a second; then the port closes, or after the second number of them.
+# A fixed second cut off clients that had just connected, on two busy cores.
 _QUIET_TICKS, _MOST_TICKS = 10, 100
 _KEEP_ALIVE_SECONDS = 75
 

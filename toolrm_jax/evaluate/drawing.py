@@ -77,12 +77,13 @@ def bars(groups: Mapping[str, Mapping[str, Cell]]) -> str:
             cells = [found[labels[i]] for i in known]
             means = np.array([cell["mean"] for cell in cells])
             ends = [[c["mean"] - c["low"] for c in cells], [c["high"] - c["mean"] for c in cells]]
-            beyond = np.maximum(ends, 0)  # by rounding, an end may lie on the mean's other side
+            # By rounding, an end may lie on the mean's other side.
+            whiskers = 100 * np.maximum(ends, 0)
             axes.barh(
                 np.array(known) + (place + 0.5) * thick - 0.4,
                 100 * means,
                 thick,
-                xerr=100 * beyond,
+                xerr=whiskers,
                 label=name,
                 color=f"C{place % 10}",
                 hatch=_style(place)[1],

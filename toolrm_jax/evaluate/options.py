@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from toolrm_jax.errors import InputError
+from toolrm_jax.evaluate.best_of_n import LINES
 from toolrm_jax.evaluate.cases import Cases, read_pairs
 from toolrm_jax.evaluate.likelihood import MOST_TOKENS, LikelihoodScorer
 from toolrm_jax.evaluate.llm_judge import REPLY_TOKENS, JudgeScorer
@@ -25,7 +26,7 @@ from toolrm_jax.synth.reading import Source
 from toolrm_jax.synth.sources import SOURCES, check_options
 
 _PART = ("split", "subset")
-_TAKEN = {"cases", "pools", "random", "oracle", "majority"}
+_TAKEN = {"cases", "pools", *LINES}
 
 
 def add_scoring(

@@ -37,7 +37,8 @@ PERMUTATIONS, _AT_ONCE = 10_000, 100
 
 def compare(a: Run, a_scorer: str, b: Run, b_scorer: str, seed: int = 0) -> dict[str, Any]:
     """What the first earns more than the second: overall, by error type, as the best of n."""
-    mine, theirs = _Line(a, a_scorer).credits(), _Line(b, b_scorer).credits()
+    lines = _Line(a, a_scorer), _Line(b, b_scorer)
+    mine, theirs = (line.credits() for line in lines)
     both = [key for key in mine if key in theirs]
     if not both:
         raise InputError(
@@ -63,7 +64,7 @@ def compare(a: Run, a_scorer: str, b: Run, b_scorer: str, seed: int = 0) -> dict
         },
         "permutation p": permutation(first - second, tasks, seed),
         "McNemar": mcnemar(first, second),
-        "best of n": curve_gains(a, a_scorer, b, b_scorer, seed),
+        "best of n": _curve_gains(*lines, seed),
     }
 
 
@@ -147,20 +148,20 @@ def _where(
 # Best of n ---------------------------------------------------------------------------------------
 
 
-def curve_gains(a: Run, a_scorer: str, b: Run, b_scorer: str, seed: int = 0) -> dict[str, Any]:
+def _curve_gains(first: _Line, second: _Line, seed: int) -> dict[str, Any]:
     """By kind of draws: how much more often the best of n of the first is right.
 
     Over the pools that both runs have and that hold enough for the last n of both curves.
     """
-    first, second = _Line(a, a_scorer), _Line(b, b_scorer)
     mine, theirs = first.pools(), second.pools()
+    cases = first.run.cases
     found = {}
     for draws in best_of_n.DRAWS:
         last = min(first.last(draws), second.last(draws))
         used = [
             (number, theirs[key])
             for key, number in mine.items()
-            if key in theirs and best_of_n.counts_of(a.cases[number], draws).sum() >= last
+            if key in theirs and best_of_n.counts_of(cases[number], draws).sum() >= last
         ]
         if last and used:
             found[draws] = {
