@@ -47,7 +47,7 @@ from toolrm_jax.pretrained import open_pretrained
 from toolrm_jax.request_tokens import Tokenized
 from toolrm_jax.score_plan import Work, plan_window
 from toolrm_jax.scorer import Scorer
-from toolrm_jax.sharding import make_mesh
+from toolrm_jax.sharding import make_mesh, split_cpu
 
 PRECISIONS = ("bfloat16", "float32")
 SECTIONS = ("pairs", "pools", "growth", "first")
@@ -251,7 +251,7 @@ def flops(config: ModelConfig, sequences: list[np.ndarray], ours: Ours) -> float
 
 def growth(pairs: list[dict[str, Any]], ours: Ours, args) -> None:
     """Rows/s against the size of the job: on a tiny model (the host's own cost), and on SmolLM2."""
-    mesh = make_mesh()
+    mesh = make_mesh(data=-1)
     config = dataclasses.replace(
         ours.scorer.config, width=16, mlp_width=16, num_layers=1, num_heads=1, num_kv_heads=1,
         head_dim=16,
@@ -308,6 +308,7 @@ def main() -> None:
     add("--profile", action="store_true", help="say where our time goes")
     add("--folder", type=Path, default=Path("runs/bench"), help="for pairs and weights")
     args = parser.parse_args()
+    split_cpu()  # as the command does
     requests = read_requests(args.folder)
     model = export(args.folder / "model")
     print(f"{os.cpu_count()} cores; {jax.default_backend()}; jax {jax.__version__}")
@@ -325,7 +326,7 @@ def main() -> None:
 def export(folder: Path) -> Path:
     """SmolLM2 with a fresh reward head, as a Hugging Face directory for both sides."""
     pretrained = open_pretrained("embedded:smollm2")
-    mesh = make_mesh()
+    mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         params = load_params(pretrained.source, mesh)
     config = pretrained.source.config

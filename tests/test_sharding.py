@@ -1,6 +1,9 @@
 """The mesh and its one table: unknown or colliding axes and sizes that do not fit are errors."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -113,8 +116,35 @@ def test_weights_are_copied_where_they_fit_else_sharded_over_the_fewest_devices(
     assert (mesh.shape["data"], mesh.shape["fsdp"], mesh.size) == (data, fsdp, 8)
 
 
-def test_a_device_that_does_not_say_what_it_has_takes_all():
-    assert make_inference_mesh(16, 10**15, jax.devices()[:2]).shape["data"] == 2
+def test_devices_of_a_cpu_share_the_hosts_memory_and_take_what_does_not_fit():
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    two = jax.devices()[:2]
+    assert make_inference_mesh(16, host // 5, two).shape["data"] == 2
+    assert (
+        make_inference_mesh(16, host // 3, two).shape["fsdp"] == 2
+    )  # two would fill more than half
+    assert make_inference_mesh(16, 10**15, two).shape["fsdp"] == 2
+    assert make_inference_mesh(15, 10**15, two).shape["data"] == 2
+
+
+def test_a_commands_cpu_is_two_devices_unless_the_environment_says_otherwise():
+    code = """if True:
+        import jax
+        from toolrm_jax.sharding import split_cpu
+        split_cpu()
+        print(len(jax.devices()))
+    """
+    counts = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": given},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for given in ("-1", "1", "3")
+    ]
+    assert counts == [str(min(2, os.cpu_count())), "1", "3"]
 
 
 @pytest.fixture(scope="module")

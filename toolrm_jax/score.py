@@ -72,7 +72,9 @@ def score(args: argparse.Namespace) -> "Summary":
     from toolrm_jax.pretrained import local_path
     from toolrm_jax.row_source import check_store, open_rows
     from toolrm_jax.scorer import Scorer
+    from toolrm_jax.sharding import split_cpu
 
+    split_cpu()
     shard = args.shard or _default_shard()
     files = JobFiles(shard.output(args.output))
     check_store(args.output)

@@ -17,6 +17,7 @@ time.
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -155,6 +156,19 @@ def _walk(sides: list[int]) -> list[tuple[int, ...]]:
     return ways
 
 
+def split_cpu(devices: int = 2) -> None:
+    """Lets JAX see this host's CPU as several devices, which work side by side, unless
+    JAX_NUM_CPU_DEVICES says how many; to be called before JAX starts its devices.
+
+    XLA runs a product on all cores, but what lies between the products of a loop (attention's
+    softmax, norms) on one: of two devices each has such a core. Scoring gains by it
+    (docs/score.md); a training step does not.
+    """
+    given = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]  # made by a state holder
+    if given < 0 and (os.cpu_count() or 1) >= devices:
+        jax.config.update("jax_num_cpu_devices", devices)
+
+
 def make_inference_mesh(
     width: int,
     bytes_per_model: int,
@@ -164,22 +178,28 @@ def make_inference_mesh(
     """A mesh of this host's own devices: a copy of the weights on each where one fits, else on the
     fewest devices that hold one together. Hosts do not depend on each other.
 
-    `limit` is a device's memory in bytes; by default what it says itself.
+    `limit` is a device's memory in bytes; by default what it says itself, and of a CPU's devices
+    their share of the host's, where weights that do not fit are sharded over all.
 
     Raises:
       MeshError: the weights do not fit all of the devices together.
     """
     devices = list(devices if devices is not None else jax.local_devices())
     if limit is None:
-        limit = (devices[0].memory_stats() or {}).get("bytes_limit")  # a CPU does not say
-    for fsdp in range(1, len(devices) + 1):
+        limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    of_host = limit is None  # a CPU does not say
+    if limit is None:
+        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
+    count = len(devices)
+    sizes = [n for n in range(1, count + 1) if count % n == 0 and width % n == 0]
+    for fsdp in sizes:
         # Half of the memory is left for activations, and for the layer that is being gathered.
-        fits = limit is None or bytes_per_model / fsdp <= limit / 2
-        if fits and len(devices) % fsdp == 0 and width % fsdp == 0:
+        fits = bytes_per_model / fsdp <= limit / 2
+        if fits or (of_host and fsdp == sizes[-1]):  # it may swap
             return make_mesh(data=-1, fsdp=fsdp, devices=devices)
     raise MeshError(
         f"The weights take {bytes_per_model / 2**30:.1f} GiB, and half of the memory of this "
-        f"host's {len(devices)} devices is {len(devices) * (limit or 0) / 2**31:.1f} GiB: score "
+        f"host's {len(devices)} devices is {len(devices) * limit / 2**31:.1f} GiB: score "
         f"on more or larger devices."
     )
 

@@ -22,6 +22,7 @@ from toolrm_jax.evaluate.results import OVERLAP, check_run
 from toolrm_jax.evaluate.scorers import CaseScorer, FittedRules, ModelScorer, rule_scorers
 from toolrm_jax.literals import read_json
 from toolrm_jax.paths import is_remote
+from toolrm_jax.sharding import split_cpu
 from toolrm_jax.synth.reading import Source
 from toolrm_jax.synth.sources import SOURCES, check_options
 
@@ -153,6 +154,7 @@ def scorers(args: argparse.Namespace) -> Iterator[list[CaseScorer]]:
     """The scorers that were asked for, open. Raises first where --output cannot become a run's."""
     check_run(args.output)
     _check_given(args)
+    split_cpu()
     with contextlib.ExitStack() as stack:
         found: list[CaseScorer] = []
         for given in args.model:
