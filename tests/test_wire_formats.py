@@ -138,6 +138,47 @@ def test_other_input_is_refused(reader, given):
     assert error.value.status == 422
 
 
+@pytest.mark.parametrize("path", ["/classify", "/v1/embeddings"])
+def test_input_beside_messages_is_refused(reader, path):
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    with pytest.raises(WireError, match="give one of them") as error:
+        FORMATS[path].read({"input": "Hi", "messages": chat}, reader)
+    assert error.value.status == 422
+
+
+HI = {"messages": [{"role": "user", "content": "Hi"}], "responses": ["Ho"]}
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("normalise", "unknown field 'normalise': .* did you mean 'normalize'"),
+        ("tool", "did you mean 'tools'"),
+        ("model", r"unknown field 'model': expected id, .*responses.*normalize$"),
+        ("x" * 10**6, "unknown field 'xxx"),
+    ],
+)
+def test_an_unknown_field_of_ours_is_refused_by_name(reader, field, words):
+    (item,) = REWARDS.read(HI | {field: 1}, reader).items
+    assert re.search(words, item.detail)
+    (item,) = REWARDS.read({"requests": [HI | {field: 1}]}, reader).items
+    assert "unknown field" in item.detail
+    (item,) = REWARDS.read(HI | {field: None}, reader).items  # as clients with all fields send it
+    assert isinstance(item, Item)
+    with pytest.raises(WireError, match="unknown field") as error:
+        REWARDS.read({"requests": [HI], field: 1}, reader)
+    assert error.value.status == 422
+
+
+@pytest.mark.parametrize("flag", ["use_activation", "activation", "normalize"])
+def test_a_flag_inside_one_of_many_requests_is_refused(reader, flag):
+    good, bad = REWARDS.read({"requests": [HI, HI | {flag: False}], flag: False}, reader).items
+    assert isinstance(good, Item)
+    assert bad == Rejected(
+        "not a request", f"{flag}: say it beside 'requests'; it holds for all of them"
+    )
+
+
 def test_only_our_own_form_of_request_is_read(reader):
     user = {"role": "user", "content": "Hi"}
     preference = {"messages": [user], "chosen": "Yes.", "rejected": "No."}

@@ -21,11 +21,12 @@ rejected by itself.
 """
 
 import dataclasses
+import difflib
 import json
 import math
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from toolrm_jax.errors import InputError
@@ -37,6 +38,8 @@ from toolrm_jax.score_request import NO_REQUEST, NOT_JSON, Rejected, id_or_none
 from toolrm_jax.text_tokens import TextTokenizer, TextTokens
 
 NOT_FINITE = "normalised reward is not finite"
+_FLAGS = ("use_activation", "activation", "normalize")
+_REQUEST_FIELDS = ("id", "test_id", "tools", "messages", "responses")
 # Details quote what was sent, which may be megabytes of it.
 _MAX_DETAIL = 1000
 
@@ -181,11 +184,14 @@ def parse_json(body: bytes) -> dict[str, Any]:
 def read_rewards(body: dict[str, Any], reader: Reader) -> Asked:
     """One request, or many under "requests"."""
     single = "requests" not in body
+    if not single and (fault := _unknown_field(body, ("requests", *_FLAGS))):
+        raise WireError(422, NO_REQUEST, fault)
     rows = [body] if single else _list(body["requests"], "requests")
     responses = [row.get("responses") if isinstance(row, dict) else None for row in rows]
     _check_rows(max(len(rows), sum(len(r) for r in responses if isinstance(r, list))), reader)
     statistics, activation = _scale(body, reader)
-    items = [_conversation(row, reader) for row in rows]
+    fields = (*_REQUEST_FIELDS, *_FLAGS) if single else _REQUEST_FIELDS
+    items = [_conversation(row, reader, fields) for row in rows]
     ids = [id_or_none(row) for row in rows]
     return Asked(items, statistics, activation, ids, single)
 
@@ -199,15 +205,30 @@ def write_rewards(asked: Asked, answers: Answers, model: str) -> dict[str, Any]:
     return results[0] | {"model": model}
 
 
-def _conversation(row: Any, reader: Reader) -> Item | Rejected:
-    """One request of ours; of the forms that `request_of` reads only this one."""
+def _conversation(row: Any, reader: Reader, known: Sequence[str]) -> Item | Rejected:
+    """One request of ours, of the `known` fields; of the forms that `request_of` reads only this
+    one, and no list as text: `max_rows` counts responses before they are read."""
     if not isinstance(row, dict):
         return Rejected(NO_REQUEST, f"expected an object, found {type(row).__name__}")
-    if row.get("responses") is None:
-        return Rejected(NO_REQUEST, "expected 'messages' and 'responses', found no 'responses'")
-    names = ("id", "test_id", "tools", "messages", "responses")
-    fields = {name: row.get(name) for name in names}
-    return _tokenized(fields, reader)
+    if fault := _unknown_field(row, known):
+        return Rejected(NO_REQUEST, fault)
+    if not isinstance(row.get("responses"), list):
+        found = _found(row.get("responses"))
+        return Rejected(NO_REQUEST, f"responses: expected a list, found {found}")
+    return _tokenized({name: row.get(name) for name in _REQUEST_FIELDS}, reader)
+
+
+def _unknown_field(fields: dict[str, Any], known: Sequence[str]) -> str | None:
+    """What is wrong with the first field that is not known: ignored, a misspelt flag or one in the
+    wrong place would give rewards on another scale than was asked for."""
+    name = next((n for n, value in fields.items() if value is not None and n not in known), None)
+    if name is None:
+        return None
+    if name in _FLAGS:
+        return f"{name}: say it beside 'requests'; it holds for all of them"
+    near = difflib.get_close_matches(name[:40], known, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown field {name!r:.100}: expected {', '.join(known)}{hint}"
 
 
 def _tokenized(fields: dict[str, Any], reader: Reader) -> Item | Rejected:
@@ -260,7 +281,7 @@ def read_classify(body: dict[str, Any], reader: Reader) -> Asked:
     """Texts, token ids, or a conversation whose last message is the one to be scored."""
     if body.get("messages") is None:
         return read_input(body, reader)
-    _check_uncut(body)
+    _check_input(body)
     messages = _list(body["messages"], "messages")
     last = messages[-1] if messages else None
     if not isinstance(last, dict) or last.get("role") != "assistant":
@@ -286,7 +307,7 @@ def write_classify(asked: Asked, answers: Answers, model: str) -> dict[str, Any]
 
 def read_input(body: dict[str, Any], reader: Reader) -> Asked:
     """{"input": text | [text, ...] | ids | [ids, ...]}; special tokens are added by default."""
-    _check_uncut(body)
+    _check_input(body)
     special = _flag(body, "add_special_tokens", True)
     given = body.get("input")
     if isinstance(given, str) or (isinstance(given, list) and given and _is_id(given[0])):
@@ -376,7 +397,9 @@ def _usage(items: list[tuple[Item, float]]) -> dict[str, Any]:
     return {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
 
 
-def _check_uncut(body: dict[str, Any]) -> None:
+def _check_input(body: dict[str, Any]) -> None:
+    if body.get("input") is not None and body.get("messages") is not None:
+        raise WireError(422, NO_REQUEST, "found 'input' and 'messages': give one of them")
     if body.get("truncate_prompt_tokens") is not None:
         raise WireError(
             422,
@@ -406,11 +429,14 @@ def _list(value: Any, name: str) -> list[Any]:
 
 
 def _unexpected(name: str, expected: str, value: Any) -> WireError:
-    kinds = {dict: "an object", list: "a list", str: "a string", type(None): "nothing"}
-    found = kinds.get(type(value)) or json.dumps(value)
+    return WireError(422, NO_REQUEST, f"{name}: expected {expected}, found {_found(value)}")
+
+
+def _found(value: Any) -> str:
     if value == []:
-        found = "an empty list"
-    return WireError(422, NO_REQUEST, f"{name}: expected {expected}, found {found}")
+        return "an empty list"
+    kinds = {dict: "an object", list: "a list", str: "a string", type(None): "nothing"}
+    return kinds.get(type(value)) or json.dumps(value)
 
 
 def _is_id(value: Any) -> bool:

@@ -126,9 +126,17 @@ def test_limits_on_size_and_rows(plain):
             ("/get_reward", {"query": ["x"] * 4}),
             ("/v1/rewards", REQUEST | {"responses": ["x"] * 4}),
             ("/v1/rewards", {"requests": [{}] * 4}),
+            ("/v1/rewards", {"requests": [REQUEST, REQUEST]}),
         ):
             answer = ask(app, path, body)
             assert (answer.status_code, error_of(answer)["reason"]) == (413, "too many rows")
+        # Text is no list, whatever it holds: its responses would not be counted.
+        text = REQUEST | {"responses": json.dumps(["x"] * 4)}
+        answer = ask(app, "/v1/rewards", text)
+        words = "responses: expected a list, found a string"
+        assert (answer.status_code, error_of(answer)["detail"]) == (422, words)
+        (result,) = ask(app, "/v1/rewards", {"requests": [text]}).json()["results"]
+        assert result["error"]["detail"] == words
         answer = ask(app, "/get_reward", {"query": ["Quito! " * 40]})
         assert (answer.status_code, error_of(answer)["reason"]) == (413, "too many tokens")
 
