@@ -103,6 +103,52 @@ def test_messages_of_the_data_set_stand_for_a_text_prompt(source, expected):
     np.testing.assert_allclose(found, expected, **F32)
 
 
+ANSWER = {"role": "assistant", "content": "The reference."}
+
+
+@pytest.mark.parametrize("form", [list, json.dumps, lambda value: np.array(value, dtype=object)])
+def test_messages_beside_a_conversation_must_be_the_same_one(source, expected, form):
+    """Sets for SFT hold prompt and answer there: the reward model is not shown the answer."""
+    reward = TRLReward(source, end_ids=None)
+    found = reward(MESSAGES, CALLS, messages=[form(m) for m in MESSAGES], tools=TOOLS)
+    np.testing.assert_allclose(found, expected, **F32)
+    told = [form([*m, ANSWER]) for m in MESSAGES]
+    with pytest.raises(CompletionError, match=r"another one, .*remove_columns\('messages'\)"):
+        reward(MESSAGES, CALLS, messages=told, tools=TOOLS)
+    info = {"prompt": form(MESSAGES[0]), "messages": told[0]}
+    if form is not json.dumps:  # a prompt that is text is text, whatever it holds
+        with pytest.raises(CompletionError, match="another one"):
+            VerlReward(source, rule=NUMBERS)("d", CALLS[0], "", info)
+
+
+def test_messages_that_end_with_an_answer_are_refused():
+    with pytest.raises(CompletionError, match="must not see"):
+        read_completion("text", "Hello.", messages=[*MESSAGES[0], ANSWER])
+
+
+def _city(value, **said):
+    call = {"function": {"name": "get_weather", "arguments": {"city": value}}}
+    return [{"role": "assistant", "tool_calls": [call]} | said]
+
+
+def test_nulls_that_the_policy_wrote_are_scored(source):
+    """As in text; only a message's missing words or calls are taken for nothing."""
+    text = '<tool_call>{"name": "get_weather", "arguments": {"city": %s}}</tool_call>'
+    turns = [_city(None), _city([None]), _city(None, content=None), _city({})]
+    texts = [text % "null", text % "[null]", text % "null", text % "{}"]
+    reward = TRLReward(source, end_ids=None)
+    asked, tools = MESSAGES[:1] * 4, TOOLS[:1] * 4
+    found = reward(asked, turns, tools=tools)
+    np.testing.assert_allclose(found, reward(asked, texts, tools=tools), **F32)
+    without = [{"role": "assistant", "tool_calls": [{"name": "get_weather", "arguments": {}}]}]
+    other = reward(MESSAGES[:1], [without], tools=TOOLS[:1])
+    assert abs(found[0] - other[0]) > 1e-3
+    words = read_completion(
+        MESSAGES[0], [{"role": "assistant", "content": "Hi", "tool_calls": None}]
+    )
+    assert words.response == {"role": "assistant", "content": "Hi"}
+
+
 def test_after_executed_tools_the_last_turn_is_scored(source, scorer):
     made = {"role": "assistant", "content": "", "tool_calls": [{"function": ROWS[0]["chosen"][0]}]}
     result, words = {"role": "tool", "content": "Rainy."}, {"role": "assistant", "content": "Rain."}

@@ -6,9 +6,13 @@
     text             text                   the text prompt + completion, at the end of its turn
     text, and the data set has messages     as the messages are: the text is what they render to
 
+Where the prompt is a conversation, a data set's `messages` must be the same one: sets for SFT hold
+there what the right answer is, which the reward model must not see.
+
 A trainer may cut the end-of-turn token off a completion or leave it. Left, it is taken off where
 the template will write it again; cut, it is put back where a text is scored, unless the completion
-is known to be truncated. Columns from Arrow are cleaned of nulls, JSON text and arrays are read.
+is known to be truncated. Columns from Arrow are cleaned of nulls, JSON text and arrays are read;
+what the policy wrote stays as it is: {"city": null} is another argument than none.
 
     >>> read_completion([{"role": "user", "content": "Hi"}], "Hello.<|im_end|>", end="<|im_end|>")
     Completion(response='Hello.', ended=True, request={...}, text=None)
@@ -75,15 +79,17 @@ def read_completion(
     Args:
       prompt: messages, or text.
       completion: text, or a list of messages that ends with the turn to score.
-      tools, messages: what the data set has of them: lists, arrays or JSON text.
+      tools, messages: what the data set has of them: lists, arrays or JSON text. `messages` are
+        for a prompt that is text, and end before the turn.
       ended: whether the policy ended its turn, where its token ids say so.
       end: the text that ends a turn.
       keeps_end: completions keep that text, so that one without it is truncated.
+
+    Raises:
+      CompletionError: prompt, messages and completion do not go together.
     """
-    messages, tools = plain(messages), plain(tools)
-    if messages is None and not isinstance(prompt, str):
-        messages = plain(prompt)
-    if not isinstance(completion, str) and plain(completion) in (None, []):
+    messages, tools = _conversation(prompt, plain(messages)), plain(tools)
+    if not isinstance(completion, str) and _listed(completion) in (None, []):
         completion = ""  # nothing was said, in whatever form
     before: list[Any] = []
     response: Response
@@ -109,6 +115,28 @@ def read_completion(
         )
     tail = "" if ended is False else end or ""
     return Completion(response, ended, text=prompt + response + tail)
+
+
+def _conversation(prompt: Any, messages: Any) -> Any:
+    """What the policy was asked, by the prompt or by the data set; None where it is text alone."""
+    own = None if isinstance(prompt, str) else plain(prompt)
+    if messages is not None and own is not None and own != messages:
+        raise CompletionError(
+            f"The prompt is a conversation, {_short(own)}, and 'messages' is another one, "
+            f"{_short(messages)}. What was asked? 'messages' stands for prompts that are text: "
+            f"leave it out (dataset.remove_columns('messages')), or make it the same."
+        )
+    if own is None and isinstance(messages, list) and messages and _is_answer(messages[-1]):
+        raise CompletionError(
+            f"'messages' ends with an assistant's turn, {_short(messages[-1])}: the reference "
+            f"answer, which the reward model must not see? Give what stands before the turn that "
+            f"the policy takes."
+        )
+    return own if messages is None else messages
+
+
+def _is_answer(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") == "assistant"
 
 
 def plain(value: Any) -> Any:
@@ -160,14 +188,20 @@ def _last_turn(completion: Any) -> tuple[list[Any], dict[str, Any], bool]:
 
     There is none where the budget ran out on a tool's result.
     """
-    turns = plain(completion)
+    turns = _listed(completion)
     if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) for t in turns):
         raise CompletionError(
             f"Expected a completion as text or as a list of messages, found {_short(completion)}."
         )
+    turns = [_said(turn) for turn in turns]
     if turns[-1].get("role") == "assistant":
         return turns[:-1], turns[-1], True
     return turns, {"role": "assistant", "content": ""}, False
+
+
+def _said(turn: dict[str, Any]) -> dict[str, Any]:
+    """The message without the words or the calls that it does not have."""
+    return {k: v for k, v in turn.items() if v is not None or k not in ("content", "tool_calls")}
 
 
 def _short(value: Any) -> str:

@@ -229,8 +229,9 @@ class _RewardFunction:
 class TRLReward(_RewardFunction):
     """A reward function for TRL's GRPOTrainer and RLOOTrainer.
 
-    Of the data set's columns it reads `tools`, and `messages` where prompts are text: TRL shows a
-    policy no tools of a data set's, so a prompt that offers tools is best rendered beforehand.
+    Of the data set's columns it reads `tools`, and `messages` where prompts are text (beside other
+    prompts they must be the same, see `read_completion`): TRL shows a policy no tools of a data
+    set's, so a prompt that offers tools is best rendered beforehand.
 
     Args:
       source: what gives rewards.
