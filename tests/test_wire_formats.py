@@ -97,6 +97,24 @@ def test_a_second_bos_is_never_added():
     assert texts("<s><s>Hi", add_special_tokens=False).ids.tolist() == [bos, *with_bos]
 
 
+def test_nothing_is_added_after_a_finished_turn():
+    """By a tokenizer that ends each text in its EOS; after half a turn it does, as in vLLM."""
+    texts = TextTokenizer(tiny.eos_tokenizer(), 100)
+
+    def read(text: str, add: bool) -> tuple[list[int], bool]:
+        found = texts(text, add_special_tokens=add)
+        return found.ids.tolist(), found.truncated
+
+    eos = texts.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    ids = texts.tokenizer("<s>" + TEXT, add_special_tokens=False)["input_ids"]
+    for text in (TEXT, "<s>" + TEXT, TEXT.rstrip()):
+        assert read(text, True) == (ids, False)
+    half = texts.tokenizer("<s>Hi", add_special_tokens=False)["input_ids"]
+    for text in ("Hi", "<s>Hi"):
+        assert read(text, True) == ([*half, eos], True)
+    assert read("<s>" + TEXT, False) == (ids, False)
+
+
 def test_padded_ids_are_flagged_and_scored_as_they_are():
     bare = tiny.new_tokenizer(template=tiny.TEMPLATE.replace("<|im_end|>\n", "<|im_end|>"))
     for tokenizer in (tiny.tokenizer(), prepare_tokenizer(bare)):

@@ -135,6 +135,16 @@ def bos_tokenizer() -> PreTrainedTokenizerFast:
     return prepare_tokenizer(fast)
 
 
+def eos_tokenizer(single: str = "<s> $A <|endoftext|>") -> PreTrainedTokenizerFast:
+    """Puts <s> first, and ends every text in a token that its template does not write."""
+    fast = bos_tokenizer()
+    special = [(token, fast.convert_tokens_to_ids(token)) for token in ("<s>", "<|endoftext|>")]
+    fast.backend_tokenizer.post_processor = TemplateProcessing(
+        single=single, special_tokens=special
+    )
+    return fast
+
+
 def write_model(folder: Path, width: int = 32, layers: int = 2) -> Path:
     """A random Llama CausalLM as a Hugging Face directory."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,9 @@
     [151644, 8948, ...]    ids are scored as they are; flagged where they do not end as a turn does,
                            or are padded
 
+The tokenizer's special tokens are added where they are asked for, but no second BOS, and none after
+a finished turn: a tokenizer that ends each text in its EOS would put it after the template's tail.
+
 What ends a turn, and what follows, is read off the tokenizer's own template, by rendering probes.
 
     >>> texts = TextTokenizer(tokenizer, max_tokens=8192)
@@ -62,10 +65,11 @@ class TextTokenizer:
         # This first call also turns off what padding and truncation a tokenizer's file may ask for;
         # from then on it is only read, which threads may do together.
         self._end_ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        self._added_after = _added_after(tokenizer, "a" + whole)
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> TextTokens | Rejected:
         """The text's tokens, completed; with the tokenizer's own special tokens if asked for, but
-        never a second BOS before one that the text begins with."""
+        never a second BOS before one that the text begins with, nor any after a finished turn."""
         text, truncated = self._completed(text)
         try:
             text.encode()
@@ -76,6 +80,8 @@ class TextTokenizer:
         bos = self.tokenizer.bos_token_id
         if add_special_tokens and bos is not None and ids[:2] == [bos, bos]:
             ids = ids[1:]
+        if add_special_tokens and self.ending is not None and not truncated:
+            ids = ids[: len(ids) - self._added_after]
         return self._fitting(np.asarray(ids, np.int32), truncated)
 
     def of_ids(self, ids: list[int]) -> TextTokens | Rejected:
@@ -104,6 +110,14 @@ class TextTokenizer:
         if len(ids) > self.max_tokens:
             return Rejected(OVER_LONG, f"{len(ids)} tokens; at most {self.max_tokens} are scored")
         return TextTokens(ids, truncated)
+
+
+def _added_after(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """How many special tokens the tokenizer puts after a text: as many after any other."""
+    bare, whole = (tokenizer(text, add_special_tokens=add)["input_ids"] for add in (False, True))
+    room = len(whole) - len(bare)
+    before = next((n for n in range(room) if whole[n : n + len(bare)] == bare), room)
+    return room - before
 
 
 def ending_of(tokenizer: PreTrainedTokenizerBase) -> Ending | None:

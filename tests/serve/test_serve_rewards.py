@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import served
+import tiny
 from app_requests import REQUEST, app_of, ask, error_of, texts_and_rewards
 from served import F32, requests, rewards_of, scorer_of
 
@@ -93,6 +94,21 @@ def test_special_tokens_are_added_to_a_text_without_them_unless_declined(bos_mod
     assert abs(expected[0] - expected[1]) > 1e-3
     np.testing.assert_allclose(found["data"][0]["probs"], expected[:1], **F32)
     np.testing.assert_allclose(declined["data"][0]["probs"], expected[1:], **F32)
+
+
+@pytest.mark.parametrize("single", ["<s> $A <|endoftext|>", "$A <|endoftext|>"])
+def test_what_a_tokenizer_adds_after_a_text_is_not_after_a_turn(tmp_path, single):
+    tokenizer = tiny.eos_tokenizer(single)
+    path = tiny.write_reward_model(tmp_path / "model", tokenizer=tokenizer)
+    with scorer_of(path) as scorer, app_of(scorer) as app:
+        texts, expected = texts_and_rewards(scorer, 2)
+        stopped = [text.removesuffix("\n") for text in texts]
+        for given in (texts, stopped):
+            vllm = ask(app, "/classify", {"input": given}).json()["data"]
+            sglang = ask(app, "/v1/embeddings", {"input": given}).json()["data"]
+            np.testing.assert_allclose([d["probs"][0] for d in vllm], expected, **F32)
+            np.testing.assert_allclose([d["embedding"][-1] for d in sglang], expected, **F32)
+            assert not any(d["truncated"] for d in vllm + sglang)
 
 
 def test_rewards_are_raw_unless_asked_otherwise(plain):
