@@ -62,20 +62,25 @@ def rewards_of(scorer: Scorer, asked: list[dict]) -> list[np.ndarray]:
     return [scored.rewards for scored in scorer.score(asked)]
 
 
+def start(model, *options: str, **environment: str) -> subprocess.Popen:
+    """A server's process, at a free port; it may not be ready."""
+    env = os.environ | without_torch() | environment
+    env |= {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    command = ["--model", str(model), "--port", "0", "--dtype", "float32", *options]
+    return subprocess.Popen(
+        [sys.executable, "-m", "toolrm_jax.serve", *command],
+        cwd=tiny.ROOT,
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 class Server:
     """A server process; `status` is its exit status once it has ended."""
 
     def __init__(self, model, *options: str, **environment: str):
-        env = os.environ | without_torch() | environment
-        env |= {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
-        command = ["--model", str(model), "--port", "0", "--dtype", "float32", *options]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "toolrm_jax.serve", *command],
-            cwd=tiny.ROOT,
-            env=env,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self.process = start(model, *options, **environment)
         self.lines: list[str] = []
         self.url = self._wait_for_url()
         self.port = int(self.url.rpartition(":")[2])

@@ -10,6 +10,8 @@
     TOOLRM_SERVE_TOKEN=... python -m toolrm_jax.serve --model DIR --host 0.0.0.0
 
 SIGTERM ends it: nothing new is accepted, what was accepted is answered, the exit status is 0.
+Before the port opens, while models are loaded and compiled, there is nothing to finish: 130 after
+Ctrl-C, 143 after SIGTERM. 1: it cannot serve, and the message says why; 2: wrong usage.
 """
 
 import argparse
@@ -25,7 +27,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from toolrm_jax.errors import InputError, reported
+from toolrm_jax.errors import InputError, first_line, reported
 from toolrm_jax.request_tokens import POLICIES
 from toolrm_jax.reward_client import TOKEN_VARIABLE as TOKEN
 from toolrm_jax.reward_client import bearer_token
@@ -44,15 +46,40 @@ except ModuleNotFoundError as error:
 # A fixed second cut off clients that had just connected, on two busy cores.
 _QUIET_TICKS, _MOST_TICKS = 10, 100
 _KEEP_ALIVE_SECONDS = 75
+_BATCH_TOKENS = "4096 a CPU device, 16384 any other"  # the scorer's, in words
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    with reported():
-        serve(args)
+    # Until the server is up, whose own handlers take over; without one it dies and says nothing.
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        with reported():
+            serve(args)
+    except KeyboardInterrupt as stop:
+        _say("interrupted before the port opened: nothing was served")
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+    except RuntimeError as error:  # JAX's is a kind of it
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _say(
+            f"error: the device is out of memory ({first_line(error)[:200]}). Try a smaller "
+            f"--batch-tokens (default: {_BATCH_TOKENS}), or --max-tokens."
+        )
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM where a Ctrl-C would interrupt."""
+
+
+def _terminated(*_: Any) -> None:
+    raise _Terminated
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -204,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
         "where a request does not say, normalise rewards by the checkpoint's held-out statistics"
     )
     add("--normalize", scale, **switch)
-    batch = "tokens of a batch, over all devices (default: 4096 a CPU device, 16384 any other)"
+    batch = f"tokens of a batch, over all devices (default: {_BATCH_TOKENS})"
     add("--batch-tokens", batch, type=_positive)
     cache = "folder of compiled programs (default: ~/.cache/toolrm_jax/compiled)"
     add("--cache-dir", cache)
@@ -216,8 +243,8 @@ def _parser() -> argparse.ArgumentParser:
     queue = "most tokens of all requests that wait or are being scored"
     add("--max-queued-tokens", queue, type=_positive, default=2**20)
     add("--time-out", "seconds until a request is given up", type=_amount, default=120)
-    window = "milliseconds that a request waits for others to be scored with"
-    add("--window-ms", window, type=_amount, default=5)
+    window = "milliseconds that a request waits for others to be scored with; 0: none"
+    add("--window-ms", window, type=_amount_or_none, default=5)
     add("--max-connections", "most requests at once", type=_positive, default=512)
     return parser
 
@@ -234,6 +261,10 @@ def _amount(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not more than 0")
     return number
+
+
+def _amount_or_none(text: str) -> float:
+    return 0.0 if _number(float, text) == 0 else _amount(text)
 
 
 def _number(kind: Callable[[str], Any], text: str) -> Any:

@@ -3,16 +3,19 @@
 import contextlib
 import json
 import shutil
+import signal
 import socket
 import time
 
 import httpx
+import jax
 import numpy as np
 import pytest
 from app_requests import REQUEST, error_of, texts_and_rewards
-from served import F32, requests, rewards_of, running
+from served import F32, requests, rewards_of, running, start
 
 from toolrm_jax.reward_client import RewardClient
+from toolrm_jax.scorer import Scorer
 from toolrm_jax.serve import is_loopback, main
 
 
@@ -153,6 +156,15 @@ def test_other_hosts_need_a_token(monkeypatch):
         main(["--model", "none", "--host", "0.0.0.0"])
 
 
+def test_a_window_of_no_time_is_allowed_and_less_is_not(capsys):
+    command = ["--model", "/nowhere", "--port", "0", "--window-ms"]
+    with pytest.raises(SystemExit, match="error: .*/nowhere"):
+        main([*command, "0"])
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "-1"])
+    assert "-1 is not more than 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("wrong", [["--port", "x"], ["--window-ms", "x"], ["--max-rows", "1.5"]])
 def test_what_is_no_number_is_wrong_usage(wrong, capsys):
     with pytest.raises(SystemExit):
@@ -173,6 +185,44 @@ def test_a_port_that_is_taken_is_said_before_the_model_is_loaded():
         port = str(taken.getsockname()[1])
         with pytest.raises(SystemExit, match=r"cannot be bound.*--port 0"):
             main(["--model", "none", "--port", port])
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_it_compiles_is_answered_in_one_line(model, number, status):
+    starting = start(model, "--cache-dir", "none")
+    try:
+        said = [starting.stderr.readline()]
+        assert said[0].startswith("compiling up to")
+        starting.send_signal(number)
+        said += starting.stderr.readlines()
+        assert starting.wait(60) == status
+    finally:
+        starting.kill()
+        starting.wait()
+        starting.stderr.close()
+    assert said[1:] == ["interrupted before the port opened: nothing was served\n"]
+
+
+def test_a_device_without_memory_is_said_in_words(model, monkeypatch, capsys):
+    def full(self):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nx")
+
+    monkeypatch.setattr(Scorer, "compile", full)
+    assert main(["--model", str(model), "--port", "0"]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.)" in said
+    assert "--batch-tokens" in said
+
+
+def test_other_faults_of_the_device_stay_bugs(model, monkeypatch):
+    def broken(self):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    monkeypatch.setattr(Scorer, "compile", broken)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        main(["--model", str(model), "--port", "0"])
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_idle_connections_and_half_a_body_hold_nothing_up(model):
