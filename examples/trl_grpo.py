@@ -19,11 +19,17 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from trl import GRPOConfig, GRPOTrainer
 
 from toolrm_jax.reward_client import RewardClient
-from toolrm_jax.reward_functions import RewardSource, ScorerRewards, TRLReward, UnscoredRule
+from toolrm_jax.reward_functions import (
+    RewardSource,
+    ScorerRewards,
+    TRLReward,
+    UnscoredRule,
+    end_ids_of,
+)
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS = [
@@ -87,6 +93,15 @@ def trainer_of(
     )
 
 
+def ends_of(policy: str) -> frozenset[int]:
+    """The ids that end the policy's turns; Qwen's and Llama's have more than their tokenizer's."""
+    try:
+        config = GenerationConfig.from_pretrained(policy)
+    except OSError:  # it has none: the model's own config says
+        config = AutoConfig.from_pretrained(policy)
+    return end_ids_of(AutoTokenizer.from_pretrained(policy), config)
+
+
 def source_of(args: argparse.Namespace) -> RewardSource:
     """The reward model: a server's, or one in this process."""
     if args.url:
@@ -108,8 +123,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=128, help="of a completion at most")
     args = parser.parse_args()
-    eos = AutoTokenizer.from_pretrained(args.policy).eos_token_id
-    reward = TRLReward(source_of(args), end_ids=[eos], rule=UnscoredRule())
+    reward = TRLReward(source_of(args), end_ids=ends_of(args.policy), rule=UnscoredRule())
     trainer_of(args.policy, reward, args.output, args.steps, args.tokens, args.data).train()
     print("Completions:", dict(reward.counts))
 

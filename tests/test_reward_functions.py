@@ -16,10 +16,12 @@ from toolrm_jax.reward_client import RewardClient
 from toolrm_jax.reward_functions import (
     RuleError,
     ScorerRewards,
+    SourceError,
     TRLReward,
     TunixReward,
     UnscoredRule,
     VerlReward,
+    end_ids_of,
 )
 from toolrm_jax.score_request import Rejected
 from toolrm_jax.scorer import Scorer
@@ -244,6 +246,31 @@ def test_the_first_rejection_of_a_kind_is_logged(source, caplog):
     assert "-7.0" in record.message
 
 
+class Config:
+    def __init__(self, eos_token_id):
+        self.eos_token_id = eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("of_tokenizer", "config", "ids"),
+    [
+        (2, Config([2, 7]), {2, 7}),
+        (2, Config(7), {2, 7}),
+        (2, Config(None), {2}),
+        (2, None, {2}),
+        (None, Config(0), {0}),
+    ],
+)
+def test_a_turn_may_end_at_any_id_that_the_policys_configs_name(of_tokenizer, config, ids):
+    found = end_ids_of(Config(of_tokenizer), config)
+    assert found == ids
+    reward = TRLReward(Elsewhere(*[[1.0]] * len(ids)), end_ids=found)
+    assert reward(MESSAGES[:1] * len(ids), ["Hi"] * len(ids), [[9, i] for i in ids]) == [1.0] * len(
+        ids
+    )
+    assert reward.counts == {"completions": len(ids)}
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_a_function_over_http_can_be_copied(copied):
     reward = TRLReward(RewardClient("http://127.0.0.1:1", end_text=END), end_ids=[2], rule=NUMBERS)
@@ -311,6 +338,22 @@ def test_a_rule_that_cannot_be_followed_is_refused(values):
         UnscoredRule(**values)
 
 
+@pytest.mark.parametrize("number", [np.float32(-1), np.float64(-1), np.int32(-1), -1])
+def test_numbers_of_numpy_are_numbers(number):
+    rule = UnscoredRule.number(number)
+    assert rule == UnscoredRule.number(-1.0)
+    assert type(rule.truncated) is float
+    with pytest.raises(RuleError, match="use a finite number or None"):
+        UnscoredRule(truncated=np.bool_(True))
+
+
+def test_a_source_that_gives_no_rewards_is_refused(scorer):
+    with pytest.raises(SourceError, match=r"a Scorer: wrap it in ScorerRewards\(\.\.\.\)"):
+        TRLReward(scorer, end_ids=None)
+    with pytest.raises(SourceError, match=r"a str: give .*RewardClient\(url\)"):
+        VerlReward("http://127.0.0.1:8000", rule=NUMBERS)
+
+
 # --- Over HTTP ------------------------------------------------------------------------------------
 
 
@@ -362,8 +405,13 @@ def test_trl_grpo_runs_with_this_reward(source, tmp_path):
     import trl_grpo
 
     policy = tiny.write_model(tmp_path / "policy")
-    reward = TRLReward(source, end_ids=[tiny.tokenizer().eos_token_id])
+    eos = tiny.tokenizer().eos_token_id
+    assert trl_grpo.ends_of(str(policy)) == {eos}
+    (policy / "generation_config.json").write_text(json.dumps({"eos_token_id": [eos, eos + 1]}))
+    reward = TRLReward(source, end_ids=trl_grpo.ends_of(str(policy)))
+    assert reward.end_ids == {eos, eos + 1}
     trainer = trl_grpo.trainer_of(str(policy), reward, tmp_path / "out", steps=3, tokens=12)
+    assert set(trainer.eos_token_ids) == reward.end_ids  # where TRL stops
     trainer.train()
     logs = [log for log in trainer.state.log_history if "reward" in log]
     assert len(logs) == 3

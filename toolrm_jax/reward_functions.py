@@ -15,7 +15,8 @@ Some completions cannot be scored, or a user may not want them to be: `UnscoredR
 get instead, and each function counts them by kind in `counts`.
 
     >>> scorer = Scorer.from_pretrained("runs/quickstart/model/export")
-    >>> reward = TRLReward(ScorerRewards(scorer), end_ids=[policy_tokenizer.eos_token_id])
+    >>> end_ids = end_ids_of(policy_tokenizer, GenerationConfig.from_pretrained(policy))
+    >>> reward = TRLReward(ScorerRewards(scorer), end_ids=end_ids)
     >>> GRPOTrainer(policy, reward_funcs=reward, train_dataset=dataset, ...).train()
     >>> reward.counts
     Counter({'completions': 512, 'truncated': 31, 'unparseable': 12, 'empty': 1})
@@ -25,6 +26,7 @@ import collections
 import dataclasses
 import logging
 import math
+import numbers
 import threading
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -46,6 +48,10 @@ Value = float | None | Literal["score"]
 _OVER_LONG = (OVER_LONG, TOO_MANY_TOKENS, BODY_TOO_BIG)
 _FIELDS: tuple[Kind, ...] = ("over_long", "truncated", "empty", "unparseable", "unscorable")
 _NEVER_SCORED = ("over_long", "unscorable")
+
+
+class SourceError(InputError, TypeError):
+    """What is to give rewards cannot; the message says what would."""
 
 
 class RuleError(InputError, ValueError):
@@ -81,12 +87,13 @@ class UnscoredRule:
             value = getattr(self, kind)
             if value is None or (value == "score" and kind not in _NEVER_SCORED):
                 continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
+            number = isinstance(value, numbers.Real) and not isinstance(value, bool)
             if not number or not math.isfinite(value):
                 allowed = "a finite number or None" + (
                     "" if kind in _NEVER_SCORED else " or 'score'"
                 )
                 raise RuleError(f"{kind}={value!r}: use {allowed}.")
+            object.__setattr__(self, kind, float(value))  # NumPy's are numbers too
 
     @classmethod
     def number(cls, value: float, **changes: Any) -> "UnscoredRule":
@@ -154,6 +161,7 @@ class _RewardFunction:
         keeps_end: bool = False,
         name: str = "toolrm",
     ):
+        _check_source(source)
         self.__name__ = name  # trainers log rewards under it
         self.source, self.rule = source, rule or UnscoredRule()
         self.end_text = end_text or source.end_text
@@ -226,6 +234,14 @@ class _RewardFunction:
         return value
 
 
+def end_ids_of(tokenizer: Any, generation_config: Any = None) -> frozenset[int]:
+    """The ids at which a policy ends its turn: the eos of its tokenizer and those of its generation
+    config (or of its model's config, where it has none), at which trainers stop it as well."""
+    more = getattr(generation_config, "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(more if isinstance(more, list | tuple) else [more])]
+    return frozenset(number for number in ids if number is not None)
+
+
 class TRLReward(_RewardFunction):
     """A reward function for TRL's GRPOTrainer and RLOOTrainer.
 
@@ -235,8 +251,8 @@ class TRLReward(_RewardFunction):
 
     Args:
       source: what gives rewards.
-      end_ids: the *policy's* ids that end its turn (its tokenizer's and generation config's eos):
-        a completion whose last id is another is truncated. None: do not tell.
+      end_ids: the *policy's* ids that end its turn, all of them, see `end_ids_of`: a completion
+        whose last id is another is truncated. None: do not tell.
       rule: what is not simply scored.
       end_text, keeps_end: of completions that are text, see `read_completion`.
       name: what TRL logs the reward under.
@@ -365,6 +381,15 @@ class TunixReward(_NumbersOnly):
         )
 
 
+def _check_source(source: Any) -> None:
+    if hasattr(source, "score_texts"):
+        return
+    remedy = "give ScorerRewards(scorer) or RewardClient(url)"
+    if hasattr(source, "score_sequences"):
+        remedy = "wrap it in ScorerRewards(...)"
+    raise SourceError(f"source is a {type(source).__name__}: {remedy}.")
+
+
 def _text(completion: Any) -> str:
     return "" if completion is None else str(completion)
 
@@ -386,8 +411,10 @@ __all__ = [
     "RewardSource",
     "RuleError",
     "ScorerRewards",
+    "SourceError",
     "TRLReward",
     "TunixReward",
     "UnscoredRule",
     "VerlReward",
+    "end_ids_of",
 ]
