@@ -153,6 +153,35 @@ def test_a_busy_server_is_asked_again_when_it_says(pauses):
     assert len(server.bodies) == 3
 
 
+SLOW = [refused(503, "time-out"), (504, b"<html>Gateway Time-out</html>", {})]
+
+
+@pytest.mark.parametrize("slow", SLOW)
+def test_a_body_that_takes_too_long_is_halved(slow, pauses):
+    """The same body would take as long again."""
+    with serving(slow, slow) as server:
+        found = RewardClient(server.url).score(asked("a", "bb", "ccc", "d"))
+    assert found == [[1.0], [2.0], [3.0], [1.0]]
+    assert [len(body["requests"]) for body in server.bodies] == [4, 2, 1, 1, 2]
+    assert pauses == []
+
+
+def test_a_body_without_an_answer_in_time_is_halved():
+    with serving(lambda: time.sleep(0.6)) as server:
+        assert RewardClient(server.url, timeout=0.2).score_texts(["a", "bb"]) == [[1.0], [2.0]]
+    assert [len(body["query"]) for body in server.bodies] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("slow", SLOW)
+def test_a_single_request_that_takes_too_long_is_asked_again(slow, pauses):
+    with serving(slow) as server:
+        assert RewardClient(server.url).score(asked("a")) == [[1.0]]
+    assert len(pauses) == 1
+    with serving(*[slow] * 9) as server, pytest.raises(RewardServerError, match="last of 2 tries"):
+        RewardClient(server.url, tries=2).score(asked("a", "b"))
+    assert [len(body["requests"]) for body in server.bodies] == [2, 1, 1]
+
+
 def test_pauses_are_bounded():
     wanted = [reward_client._pause(50, None), reward_client._pause(1, "86400")]
     assert max(wanted) <= 1.25 * reward_client._LONGEST_PAUSE

@@ -8,8 +8,10 @@ time. An answer decides what becomes of its body:
 
     200                         rewards, and requests rejected one by one
     413, 422                    the body is halved and asked again; a single request is rejected
-    429, 502, 503, 504          asked again after a pause (Retry-After, else doubling), a bounded
-    no answer in time           number of times
+    504, 503 "time-out",        the body is halved and asked again: whole, it would take as long
+    no answer in time           again; a single request is asked again as the next ones are
+    429, 502, 503               asked again after a pause (Retry-After, else doubling), a bounded
+                                number of times
     anything else               RewardServerError, at once
 
     >>> client = RewardClient("http://127.0.0.1:8000")
@@ -36,7 +38,9 @@ TOKEN_VARIABLE = "TOOLRM_SERVE_TOKEN"
 
 _OTHER_FORM = "refused"
 _TOO_LARGE = (413, 422)
-_BUSY = (429, 502, 503, 504)
+_GATEWAY_TIME_OUT = 504
+_BUSY = (429, 502, 503, _GATEWAY_TIME_OUT)
+_TIME_OUT = "time-out"  # the server's reason
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 
 
@@ -74,7 +78,7 @@ class RewardClient:
       url: of the server, without the endpoint: "http://127.0.0.1:8000".
       token: the bearer token; default: the environment's TOOLRM_SERVE_TOKEN, else none is sent.
         Blanks around it are taken off; one that is empty or not printable is refused.
-      timeout: seconds to wait for an answer.
+      timeout: seconds to wait for an answer; longer than the server's own --time-out (120).
       tries: how often a body is sent at most.
       rows: requests a body at most.
       body_bytes: of a body at most; a single larger request is sent as it is.
@@ -88,7 +92,7 @@ class RewardClient:
         url: str,
         *,
         token: str | None = None,
-        timeout: float = 120.0,
+        timeout: float = 150.0,
         tries: int = 8,
         rows: int = 64,
         body_bytes: int = 1 << 20,
@@ -111,6 +115,9 @@ class RewardClient:
 
     def score(self, requests: Sequence[dict[str, Any]]) -> list[list[float] | Rejected]:
         """The rewards of each request's responses, in order, or why it has none.
+
+        Args:
+          requests: {"tools", "messages", "responses"} each, perhaps an "id", and no other fields.
 
         Raises:
           RewardServerError: the server cannot be reached, refuses, or answers something else.
@@ -156,8 +163,8 @@ class RewardClient:
         self, endpoint: str, field: str, items: list[bytes]
     ) -> list[list[float] | Rejected]:
         body = b'{"%s": [%s]}' % (field.encode(), b", ".join(items))
-        status, answer = self._post(endpoint, body)
-        if status in _TOO_LARGE:
+        status, answer = self._post(endpoint, body, single=len(items) == 1)
+        if status in _TOO_LARGE or _is_slow(status, answer):
             if len(items) == 1:
                 return [_refused(status, answer)]
             half = len(items) // 2
@@ -173,8 +180,9 @@ class RewardClient:
                 status,
             ) from None
 
-    def _post(self, endpoint: str, body: bytes) -> tuple[int, Any]:
-        """Status (200, or too large) and answer; asks again while the server is busy."""
+    def _post(self, endpoint: str, body: bytes, single: bool) -> tuple[int, Any]:
+        """Status (200, too large, or, unless `single`, too slow) and answer; asks again while the
+        server is busy."""
         request = urllib.request.Request(
             self.url + endpoint, body, {"Content-Type": "application/json"}
         )
@@ -189,13 +197,16 @@ class RewardClient:
             except urllib.error.HTTPError as error:
                 with error:
                     status, answer = error.code, _json_of(error.read())
-                if status in _TOO_LARGE:
+                if status in _TOO_LARGE or (_is_slow(status, answer) and not single):
                     return status, answer
                 if status not in _BUSY:
                     raise RewardServerError(self._refusal(status, answer), status) from None
                 trouble = f"answered {status}: {_error_of(answer)}"
                 wanted = error.headers.get("Retry-After")
             except (OSError, http.client.HTTPException) as error:
+                # While it connects, the time-out is a URLError: that says nothing about the body.
+                if isinstance(error, TimeoutError) and not single:
+                    return _GATEWAY_TIME_OUT, None
                 status, trouble = None, f"gave no answer ({error or type(error).__name__})"
             if attempt < self._tries:
                 time.sleep(_pause(attempt, wanted))
@@ -235,6 +246,11 @@ def _error_of(answer: Any) -> Rejected:
     if isinstance(error, dict) and "reason" in error:
         return Rejected(str(error["reason"]), str(error.get("detail", "")))
     return Rejected(_OTHER_FORM, _short(answer))
+
+
+def _is_slow(status: int, answer: Any) -> bool:
+    """Has the body taken longer than the server, or a proxy before it, waits?"""
+    return status == _GATEWAY_TIME_OUT or (status == 503 and _error_of(answer).reason == _TIME_OUT)
 
 
 def _refused(status: int | None, answer: Any) -> Rejected:
