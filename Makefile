@@ -5,14 +5,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow lint bench clean help
+# What Tunix's tests need; docs/rl.md has the commands.
+TUNIX := .venv-tunix
+
+.PHONY: quickstart test test-slow test-tunix lint bench clean help
 
 help:
 	@sed -n 's/^#   //p' $(MAKEFILE_LIST)
 #   make lint         ruff and mypy
 #   make test-slow    the tests that take minutes each
+#   make test-tunix   the tests that train with google-tunix, which no extra installs
 #   make bench        the training step against PyTorch; conversion against copying
-#   make clean        removes the environment; runs/ stays
+#   make clean        removes the environments; runs/ stays
 
 quickstart: $(VENV)/.run-ready
 	$(BIN)/python -m toolrm_jax.quickstart --workdir runs/quickstart
@@ -25,6 +29,9 @@ test-slow: $(VENV)/.dev-ready
 	$(BIN)/python -m toolrm_jax.assets
 	$(BIN)/python -m pytest -m slow
 
+test-tunix: $(TUNIX)/.ready
+	$(TUNIX)/bin/python -m pytest -m slow -k tunix tests/test_reward_functions.py tests/test_examples.py
+
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,7 +42,7 @@ bench: $(VENV)/.dev-ready
 	$(BIN)/python -m benchmarks.convert
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(TUNIX)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -46,4 +53,10 @@ $(VENV)/.run-ready: $(BIN)/python pyproject.toml
 
 $(VENV)/.dev-ready: $(BIN)/python pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(TUNIX)/.ready: pyproject.toml docs/rl.md
+	$(PYTHON) -m venv $(TUNIX)
+	$(TUNIX)/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
+	sed -n 's|^pip |$(TUNIX)/bin/pip --quiet --disable-pip-version-check |p' docs/rl.md | sh -e
 	touch $@

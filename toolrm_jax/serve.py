@@ -53,13 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    # Until the server is up, whose own handlers take over; without one it dies and says nothing.
+    # Until the server is up, whose own handler takes over: by default it would end without a word.
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         with reported():
             serve(args)
     except KeyboardInterrupt as stop:
-        _say("interrupted before the port opened: nothing was served")
+        _say("interrupted: no request is under way")
         return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     except RuntimeError as error:  # JAX's is a kind of it
         if "RESOURCE_EXHAUSTED" not in str(error):

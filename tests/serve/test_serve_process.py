@@ -201,7 +201,7 @@ def test_a_signal_while_it_compiles_is_answered_in_one_line(model, number, statu
         starting.kill()
         starting.wait()
         starting.stderr.close()
-    assert said[1:] == ["interrupted before the port opened: nothing was served\n"]
+    assert said[1:] == ["interrupted: no request is under way\n"]
 
 
 def test_a_device_without_memory_is_said_in_words(model, monkeypatch, capsys):
