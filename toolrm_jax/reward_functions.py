@@ -382,7 +382,7 @@ class TunixReward(_NumbersOnly):
 
 
 def _check_source(source: Any) -> None:
-    if hasattr(source, "score_texts"):
+    if hasattr(source, "end_text"):
         return
     remedy = "give ScorerRewards(scorer) or RewardClient(url)"
     if hasattr(source, "score_sequences"):
