@@ -5,7 +5,8 @@
                     lock                  held by the process that works on the output
     out.jsonl                             at the end: all scored rows, in order,
     out.rejects.jsonl                     the rejected ones, if any,
-    out.summary.json                      and what the job was and found
+    out.summary.json                      and what the job was and found, with the size and SHA-256
+                                          of both files
 
 A file has its name once it is whole: it is written under a temporary one, synced and renamed. In a
 bucket, where an object appears whole when it is closed and a rename is a copy, it is written in
@@ -18,6 +19,7 @@ place. A shard's files are those of an output of its own.
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -29,6 +31,7 @@ from etils import epath
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.paths import is_remote
+from toolrm_jax.row_source import file_sha256
 
 _JOB, _LOCK = "job.json", "lock"
 _PART = re.compile(r"chunk-(\d+)\.part")
@@ -70,7 +73,9 @@ class JobFiles:
 
     @property
     def summary(self) -> str:
-        return f"{split_name(self.output)[0]}.summary.json"
+        # Without the ending where the output has none: "out" and "out.jsonl" would share one.
+        stem, suffix = split_name(self.output)
+        return f"{stem}.summary{'.json' if suffix else ''}"
 
     @property
     def parts(self) -> epath.Path:
@@ -90,11 +95,53 @@ class JobFiles:
         return {int(found[1]) for name in names if (found := _PART.fullmatch(name))}
 
 
-def publish(path: epath.Path, pieces: Iterable[bytes]) -> None:
-    """Writes a file such that nobody ever sees half of it."""
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What a file holds."""
+
+    bytes: int
+    sha256: str
+
+    def difference(self, path: str) -> str:
+        """What is wrong with a file that should hold this, with its name; "" if nothing is."""
+        try:
+            found = epath.Path(path).stat().length
+        except FileNotFoundError:
+            return f"{path} is gone"
+        if found != self.bytes:  # known without reading it
+            return f"{path} has {found:,} bytes where its summary says {self.bytes:,}"
+        same = file_sha256(path) == self.sha256
+        return "" if same else f"{path} has other content than its summary says"
+
+
+class _Measured:
+    """Pieces of bytes, and the content that those add up to which were taken."""
+
+    def __init__(self, pieces: Iterable[bytes]):
+        self._pieces, self._size, self._sum = pieces, 0, hashlib.sha256()
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._pieces:
+            self._size += len(piece)
+            self._sum.update(piece)
+            yield piece
+
+    @property
+    def content(self) -> Content:
+        return Content(self._size, self._sum.hexdigest())
+
+
+def publish(path: epath.Path, pieces: Iterable[bytes]) -> Content:
+    """Writes a file such that nobody ever sees half of it; what it then holds."""
+    measured = _Measured(pieces)
     if is_remote(path):
-        _publish_object(path, pieces)
-        return
+        _publish_object(path, measured)
+    else:
+        _publish_file(path, measured)
+    return measured.content
+
+
+def _publish_file(path: epath.Path, pieces: Iterable[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(path).with_name(f".{path.name}.partial")
     try:

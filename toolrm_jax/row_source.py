@@ -345,7 +345,12 @@ def check_store(name: str) -> None:
 
 
 def file_digest(name: str | os.PathLike[str]) -> str:
-    """A digest of a file's whole content; a bar shows the progress where it takes seconds."""
+    """A digest of a file's whole content, short enough for a message; see `file_sha256`."""
+    return file_sha256(name)[:16]
+
+
+def file_sha256(name: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's whole content; a bar shows the progress where it takes seconds."""
     path = epath.Path(name)
     digest = hashlib.sha256()
     size = path.stat().length
@@ -354,7 +359,7 @@ def file_digest(name: str | os.PathLike[str]) -> str:
         while block := file.read(_DIGEST_BLOCK):
             digest.update(block)
             bar.update(len(block))
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def _file_state(path: epath.Path) -> tuple[int, ...]:

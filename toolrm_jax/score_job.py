@@ -46,7 +46,7 @@ from toolrm_jax.scorer import Scored, Scorer
 
 
 def finished(files: JobFiles, job: dict[str, Any]) -> Summary | None:
-    """The summary of an output that is there already, complete and of this job.
+    """The summary of an output that is there already, complete, as it was written, and of this job.
 
     Raises:
       JobError: the output is there, but of another job, or of nobody knows which.
@@ -61,10 +61,9 @@ def finished(files: JobFiles, job: dict[str, Any]) -> Summary | None:
         return None
     summary = read_summary(files.summary)
     refuse_other(summary.job, job, f"{files.output} is there already, but was made", files)
-    wanted = [files.output, *([files.rejects] if summary.counts.rejected else [])]
-    missing = [path for path in wanted if not epath.Path(path).exists()]
-    if missing:
-        print(f"{', '.join(missing)} is gone: making it again.", file=sys.stderr)
+    differences = summary.differences(files)
+    if differences:
+        print(f"{'; '.join(differences)}: making it again.", file=sys.stderr)
         return None
     if files.parts.exists():  # of a run that was killed while it cleaned up
         with locked(files):
@@ -289,8 +288,7 @@ def _assemble(files: JobFiles, job: dict[str, Any], reader: _ChunkReader, shard:
     counts = [_counts(part) for part in parts]
     chunks = [(count.scored, count.num_rejected) for count in counts]
     summary = Summary(job, shard, reader.read, sum(counts, Counts()), chunks)
-    publish_output(files, summary, _bodies(parts, b"+"), _bodies(parts, b"-"))
-    return summary
+    return publish_output(files, summary, _bodies(parts, b"+"), _bodies(parts, b"-"))
 
 
 def _counts(part: epath.Path) -> Counts:
@@ -310,12 +308,16 @@ def publish_output(
     summary: Summary,
     scored: Iterable[Iterable[bytes]],
     rejected: Iterable[Iterable[bytes]],
-) -> None:
-    """The rows of all chunks, in order. The summary is last, and stands for the whole."""
-    publish(epath.Path(files.output), itertools.chain.from_iterable(scored))
+) -> Summary:
+    """The rows of all chunks, in order. The summary is last, and stands for the whole; it is given
+    back with what the files hold."""
+    output = publish(epath.Path(files.output), itertools.chain.from_iterable(scored))
+    rejects = None
     if summary.counts.rejected:
-        publish(epath.Path(files.rejects), itertools.chain.from_iterable(rejected))
+        rejects = publish(epath.Path(files.rejects), itertools.chain.from_iterable(rejected))
     else:  # of an earlier job of that name
         epath.Path(files.rejects).unlink(missing_ok=True)
+    summary = dataclasses.replace(summary, output=output, rejects=rejects)
     text = json.dumps(summary.to_json(), indent=2) + "\n"
     publish(epath.Path(files.summary), [text.encode()])
+    return summary

@@ -28,7 +28,7 @@ def merge(output: str) -> Summary:
     """Joins the outputs of all shards of a job, in the order of the input.
 
     Raises:
-      JobError: a shard is missing, unfinished, or of another job.
+      JobError: a shard is missing, unfinished, not what its summary says, or of another job.
     """
     files, shards = JobFiles(output), _shards(output)
     summaries = [read_summary(shard.summary) for shard in shards]
@@ -42,25 +42,38 @@ def merge(output: str) -> Summary:
             )
     if (done := finished(files, first.job)) is not None:
         return done
+    _refuse_damage(shards, summaries)
     chunks = _in_turn([summary.chunks for summary in summaries])
     counts = sum((summary.counts for summary in summaries), Counts())
     merged = Summary(first.job, Shard(), first.rows, counts, list(chunks))
     sizes = [[pair[side] for pair in merged.chunks] for side in (0, 1)]
     outputs = [shard.output for shard in shards]
     rejects = [shard.rejects for shard in shards]
-    publish_output(files, merged, _interleaved(outputs, sizes[0]), _interleaved(rejects, sizes[1]))
-    return merged
+    return publish_output(
+        files, merged, _interleaved(outputs, sizes[0]), _interleaved(rejects, sizes[1])
+    )
+
+
+def _refuse_damage(shards: list[JobFiles], summaries: list[Summary]) -> None:
+    """JobError naming what is not as it was written; read first, so that nothing is merged then."""
+    for index, (shard, summary) in enumerate(zip(shards, summaries, strict=True)):
+        if differences := summary.differences(shard):
+            raise JobError(
+                f"{'; '.join(differences)}. Score this shard again (its command with --shard "
+                f"{index}/{len(shards)}), then merge."
+            )
 
 
 def _shards(output: str) -> list[JobFiles]:
     """The files of all shards of an output; JobError where one is missing."""
     stem, _ = split_name(output)
     folder, name = os.path.split(stem)
-    pattern = re.compile(re.escape(name) + r"\.shard-\d{5,}-of-(\d{5,})\.summary\.json")
+    ending = JobFiles(output).summary.removeprefix(stem)
+    pattern = re.compile(re.escape(name) + r"\.shard-\d{5,}-of-(\d{5,})" + re.escape(ending))
     names = [path.name for path in listed(epath.Path(folder or "."))]
     of = {int(found[1]) for text in names if (found := pattern.fullmatch(text))}
     if not of:
-        wanted = f"{name}.shard-*-of-*.summary.json"
+        wanted = f"{name}.shard-*-of-*{ending}"
         raise JobError(f"No shard of {output} is finished: expected {wanted} beside it.")
     if len(of) > 1:
         raise JobError(f"{output}: there are shards of different cuts, {sorted(of)}: keep one.")
@@ -82,7 +95,8 @@ def _in_turn(lists: list[list[Any]]) -> Iterator[Any]:
 
 
 def _interleaved(paths: list[str], sizes: list[int]) -> Iterator[list[bytes]]:
-    """Chunks of lines from the files in turn; a file of which no line is wanted may be missing."""
+    """Chunks of lines from the files in turn, to their ends; a file of which no line is wanted may
+    be missing."""
     with contextlib.ExitStack() as opened:
         files: dict[str, Any] = {}
         for path, size in zip(itertools.cycle(paths), sizes, strict=False):
@@ -90,5 +104,15 @@ def _interleaved(paths: list[str], sizes: list[int]) -> Iterator[list[bytes]]:
                 files[path] = opened.enter_context(epath.Path(path).open("rb"))
             lines = list(itertools.islice(files[path], size)) if size else []
             if len(lines) != size:
-                raise JobError(f"{path} has fewer rows than its summary says: score it again.")
+                raise _other_rows(path, "fewer")
             yield lines
+        for path, file in files.items():
+            if file.readline():
+                raise _other_rows(path, "more")
+
+
+def _other_rows(path: str, what: str) -> JobError:
+    return JobError(
+        f"{path} has {what} rows than the chunks of its summary: the summary is damaged. Delete "
+        f"both, score this shard again, then merge."
+    )

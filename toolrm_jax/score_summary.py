@@ -2,7 +2,8 @@
 
 job.json            the model, the input (names and digests) and the settings: with the same
                     ones an interrupted job may be continued
-out.summary.json    the job, how many rows were scored and rejected, each chunk's too
+out.summary.json    the job, how many rows were scored and rejected, each chunk's too, and what
+                    the output and the rejects hold, so that they are never believed unread
 
 >>> read_summary("out.summary.json").counts.words()
 """
@@ -19,7 +20,7 @@ from typing import Any
 from etils import epath
 
 from toolrm_jax.checkpoint_files import by_name
-from toolrm_jax.job_files import JobError, JobFiles, Shard
+from toolrm_jax.job_files import Content, JobError, JobFiles, Shard
 from toolrm_jax.orbax_folder import TOKENIZER, open_orbax
 from toolrm_jax.row_source import Rows, file_digest
 from toolrm_jax.score_plan import Work
@@ -89,6 +90,14 @@ class Summary:
     rows: int  # of the whole input
     counts: Counts
     chunks: list[tuple[int, int]]  # (scored, rejected) rows of each of the shard's chunks
+    output: Content | None = None  # None: not written yet
+    rejects: Content | None = None  # None: there are none
+
+    def differences(self, files: JobFiles) -> list[str]:
+        """What is wrong with the files that this is the summary of; reads all of them."""
+        wanted = ((files.output, self.output), (files.rejects, self.rejects))
+        found = [content.difference(path) for path, content in wanted if content is not None]
+        return [words for words in found if words]
 
     def to_json(self) -> dict[str, Any]:
         work = self.counts.work
@@ -145,7 +154,9 @@ def read_summary(path: str | epath.Path) -> Summary:
         chunks = [(scored, rejected) for scored, rejected in data["chunks"]]
         counts = Counts.of_json(data["counts"])
         job = _checked_job(data["job"])
-        return Summary(job, Shard(**data["shard"]), int(data["rows"]), counts, chunks)
+        shard, output = Shard(**data["shard"]), Content(**data["output"])
+        rejects = Content(**data["rejects"]) if counts.rejected else None
+        return Summary(job, shard, int(data["rows"]), counts, chunks, output, rejects)
 
 
 def read_job(path: epath.Path) -> dict[str, Any]:
@@ -167,8 +178,9 @@ def _foreign_is_an_error(path: str | epath.Path) -> Iterator[None]:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise JobError(
-            f"{path} is not this command's, or is damaged ({type(error).__name__}: {error}): "
-            f"choose another --output, or delete it and what belongs to it."
+            f"{path} is not this command's, is an earlier version's, or is damaged "
+            f"({type(error).__name__}: {error}): choose another --output, or delete it and what "
+            f"belongs to it."
         ) from None
 
 

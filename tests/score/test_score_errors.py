@@ -143,13 +143,26 @@ def test_a_row_that_no_template_can_show_is_rejected_by_itself(model, tmp_path, 
     assert (found["line"], found["reason"]) == (2, "cannot be rendered")
 
 
-@pytest.mark.parametrize("gone", ["out.jsonl", "out.rejects.jsonl"])
-def test_an_output_that_is_gone_is_made_again(model, data, finished, tmp_path, capsys, gone):
-    for name, content in files_of(finished).items():
-        (tmp_path / name).write_bytes(content)
-    (tmp_path / gone).unlink()
+@pytest.mark.parametrize("name", ["out.jsonl", "out.rejects.jsonl"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (None, "is gone: making it again"),
+        (lambda content: content[: len(content) // 2], "bytes where its summary says"),
+        (lambda content: content.replace(b"5", b"6"), "has other content than its summary says"),
+        (lambda content: b"garbage\n", "has 8 bytes where"),
+    ],
+)
+def test_an_output_that_is_not_what_was_written_is_made_again(
+    model, data, finished, tmp_path, capsys, name, damage, message
+):
+    """The summary beside it is not believed unread."""
+    for kept, content in files_of(finished).items():
+        (tmp_path / kept).write_bytes(content)
+    path = tmp_path / name
+    path.write_bytes(damage(path.read_bytes())) if damage else path.unlink()
     assert run(model, data, tmp_path / "out.jsonl") == score.SOME_REJECTED
-    assert f"{gone} is gone: making it again" in capsys.readouterr().err
+    assert re.search(rf"{re.escape(name)} [^\n]*{message}", capsys.readouterr().err)
     assert files_of(tmp_path) == files_of(finished)
 
 
@@ -211,7 +224,7 @@ def test_an_input_that_reads_otherwise_than_it_was_counted_is_refused(
 def test_a_summary_of_somebody_elses_is_a_one_line_error(model, data, tmp_path, capsys, text):
     (tmp_path / "out.summary.json").write_text(text)
     assert run(model, data, tmp_path / "out.jsonl") == score.FAILED
-    assert "out.summary.json is not this command's, or is damaged" in capsys.readouterr().err
+    assert "out.summary.json is not this command's, is an earlier" in capsys.readouterr().err
 
 
 def test_a_worker_that_dies_is_a_one_line_error(model, data, tmp_path, capsys, monkeypatch):

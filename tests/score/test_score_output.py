@@ -1,6 +1,7 @@
 """The scoring command: what it writes, of every kind of input."""
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 
@@ -96,10 +97,20 @@ def test_an_empty_input_gives_an_empty_output(model, tmp_path):
 
 
 def test_outputs_of_one_stem_have_each_their_own_summary(model, tmp_path, rows):
-    for number, name in enumerate(("scores.a", "scores.b", "scores.json", "scores.jsonl")):
+    for number, name in enumerate(("scores.a", "scores.b", "scores.jsonl", "scores")):
         path = tiny.write_lines(tmp_path / "in.jsonl", rows[number : number + 2])
         assert run(model, path, tmp_path / name) == score.ALL_SCORED
-    assert len(list(tmp_path.glob("*.summary.json"))) == 4
+    assert {path.name for path in tmp_path.glob("*.summary*")} == {
+        "scores.a.summary", "scores.b.summary", "scores.summary.json", "scores.summary",
+    }  # fmt: skip
+
+
+def test_the_summary_says_what_the_files_hold(finished):
+    summary = json.loads((finished / "out.summary.json").read_text())
+    for key, name in (("output", "out.jsonl"), ("rejects", "out.rejects.jsonl")):
+        content = (finished / name).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        assert summary[key] == {"bytes": len(content), "sha256": digest}
 
 
 def as_parquet(path: Path, rows: list[dict]) -> None:

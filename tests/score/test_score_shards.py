@@ -1,9 +1,10 @@
 """The shards of a scoring job, and their merge."""
 
 import json
+import re
 
 import pytest
-from scoring_jobs import lines_of, run
+from scoring_jobs import files_of, lines_of, run
 
 from toolrm_jax import score
 
@@ -65,6 +66,77 @@ def test_brackets_in_a_name_are_only_a_name(model, data, finished, tmp_path):
         run(model, data, output, "--shard", f"{index}/2")
     assert score.main(["merge", "--output", str(output)]) == score.SOME_REJECTED
     assert output.read_bytes() == (finished / "out.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def shards(model, data, tmp_path_factory):
+    """The folder of two finished shards."""
+    folder = tmp_path_factory.mktemp("shards")
+    for index in range(2):
+        run(model, data, folder / "out.jsonl", "--shard", f"{index}/2")
+    return folder
+
+
+LINE = b'{"id": "foreign", "rewards": [9.0], "tokens": [9]}\n'
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: content[: len(content) // 2], "bytes where its summary says"),
+        (lambda content: LINE + content, "bytes where its summary says"),
+        (lambda content: content.replace(b"5", b"6"), "has other content than its summary says"),
+        (None, "is gone"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["", ".rejects"])
+def test_a_shard_that_is_not_what_was_written_is_named_scored_again_and_merged(
+    model, data, shards, finished, tmp_path, capsys, kind, damage, message
+):
+    for name, content in files_of(shards).items():
+        (tmp_path / name).write_bytes(content)
+    output = tmp_path / "out.jsonl"
+    path = tmp_path / f"out.shard-00001-of-00002{kind}.jsonl"
+    path.write_bytes(damage(path.read_bytes())) if damage else path.unlink()
+    merge = ["merge", "--output", str(output)]
+    assert score.main(merge) == score.FAILED
+    found = capsys.readouterr().err
+    assert f"error: {path} {message}" in re.sub(r"has [\d,]+ bytes", "bytes", found)
+    assert "(its command with --shard 1/2), then merge" in found
+    assert not output.exists()
+    assert not (tmp_path / "out.rejects.jsonl").exists()
+    run(model, data, output, "--shard", "1/2")  # what the message says to do
+    assert score.main(merge) == score.SOME_REJECTED
+    assert output.read_bytes() == (finished / "out.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(("scored", "what"), [(1, "more"), (9, "fewer")])
+def test_a_summary_of_other_chunks_than_its_shard_is_damaged(
+    shards, tmp_path, capsys, scored, what
+):
+    for name, content in files_of(shards).items():
+        (tmp_path / name).write_bytes(content)
+    path = tmp_path / "out.shard-00001-of-00002.summary.json"
+    summary = json.loads(path.read_text())
+    summary["chunks"][-1][0] = scored
+    path.write_text(json.dumps(summary))
+    output = tmp_path / "out.jsonl"
+    assert score.main(["merge", "--output", str(output)]) == score.FAILED
+    assert f"00001-of-00002.jsonl has {what} rows than" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_a_merged_output_that_is_not_what_was_written_is_merged_again(
+    shards, finished, tmp_path, capsys
+):
+    for name, content in files_of(shards).items():
+        (tmp_path / name).write_bytes(content)
+    output = tmp_path / "out.jsonl"
+    for _ in range(2):
+        assert score.main(["merge", "--output", str(output)]) == score.SOME_REJECTED
+        assert output.read_bytes() == (finished / "out.jsonl").read_bytes()
+        output.write_bytes(b"garbage\n")
+    assert "out.jsonl has 8 bytes where its summary says" in capsys.readouterr().err
 
 
 def test_a_merge_names_the_shards_that_are_missing(model, data, tmp_path, capsys):
