@@ -75,7 +75,7 @@ def score(args: argparse.Namespace) -> "Summary":
     from toolrm_jax.sharding import split_cpu
 
     split_cpu()
-    shard = args.shard or _default_shard()
+    shard = args.shard or _process_shard()
     files = JobFiles(shard.output(args.output))
     check_store(args.output)
     revision = args.revision or score_summary.commit_begun(files, args.input)
@@ -153,7 +153,11 @@ def _parser() -> argparse.ArgumentParser:
         help="rows that are committed together; a kill costs at most one chunk (default: "
         "%(default)s)",
     )
-    add("--shard", type=_shard, help="i/n: score every n-th chunk (default: process index/count)")
+    add(
+        "--shard",
+        type=_shard,
+        help="i/n: score every n-th chunk (default: process index/count, see docs/score.md)",
+    )
     add(
         "--batch-tokens",
         type=_positive,
@@ -220,26 +224,17 @@ def _shard(text: str) -> "Shard":
         ) from None
 
 
-def _default_shard() -> "Shard":
-    """The process's share of a job that several were started for, with no word between them."""
-    from toolrm_jax.job_files import JobError, Shard
+def _process_shard() -> "Shard":
+    """This process's share; said, as nobody asked for it in so many words."""
+    from toolrm_jax.score_share import process_shard
 
-    names = ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES")
-    given = [name for name in names if name in os.environ]
-    if len(given) == 1:
-        (other,) = set(names) - set(given)
-        raise JobError(
-            f"{given[0]} is set and {other} is not, so that this process's share is unknown: set "
-            f"both, or give --shard i/n (0/1: all of it)."
+    shard = process_shard(os.environ)
+    if shard.of > 1:
+        print(
+            f"One of {shard.of} processes: --shard {shard.index}/{shard.of} (0/1: all of it).",
+            file=sys.stderr,
         )
-    if given:
-        try:
-            return Shard(*(int(os.environ[name]) for name in names))
-        except ValueError as error:
-            raise JobError(f"{' and '.join(names)}: {error}") from None
-    import jax
-
-    return Shard(jax.process_index(), jax.process_count())
+    return shard
 
 
 def _default_workers() -> int:

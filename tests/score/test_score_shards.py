@@ -7,6 +7,8 @@ import pytest
 from scoring_jobs import files_of, lines_of, run
 
 from toolrm_jax import score
+from toolrm_jax.job_files import Shard
+from toolrm_jax.score_share import process_shard
 
 
 @pytest.mark.parametrize("of", [2, 3, 11])
@@ -46,11 +48,49 @@ def test_shards_do_not_overlap(model, data, finished, tmp_path):
     assert min(map(len, ids)) > len(whole) // 3
 
 
-def test_the_shard_is_the_process_by_default(model, data, tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_PROCESS_ID", "1")
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    run(model, data, tmp_path / "out.jsonl")
-    assert (tmp_path / "out.shard-00001-of-00002.jsonl").exists()
+SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_NUM_TASKS": "2"}
+SBATCH = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "shard"),
+    [
+        ({}, (0, 1)),
+        ({"JAX_PROCESS_ID": "1", "JAX_NUM_PROCESSES": "2", "SLURM_PROCID": "0"}, (1, 2)),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, (1, 2)),
+        # srun -n 2 in an allocation for 8
+        (SRUN | {"SLURM_PROCID": "1", "SLURM_NTASKS": "8"}, (1, 2)),
+        (SBATCH, (0, 1)),
+        (SBATCH | {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4"}, (2, 4)),
+        # as salloc's shell has it
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, (0, 1)),
+    ],
+)
+def test_the_shard_is_the_process_by_default(environment, shard):
+    assert process_shard(environment) == Shard(*shard)
+
+
+def test_the_tasks_of_slurm_score_each_their_share(
+    model, data, finished, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    output = tmp_path / "out.jsonl"
+    for number in range(2):
+        monkeypatch.setenv("SLURM_PROCID", str(number))
+        run(model, data, output)
+        assert f"One of 2 processes: --shard {number}/2" in capsys.readouterr().err
+    assert score.main(["merge", "--output", str(output)]) == score.SOME_REJECTED
+    assert output.read_bytes() == (finished / "out.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("number", ["2", "x"])
+def test_a_number_that_is_no_processs_is_an_error(
+    model, data, tmp_path, monkeypatch, capsys, number
+):
+    monkeypatch.setenv("SLURM_PROCID", number)
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert run(model, data, tmp_path / "out.jsonl") == score.FAILED
+    assert f"SLURM_PROCID='{number}', SLURM_NTASKS='2' in the" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["JAX_PROCESS_ID", "JAX_NUM_PROCESSES"])
