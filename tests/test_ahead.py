@@ -1,6 +1,7 @@
 """Work done ahead keeps its order, stays bounded, and passes errors on."""
 
 import contextlib
+import multiprocessing
 import os
 import queue
 import signal
@@ -69,6 +70,29 @@ def test_a_pool_keeps_the_order(workers):
         assert list(pool.map([])) == []
     finally:
         pool.close()
+
+
+def test_threads_that_start_at_once_share_the_workers():
+    """Of two pools one would be forgotten, and its processes stay."""
+    pool, together = OrderedPool(str, 1), threading.Barrier(6)
+    found: list[list[str]] = []
+
+    def use():
+        together.wait()
+        found.append(list(pool.map(range(20))))
+
+    before = set(multiprocessing.active_children())
+    threads = [threading.Thread(target=use) for _ in range(6)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(set(multiprocessing.active_children()) - before) == 1
+        assert found == [[str(i) for i in range(20)]] * 6
+    finally:
+        pool.close()
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_a_pool_reads_a_bounded_number_ahead():

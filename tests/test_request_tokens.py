@@ -71,6 +71,28 @@ def test_no_row_raises(renderer, row):
         assert line.id is None or isinstance(line.id, str | int)
 
 
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [("NaN", "NaN"), ("Infinity", "Infinity"), ("-Infinity", "-Infinity"), ("1e400", "Infinity")],
+)
+@pytest.mark.parametrize("field", ["tools", "messages", "responses"])
+def test_what_is_no_number_of_jsons_is_refused_as_text_and_as_an_object(
+    renderer, number, name, field
+):
+    calls = [{"name": "f", "arguments": {"a": [{"b": "@"}]}}]
+    row = {
+        "tools": [TOOL | {"default": "@"}] if field == "tools" else [TOOL],
+        "messages": [USER | ({"more": "@"} if field == "messages" else {})],
+        "responses": ["Yes.", calls if field == "responses" else []],
+    }
+    text = json.dumps(row).replace('"@"', number)
+    tokenize = LineTokenizer(RequestTokenizer(renderer, 512))
+    for given_as in (text.encode(), json.loads(text)):
+        outcome = tokenize((1, given_as)).outcome
+        assert (outcome.reason, f"{name} is not JSON" in outcome.detail) == ("not JSON", True)
+    assert outcome.detail == f"{field}: {name} is not JSON"
+
+
 def test_one_value_over_many_lines_is_guessed_at(renderer):
     tokenize = LineTokenizer(RequestTokenizer(renderer, 512))
     for line in (b"[\n", b"{\r\n"):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import queue
 import random
 import threading
@@ -19,7 +20,7 @@ from toolrm_jax.model import Compute, Forward
 from toolrm_jax.pretrained import open_pretrained
 from toolrm_jax.rendering import Renderer
 from toolrm_jax.score_plan import Work
-from toolrm_jax.score_request import Rejected
+from toolrm_jax.score_request import Rejected, request_of
 from toolrm_jax.scorer import Scorer, ScoringError
 from toolrm_jax.sharding import make_mesh
 
@@ -321,6 +322,8 @@ def test_a_bad_request_raises_in_its_place_or_is_returned(scorer, asked):
         ({"tools": [{"name": "f", "parameters": {"type": "dict"}}]}, "bad tool"),
         ({"tools": "not JSON"}, "not a request"),
         ({"responses": ["half a pair \ud800"]}, "cannot be rendered"),
+        ({"responses": [[{"name": "f", "arguments": {"city": math.nan}}]]}, "not JSON"),
+        ({"tools": [{"name": "f", "parameters": {"maximum": -math.inf}}]}, "not JSON"),
     ],
 )
 def test_bad_requests_are_rejected_with_a_reason(scorer, asked, change, reason):
@@ -328,6 +331,20 @@ def test_bad_requests_are_rejected_with_a_reason(scorer, asked, change, reason):
     assert isinstance(found, Rejected)
     assert found.reason == reason
     assert found.detail
+
+
+def test_one_request_that_is_not_in_a_list_and_a_wrong_word_are_errors_at_once(scorer, asked):
+    """Not at the first reward, which may be far from here."""
+    for single in (asked[0], request_of(asked[0]), "rows.jsonl"):
+        with pytest.raises(TypeError, match=r"give a list, score\(\[request\]\)"):
+            scorer.score(single)
+    with pytest.raises(ValueError, match="errors='x': use 'raise' or 'return'"):
+        scorer.score(asked, errors="x")
+
+
+def test_a_tuple_stands_for_a_list_of_responses(scorer, asked):
+    row = asked[0] | {name: tuple(asked[0][name]) for name in ("tools", "messages", "responses")}
+    assert_scores(scorer.score([row]), [next(scorer.score(asked[:1])).rewards])
 
 
 def test_a_reward_that_is_not_finite_is_no_reward(model, tmp_path, asked):
@@ -408,6 +425,12 @@ def test_a_model_without_a_reward_head_is_refused(tmp_path):
     [
         ({"max_tokens": 10**6}, "max_tokens=1000000: use 1 to 2048"),
         ({"max_tokens": 0}, "max_tokens=0"),
+        ({"max_tokens": 100.5}, "max_tokens=100.5: use a whole number"),
+        ({"batch_tokens": 0}, "batch_tokens=0: use at least 1"),
+        ({"batch_tokens": -5}, "batch_tokens=-5: use at least 1"),
+        ({"batch_tokens": "4096"}, "batch_tokens='4096': use a whole number"),
+        ({"min_row": 0}, "min_row=0: use at least 1"),
+        ({"devices": 0}, r"devices=\[\]: name at least one"),
         ({"over_long": "cut"}, "reject, drop-oldest-turns"),
         ({"dtype": "float16"}, "bfloat16, float32"),
     ],

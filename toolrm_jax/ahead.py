@@ -87,7 +87,7 @@ class OrderedPool(Generic[T, R]):
     The function is sent to each worker once, when the first item is. Workers are fresh processes
     (spawned): they import the function's module, and nothing of this process's state; a script that
     uses them therefore needs the usual `if __name__ == "__main__":`. They end with this process,
-    however that ends.
+    however that ends. Several threads may use one pool.
     """
 
     def __init__(self, function: Callable[[T], R], workers: int = 0):
@@ -95,6 +95,7 @@ class OrderedPool(Generic[T, R]):
             raise ValueError(f"workers={workers}: use 0 (no extra processes) or more.")
         self.function, self.workers = function, workers
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+        self._lock = threading.Lock()  # two threads that start at once would start two pools
 
     def map(self, items: Iterable[T]) -> Iterator[R]:
         """The results, in the order of the items. Raises WorkerDied."""
@@ -111,7 +112,7 @@ class OrderedPool(Generic[T, R]):
             while running:
                 yield from running.popleft().result()
         except BrokenProcessPool:
-            self.close()
+            self._end(pool)
             raise WorkerDied(
                 f"One of the {self.workers} worker processes ended by itself; where memory is "
                 f"short, the system kills them. Try again with fewer workers."
@@ -122,19 +123,25 @@ class OrderedPool(Generic[T, R]):
 
     def close(self) -> None:
         """Ends the workers; the pool starts new ones if it is used again."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        if (pool := self._pool) is not None:
+            self._end(pool)
+
+    def _end(self, pool: concurrent.futures.ProcessPoolExecutor) -> None:
+        with self._lock:
+            if self._pool is pool:  # and not one that another thread has started since
+                self._pool = None
+        pool.shutdown(wait=True, cancel_futures=True)
 
     def _started(self) -> concurrent.futures.ProcessPoolExecutor:
-        if self._pool is None:
-            self._pool = concurrent.futures.ProcessPoolExecutor(
-                self.workers,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_keep,
-                initargs=(self.function,),
-            )
-        return self._pool
+        with self._lock:
+            if self._pool is None:
+                self._pool = concurrent.futures.ProcessPoolExecutor(
+                    self.workers,
+                    mp_context=multiprocessing.get_context("spawn"),
+                    initializer=_keep,
+                    initargs=(self.function,),
+                )
+            return self._pool
 
 
 def parts(items: Iterable[T], size: int) -> Iterator[list[T]]:

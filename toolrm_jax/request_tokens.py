@@ -35,6 +35,7 @@ from toolrm_jax.score_request import (
     Request,
     RequestError,
     id_or_none,
+    no_number_in,
     request_of,
 )
 
@@ -76,6 +77,8 @@ class RequestTokenizer:
         content."""
         try:
             request = request_of(row)
+            if odd := _no_numbers(request):
+                return Rejected(NOT_JSON, odd)
             request = dataclasses.replace(request, tools=normalize_tools(request.tools))
             return self._fitted(request)
         except RequestError as error:
@@ -127,6 +130,14 @@ class RequestTokenizer:
                 f"{most} are scored",
             )
         return Tokenized(rendered, len(left_out))
+
+
+def _no_numbers(request: Request) -> str:
+    """Where the request holds what is no number of JSON's, and what; "" if nowhere."""
+    for name in ("tools", "messages", "responses"):
+        if found := no_number_in(getattr(request, name)):
+            return f"{name}: {found} is not JSON"
+    return ""
 
 
 def oldest_turns(messages: list[Message]) -> list[list[int]]:

@@ -8,13 +8,14 @@
 A response is a list of calls, a string, or an assistant message. Of a row with two sides the chosen
 one comes first; a side that is a list of messages is the turn in it, after the conversation that it
 may repeat. Tools, messages and the list of responses may be JSON text, as Arrow tables often hold
-them, and tools may be absent. A row's name is its "id", or else its "test_id": text or a whole
-number.
+them, tools may be absent, and tuples stand for lists. A row's name is its "id", or else its
+"test_id": text or a whole number.
 
     >>> request_of({"messages": [{"role": "user", "content": "Hi"}], "responses": ["Hello."]}).id
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,6 +90,18 @@ def request_of(row: Any) -> Request:
                 f"found {_short(response)}"
             )
     return Request(_tools(row), messages, responses, id_of(row))
+
+
+def no_number_in(value: Any) -> str | None:
+    """The first NaN, Infinity or -Infinity in a value, by its name: JSON knows none of them, so
+    that no request which comes as text has any."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return None
+    return next((found for item in value if (found := no_number_in(item))), None)
 
 
 def id_of(row: dict[str, Any]) -> str | int | None:
@@ -222,9 +235,9 @@ def _turn(side: Any, name: str, before: Sequence[Message] = ()) -> Response:
 
 
 def _list(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, list):
+    if not isinstance(value, list | tuple):
         raise RequestError(f"expected a list under {name!r}, found {_short(value)}")
-    return value
+    return list(value)
 
 
 def _short(value: Any) -> str:

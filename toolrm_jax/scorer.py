@@ -21,8 +21,9 @@ one; hosts never communicate. Matrices are in the compute type, norms and head i
 
 import collections
 import dataclasses
+import operator
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -156,7 +157,10 @@ class Scorer:
 
         Raises:
           AssetError, CheckpointError, UnsupportedModel: it cannot be opened; the message says why.
+          OptionError: it cannot be scored with these options.
         """
+        if devices is not None and not len(devices):
+            raise OptionError("devices=[]: name at least one, or leave the option out for all.")
         use_compilation_cache(cache_dir)
         model = load_model(str(name), dtype, devices)
         options |= {"dtype": dtype, "about": model.about}
@@ -180,9 +184,20 @@ class Scorer:
           requests: {"tools", "messages", "responses"}, or any row that `request_of` reads.
           errors: what becomes of a request that cannot be scored: "raise" a ScoringError in its
             place, or "return" a Rejected there and go on.
+
+        Raises at once:
+          ValueError, TypeError: `errors` is neither; `requests` is a single one.
         """
         if errors not in ("raise", "return"):
             raise ValueError(f"errors={errors!r}: use 'raise' or 'return'.")
+        if isinstance(requests, Mapping | Request | str | bytes):  # its keys would be scored
+            raise TypeError(
+                f"Found a single {type(requests).__name__}, expected a list of requests (or a "
+                f"stream of them): give a list, score([request])."
+            )
+        return self._score(requests, errors)
+
+    def _score(self, requests: Iterable[Request | dict[str, Any]], errors: str) -> Iterator[Scored]:
         windows = self.windows_of(self._workers.map(requests))
         number = 0
         for outcomes, _ in self.score_tokenized(windows):
@@ -418,11 +433,27 @@ def _regrouped(
 def _checked_max_tokens(max_tokens: int | None, config: ModelConfig) -> int:
     if max_tokens is None:
         return min(config.max_positions, DEFAULT_MAX_TOKENS)
+    max_tokens = _whole("max_tokens", max_tokens)
     if not 1 <= max_tokens <= config.max_positions:
         raise OptionError(
             f"max_tokens={max_tokens}: use 1 to {config.max_positions}, the model's own limit."
         )
     return max_tokens
+
+
+def _whole(name: str, value: Any) -> int:
+    """The value of an option, if it is a whole number; numpy's are."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise OptionError(f"{name}={value!r}: use a whole number.") from None
+
+
+def _positive(name: str, value: Any) -> int:
+    number = _whole(name, value)
+    if number < 1:
+        raise OptionError(f"{name}={number}: use at least 1.")
+    return number
 
 
 def plan_for(
@@ -432,13 +463,14 @@ def plan_for(
     devices = mesh.devices.size
     platform = mesh.devices.flat[0].platform
     per_device = _BATCH_TOKENS.get(platform, _BATCH_TOKENS_ELSEWHERE)
+    batch_tokens = per_device * devices if batch_tokens is None else batch_tokens
     plain = config.flops_per_token(0)
     per_key = config.flops_per_token(1) - plain
     return ScorePlan(
         max_tokens=max_tokens,
-        batch_tokens=batch_tokens or per_device * devices,
+        batch_tokens=_positive("batch_tokens", batch_tokens),
         row_multiple=row_shards(mesh),
-        min_row=min_row,
+        min_row=_positive("min_row", min_row),
         # A token attends to half of its group on average; and a FLOP of attention takes about twice
         # as long as one of a projection.
         equal_work=max(plain / per_key, 1.0),
