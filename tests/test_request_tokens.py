@@ -93,13 +93,6 @@ def test_what_is_no_number_of_jsons_is_refused_as_text_and_as_an_object(
     assert outcome.detail == f"{field}: {name} is not JSON"
 
 
-def test_one_value_over_many_lines_is_guessed_at(renderer):
-    tokenize = LineTokenizer(RequestTokenizer(renderer, 512))
-    for line in (b"[\n", b"{\r\n"):
-        assert "over many lines? Expected is a row on each" in tokenize((1, line)).outcome.detail
-    assert "many lines" not in tokenize((1, b"{bad")).outcome.detail
-
-
 def test_a_template_that_fails_rejects_the_row(renderer, monkeypatch):
     def failing(*_, **__):
         raise KeyError("x")

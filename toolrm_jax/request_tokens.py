@@ -181,14 +181,8 @@ class LineTokenizer:
             except UnicodeDecodeError as error:
                 return Line(number, None, Rejected(NOT_JSON, f"it is not UTF-8: {error}"))
             except ValueError as error:
-                return Line(number, None, Rejected(NOT_JSON, f"{error}{_hint(row)}"))
+                return Line(number, None, Rejected(NOT_JSON, str(error)))
         return Line(number, id_or_none(row), self.tokenize(row))
-
-
-def _hint(line: bytes) -> str:
-    if line.strip() not in (b"[", b"{"):
-        return ""
-    return ". Is the file one JSON value over many lines? Expected is a row on each line"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 _BOM = b"\xef\xbb\xbf"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# The first line of one value over many lines, or of all rows in one list.
+_ONE_VALUE = re.compile(rb"\s*(\{\s*$|\[\s*(\{|$))")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILE_ENDS = (".jsonl", ".gz", ".zst", ".parquet")
 # What is read at a time: of a file for its digest, and of a .zst, whose blocks grow many times.
@@ -137,7 +139,20 @@ class LineRows(_FileRows):
             raise _unreadable(self.name, f"after line {number}", error) from error
 
     def count(self) -> int | None:
-        return sum(1 for _ in self)
+        number = 0
+        for number, (_, line) in enumerate(self, 1):
+            if number == 1 and _ONE_VALUE.match(line):
+                raise self._one_value(line)
+        return number
+
+    def _one_value(self, line: bytes) -> RowSourceError:
+        """Said once, where each of its lines would be rejected."""
+        parts = ".[]" if line.strip().startswith(b"[") else "."
+        return RowSourceError(
+            f"{self.name} begins with {line.strip()[:20].decode(errors='replace')!r}, as one JSON "
+            f"value does that holds all rows or goes over many lines; expected is a row on each "
+            f"line: jq -c '{parts}' makes them so."
+        )
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Any]:

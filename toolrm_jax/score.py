@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from toolrm_jax.job_files import Shard
+    from toolrm_jax.row_source import Rows
     from toolrm_jax.score_summary import Summary
 
 ALL_SCORED, FAILED, USAGE, SOME_REJECTED = 0, 1, 2, 3
@@ -79,7 +80,9 @@ def score(args: argparse.Namespace) -> "Summary":
     files = JobFiles(shard.output(args.output))
     check_store(args.output)
     revision = args.revision or score_summary.commit_begun(files, args.input)
-    rows = open_rows(args.input, split=args.split, subset=args.subset, revision=revision)
+    split = args.split or "train"
+    rows = open_rows(args.input, split=split, subset=args.subset, revision=revision)
+    _refuse_hub_options(args, rows)
     names = ("dtype", "max_tokens", "over_long", "raw", "batch_tokens", "chunk_rows")
     settings = {name: getattr(args, name) for name in names}
     # Found once: what is digested is what is loaded, even where a training run goes on meanwhile.
@@ -168,10 +171,14 @@ def _parser() -> argparse.ArgumentParser:
         type=_not_negative,
         help="processes that tokenise (default: none beside a CPU, up to 8 beside an accelerator)",
     )
-    add("--split", default="train", help="of a hub's data set (default: %(default)s)")
+    add("--split", help="of a hub's data set (default: train)")
     add("--subset", help="of a hub's data set (default: its only one)")
     add("--revision", help="of a hub's data set: a commit, branch or tag (default: its newest)")
-    add("--cache-dir", help="of compiled programs (default: ~/.cache/toolrm_jax/compiled)")
+    add(
+        "--cache-dir",
+        help='folder of compiled programs; "none": keep none (default: '
+        "~/.cache/toolrm_jax/compiled)",
+    )
     return parser
 
 
@@ -222,6 +229,18 @@ def _shard(text: str) -> "Shard":
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected i/n with 0 <= i < n, such as 0/4"
         ) from None
+
+
+def _refuse_hub_options(args: argparse.Namespace, rows: "Rows") -> None:
+    """A file has no parts, and all of it would be scored. (--revision: `open_rows` refuses.)"""
+    from toolrm_jax.row_source import HubRows, RowSourceError
+
+    given = [f"--{name}" for name in ("split", "subset") if getattr(args, name) is not None]
+    if given and not isinstance(rows, HubRows):
+        raise RowSourceError(
+            f"{' and '.join(given)} may be given of a hub's data set, and {args.input} is a file, "
+            f"which is scored whole: leave it out."
+        )
 
 
 def _process_shard() -> "Shard":

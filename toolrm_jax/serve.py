@@ -87,6 +87,7 @@ def serve(args: argparse.Namespace) -> None:
     options = _options(args, bearer_token(os.environ.get(TOKEN), TOKEN))
     # Bound first: a port that is taken is known before minutes go into loading. It opens later.
     with _bound(args.host, args.port) as bound:
+        from toolrm_jax.compilation_cache import keeps_programs
         from toolrm_jax.scorer import Scorer
 
         settings = {name: getattr(args, name) for name in ("dtype", "max_tokens", "over_long")}
@@ -94,7 +95,8 @@ def serve(args: argparse.Namespace) -> None:
         with Scorer.from_pretrained(args.model, **settings) as scorer:
             app = make_app(scorer, options)
             if args.compile:
-                _say(f"compiling up to {len(scorer.plan.programs())} programs (kept on disk)")
+                kept = " (kept on disk)" if keeps_programs() else ""
+                _say(f"compiling up to {len(scorer.plan.programs())} programs{kept}")
                 scorer.compile()
             line = f"serving {args.model} ({args.dtype}) at {_url(bound)}"
             config = uvicorn.Config(
@@ -233,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--normalize", scale, **switch)
     batch = f"tokens of a batch, over all devices (default: {_BATCH_TOKENS})"
     add("--batch-tokens", batch, type=_positive)
-    cache = "folder of compiled programs (default: ~/.cache/toolrm_jax/compiled)"
+    cache = 'folder of compiled programs; "none": keep none (default: ~/.cache/toolrm_jax/compiled)'
     add("--cache-dir", cache)
     parser.add_argument("--no-compile", dest="compile", action="store_false",
                         help="open at once, and compile each program when it is first needed "

@@ -19,6 +19,7 @@ from scoring_jobs import after, committed, files_of, lines_of, run
 from toolrm_jax import score
 from toolrm_jax.ahead import OrderedPool
 from toolrm_jax.checkpoint_files import LISTING, describe, files_below, listing
+from toolrm_jax.compilation_cache import keeps_programs, use_compilation_cache
 from toolrm_jax.convert import from_hf
 from toolrm_jax.row_source import LineRows
 from toolrm_jax.scorer import Scorer
@@ -120,6 +121,66 @@ def test_wrong_usage_is_exit_code_2(model, data, tmp_path, capsys, wrong):
         run(model, data, tmp_path / "out.jsonl", *wrong)
     assert error.value.code == score.USAGE
     assert wrong[-1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--split", "train"], ["--subset", "a", "--split", "b"]])
+def test_parts_of_a_data_set_are_refused_for_a_file(model, data, tmp_path, capsys, options):
+    assert run(model, data, tmp_path / "out.jsonl", *options) == score.FAILED
+    given = " and ".join(sorted(option for option in options if option[0] == "-"))
+    assert f"error: {given} may be given of a hub's data set, and {data}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (lambda rows: json.dumps(rows, indent=2), "jq -c '.[]'"),
+        (lambda rows: json.dumps(rows), "jq -c '.[]'"),
+        (lambda rows: "\n" + "\n".join(json.dumps(row, indent=2) for row in rows), "jq -c '.'"),
+    ],
+)
+def test_one_json_value_is_no_file_of_rows(model, tmp_path, rows, capsys, text, parts):
+    """Its first line says so, and not hundreds of rejected ones."""
+    path = tmp_path / "in.json"
+    path.write_text(text(rows[:3]))
+    assert run(model, path, tmp_path / "out.jsonl") == score.FAILED
+    message = capsys.readouterr().err
+    assert "a row on each line" in message
+    assert parts in message
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.fixture
+def cache_setting():
+    """JAX's, as it was."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.usefixtures("cache_setting")
+def test_a_folder_that_no_program_can_be_kept_in_is_a_one_line_error(model, data, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    options = ("--cache-dir", tmp_path / "file" / "cache")
+    assert run(model, data, tmp_path / "out.jsonl", *options) == score.FAILED
+    message = capsys.readouterr().err
+    assert re.search(r"error: Compiled programs cannot be kept in .*cache' \(Not a dir", message)
+    assert '"none" to keep none' in message
+
+
+@pytest.mark.usefixtures("cache_setting")
+def test_programs_need_not_be_kept(caplog, tmp_path):
+    """None are where that is said, and where a folder that nobody chose is out of order."""
+    use_compilation_cache("none")
+    assert not keeps_programs()
+    assert caplog.text == ""
+    (tmp_path / "file").write_text("")
+    use_compilation_cache(default=tmp_path / "file" / "cache")
+    assert not keeps_programs()
+    assert "every start compiles anew" in caplog.text
+    use_compilation_cache(tmp_path / "made")
+    assert keeps_programs()
+    assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "made")
 
 
 def test_two_processes_do_not_work_on_one_output(model, data, tmp_path, capsys):
