@@ -12,6 +12,7 @@ from source_rows import RAVEN, RAVEN_FUNCTIONS
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.evaluate import (
+    likelihood,
     llm_judge,
     probe,
     report,
@@ -130,6 +131,25 @@ def test_the_log_likelihood_is_the_mean_over_the_answers_tokens(tmp_path):
     assert np.isnan(next(one.score([made]))).tolist() == [
         len(found.whole(number)) == longest for number in range(2)
     ]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("together", [1, 40, 10_000])
+@pytest.mark.parametrize("begun", [0, 7])  # tokens of the prompt
+def test_the_log_likelihood_does_not_depend_on_what_is_computed_together(
+    tmp_path, monkeypatch, together, begun
+):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(likelihood, "_GROUP_TOKENS", together)
+    ranker = LikelihoodScorer(str(tiny.write_model(tmp_path / "lm")))
+    rng = np.random.default_rng(0)
+    prompt, *answers = (rng.integers(5, 50, count) for count in (begun, 9, 2, 30, 9, 17))
+    for answer, mean in zip(answers, ranker._means(prompt, answers), strict=True):
+        ids = torch.tensor(np.concatenate([prompt, answer]))[None]
+        labels = ids.clone()
+        labels[:, :begun] = -100
+        with torch.no_grad():
+            assert mean == pytest.approx(-ranker._model(ids, labels=labels).loss.item(), abs=1e-5)
 
 
 @pytest.mark.torch

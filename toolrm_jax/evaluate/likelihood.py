@@ -24,6 +24,19 @@ from toolrm_jax.rendering import Renderer, RenderError
 from toolrm_jax.score_request import CANNOT_RENDER, OVER_LONG
 
 MOST_TOKENS = 8192
+_GROUP_TOKENS = 512  # of answers computed together, padding included: a bound for their logits
+
+
+def _groups(numbers: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """The numbers of answers that are computed together, of like length. One by one, a product
+    spends more time on bringing the weights than on the few tokens of an answer."""
+    ordered = sorted(numbers, key=lambda number: lengths[number])
+    while ordered:
+        count = 1
+        while count < len(ordered) and (count + 1) * lengths[ordered[count]] <= _GROUP_TOKENS:
+            count += 1
+        group, ordered = ordered[:count], ordered[count:]
+        yield group
 
 
 def _where(path: str) -> dict[str, str]:
@@ -81,31 +94,40 @@ class LikelihoodScorer:
                 yield np.full(len(responses), np.nan)
                 continue
             responses_ids = [found.whole(i)[len(found.prompt) :] for i in range(len(responses))]
-            yield np.array(self._means(found.prompt, responses_ids))
+            yield self._means(found.prompt, responses_ids)
 
-    def _means(self, prompt: np.ndarray, responses: Sequence[np.ndarray]) -> list[float]:
+    def _means(self, prompt: np.ndarray, responses: Sequence[np.ndarray]) -> np.ndarray:
         """The prompt is computed once. Without one, an answer's first token has no probability."""
-        torch, scores = self._torch, []
-        with torch.inference_mode():
-            cache, before = self._begun(prompt) if len(prompt) else (None, None)
-            for ids in responses:
-                if len(prompt) + len(ids) > self._max_tokens:
-                    self.rejected[OVER_LONG] += 1
-                    scores.append(float("nan"))
-                    continue
-                given = torch.from_numpy(ids.astype(np.int64))[None]
-                kept = {self._cache_name: copy.deepcopy(cache)}
-                logits = self._model(given, **kept).logits[0, :-1]
-                if before is not None:
-                    logits = torch.cat([before, logits])
-                chosen = given[0, len(ids) - len(logits) :, None]
-                scores.append(float(logits.log_softmax(-1).gather(1, chosen).mean()))
-        return scores
+        means = np.full(len(responses), np.nan)
+        fitting = [i for i, r in enumerate(responses) if len(prompt) + len(r) <= self._max_tokens]
+        if len(fitting) < len(responses):
+            self.rejected[OVER_LONG] += len(responses) - len(fitting)
+        with self._torch.inference_mode():
+            cache, before = self._begun(prompt) if len(prompt) and fitting else (None, None)
+            for group in _groups(fitting, [len(ids) for ids in responses]):
+                means[group] = self._of_group(cache, before, [responses[i] for i in group])
+        return means
+
+    def _of_group(self, cache: Any, before: Any, responses: Sequence[np.ndarray]) -> np.ndarray:
+        """Padded on the right, which no token before it sees."""
+        torch, lengths = self._torch, np.array([len(ids) for ids in responses])
+        given = torch.zeros(len(responses), int(lengths.max()), dtype=torch.int64)
+        for row, ids in zip(given, responses, strict=True):
+            row[: len(ids)] = torch.from_numpy(ids.astype(np.int64))
+        kept = copy.deepcopy(cache)  # the model appends to it
+        if kept is not None:
+            kept.batch_repeat_interleave(len(responses))
+        logits = self._model(given, **{self._cache_name: kept}).logits[:, :-1]
+        if before is not None:
+            logits = torch.cat([before.expand(len(responses), 1, -1), logits], 1)
+        first = given.shape[1] - logits.shape[1]  # 1 where the first token has no probability
+        found = logits.log_softmax(-1).gather(2, given[:, first:, None])[..., 0].numpy()
+        real = np.arange(first, given.shape[1]) < lengths[:, None]
+        with np.errstate(invalid="ignore"):  # an answer of one token and no prompt has none: NaN
+            return np.where(real, found, 0).sum(1) / real.sum(1)
 
     def _begun(self, prompt: np.ndarray) -> tuple[Any, Any]:
         """What the model keeps of the prompt, and its logits for the token after it [1, V]."""
-        if len(prompt) > self._max_tokens:  # no answer will be scored
-            return None, None
         given = self._torch.from_numpy(prompt.astype(np.int64))[None]
         found = self._model(given, use_cache=True, logits_to_keep=1)
         return found[self._cache_name], found.logits[0]
