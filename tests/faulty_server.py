@@ -3,6 +3,7 @@
 with faulty_server(["429", "time-out", ...]) as server:
     ...  # question i meets fault i % len(faults) once, then gets its answer
     server.answers[question], server.tries[question]
+    server.always = "400"  # from here on every try meets it; "": mended
 
 A question is the last user message and the seed. Its answer depends on it alone.
 """
@@ -42,6 +43,7 @@ class FaultyServer(ThreadingHTTPServer):
     def __init__(self, faults: list[str], *, hold: float, delay: float, echo: str = ""):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.faults, self.hold, self.delay, self.echo = faults, hold, delay, echo
+        self.always = ""
         self.lock = threading.Lock()
         self.ended = threading.Event()
         self.tries: collections.Counter = collections.Counter()
@@ -60,6 +62,8 @@ class FaultyServer(ThreadingHTTPServer):
         with self.lock:
             self.tries[question] += 1
             self.times[question].append(time.monotonic())
+            if self.always:
+                return self.always
             number = int("".join(filter(str.isdigit, question[0])) or 0)
             if not self.faults or self.tries[question] > 1:
                 return ""

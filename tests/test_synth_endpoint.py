@@ -117,7 +117,7 @@ def test_a_refused_question_is_kept_as_such(tmp_path):
         rejected = []
         rows, _ = run(server, tmp_path, count=4, reject=lambda *why: rejected.append(why))
         assert [row["example_id"] for row in rows] == ["q/1", "q/3"]
-        assert rejected[0][:2] == ("refused", 'status 400: {"error": "no room"}')
+        assert rejected[0][:2] == ("m: refused", 'status 400: {"error": "no room"}')
         assert run(server, tmp_path, count=4)[0] == rows
         assert set(server.tries.values()) == {1}
         assert len(run(server, tmp_path, count=4, retry_refused=True)[0]) == 4

@@ -116,7 +116,7 @@ class JudgeScorer:
         )
 
     def _no_reply(self, reason: str, *_: object) -> None:
-        # "refused", "cut off"; of what another run may ask again, "MODEL: no answer".
+        # "MODEL: refused", "MODEL: cut off"; of what another run may ask again, "MODEL: no answer".
         reason = reason.removeprefix(f"{self._entry['model']}: ")
         self.counts["no reply" if reason == "no answer" else f"no reply, {reason}"] += 1
 

@@ -105,13 +105,16 @@ def pool_rows(
     """
     left_out: list[Row] = [] if rejects is None else rejects
     missing: collections.Counter[str] = collections.Counter()
+    why: list[str] = []
 
     def refused(reason: str, detail: str, where: str) -> None:  # "MODEL, sample 3 of ID"
         id_ = where.removeprefix(f"{entry['model']}, sample ").partition(" of ")[2]
+        reason = reason.removeprefix(f"{entry['model']}: ")  # it is in `where`
         left_out.append(_reject(id_, where, reason, detail))
 
-    def left_open(reason: str, *_: object) -> None:
+    def left_open(reason: str, detail: str, _: str) -> None:
         missing[reason] += 1
+        why.append(detail)
 
     known = {example.id: example for example in examples}
     made = 0
@@ -130,8 +133,8 @@ def pool_rows(
     if missing:
         words = ", ".join(f"{number:,} x {reason}" for reason, number in missing.items())
         raise InputError(
-            f"Questions without an answer: {words}. Those that were answered are in {cache}; the "
-            f"same command asks for the rest."
+            f"Questions without an answer: {words}; the last: {why[-1]}. Those that were answered "
+            f"are in {cache}; the same command asks for the rest."
         )
     if not made:
         last = f"; the last, {left_out[-1]['reason']}: {left_out[-1]['detail']}" if left_out else ""

@@ -134,6 +134,16 @@ class AnswerCache:
             ).fetchone()[0]
         return self.noted(model).get("asked", 0), tokens
 
+    def has_answer(self, model: str) -> bool:
+        """Whether any question to a model was answered, not refused."""
+        with self._lock:
+            found = self._file.execute(
+                "SELECT 1 FROM answers WHERE model = ? "
+                "AND json_extract(entry, '$.refused') IS NULL LIMIT 1",
+                (model,),
+            )
+            return found.fetchone() is not None
+
     def __len__(self) -> int:
         with self._lock:
             return self._file.execute("SELECT COUNT(*) FROM answers").fetchone()[0]

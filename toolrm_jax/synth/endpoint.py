@@ -3,17 +3,24 @@
     Example --each sample--> cache? --> POST {url}/chat/completions --> cache --> Answer
 
     200 with a completion               the answer; the cache has it before anyone else
-    400, 413, 422                       refused: kept as such, not asked again
+    400, 413, 422                       refused: kept as such, not asked again; of a model that has
+                                        answered nothing yet it may be the server's own fault (see
+                                        below), and nothing is kept
     408, 409, 425, 429, 5xx             asked again after a pause: Retry-After, which holds all
                                         questions to this server back, else doubling, with jitter
     time-out, lost connection           the same; so are broken or truncated JSON, another content
                                         type, and JSON that is no completion
     401, 403, 404, anything else        the end: asking on would not help
 
-Every fault is counted by its name. It is logged, where the question is asked again, in a line: at
-most one in ten seconds, which then says how many it stands for. Every question ends in one Outcome.
-A question that all tries left unanswered is none of the cache's: the next run asks it again. One
-that was under way when a run was killed has no answer anywhere and is asked again, too.
+Every fault is counted by its name. It is logged, where the question is asked again, in a line, and
+so is a refusal: at most one in ten seconds, which then says how many it stands for. Every question
+ends in one Outcome. A question that all tries left unanswered is none of the cache's: the next run
+asks it again. One that was under way when a run was killed has no answer anywhere and is asked
+again, too.
+
+A server that was started without its parser of tool calls refuses every question alike. So what is
+refused counts, until the model's first answer in this cache, as one that went in vain: the run ends
+after `give_up_after` of them, and quotes the server. With the first answer it is kept as refused.
 
     endpoint = Endpoint(settings, cache, seed=0)
     outcomes = await endpoint.ask(example)
@@ -78,6 +85,8 @@ class Endpoint:
 
     After the end (see the module's list, `give_up_after` questions in a row without an answer, or
     an answer without a count of its tokens where they have a budget) nothing more is asked.
+
+    `has_answered` says whether the model has given any answer that the cache holds.
     """
 
     def __init__(self, settings: EndpointSettings, cache: AnswerCache, *, seed: int):
@@ -95,7 +104,9 @@ class Endpoint:
         self._room = asyncio.Semaphore(settings.concurrency)
         self._under_way: dict[str, asyncio.Lock] = {}
         self._not_before = 0.0
-        self._unanswered = 0
+        self._in_vain = 0  # questions in a row that brought no answer
+        self.has_answered = cache.has_answer(settings.model)
+        self._refused: dict[str, dict[str, Any]] = {}  # by key; until the first answer
         self._quiet_until, self._unsaid = 0.0, 0
         self._end: str | None = None
         self._requests, self._tokens = cache.spent(settings.model)
@@ -134,7 +145,7 @@ class Endpoint:
 
     async def _cached(self, found: str, body: dict[str, Any], sample: int) -> Outcome:
         entry = self._cache.get(found)
-        if entry is not None and not ("refused" in entry and self.settings.retry_refused):
+        if entry is not None and not ("refused" in entry and self._asks_refused_again()):
             self.counts["from cache"] += 1
             return self._read(entry, sample)
         async with self._room:
@@ -145,16 +156,46 @@ class Endpoint:
             except _Fault as fault:
                 return self._no_answer(fault, sample)
             except _Refused as refusal:
-                entry = {"refused": str(refusal)}
-            self._unanswered = 0
-            self._cache.put(found, self.settings.model, entry, "asked")
-            self._count_tokens(entry)
+                entry = self._take_refusal(found, refusal)
+            else:
+                self._cache.put(found, self.settings.model, entry, "asked")
+                self._take_answer(entry)
         return self._read(entry, sample)
+
+    def _asks_refused_again(self) -> bool:
+        return self.settings.retry_refused or not self.has_answered
+
+    def _take_answer(self, entry: dict[str, Any]) -> None:
+        self._in_vain, self.has_answered = 0, True
+        for key_, refused in self._refused.items():
+            self._cache.put(key_, self.settings.model, refused)
+        self._refused.clear()
+        self._count_tokens(entry)
+
+    def _take_refusal(self, found: str, refusal: _Refused) -> dict[str, Any]:
+        """The entry of a refused question. Raises EndpointError after too many, and no answer."""
+        self._cache.note(self.settings.model, "asked")
+        self._say(f"refused: {refusal}")
+        entry = {"refused": str(refusal)}
+        if self.has_answered:
+            self._cache.put(found, self.settings.model, entry)
+            return entry
+        self._refused[found] = entry
+        self._in_vain += 1
+        if self._in_vain >= self.settings.give_up_after:
+            raise self._ended(
+                f"it has answered nothing yet, and of the last {self._in_vain} questions none; the "
+                f"last was refused with {refusal}. Is the server set up for these questions (its "
+                "parser of tool calls, the length of its context)? Nothing is kept as refused: "
+                "mend the server, and the same command goes on from here. If it is right to refuse "
+                "so many, raise give_up_after."
+            )
+        return entry
 
     def _count_tokens(self, entry: dict[str, Any]) -> None:
         """Raises EndpointError where tokens have a budget and the server does not count them."""
         tokens = entry.get("tokens")
-        if tokens is None and "refused" not in entry and self.settings.budget_tokens is not None:
+        if tokens is None and self.settings.budget_tokens is not None:
             raise self._ended(
                 "budget_tokens is set, but an answer came without its usage.total_tokens, so that "
                 "nothing would end the spending. Set budget_requests in its place (an answer has "
@@ -178,10 +219,10 @@ class Endpoint:
         return Outcome(sample, read_message(entry["message"]))
 
     def _no_answer(self, fault: _Fault, sample: int) -> Outcome:
-        self._unanswered += 1
-        if self._unanswered >= self.settings.give_up_after:
+        self._in_vain += 1
+        if self._in_vain >= self.settings.give_up_after:
             raise self._ended(
-                f"{self._unanswered} questions in a row got no answer in {self.settings.tries} "
+                f"{self._in_vain} questions in a row got no answer in {self.settings.tries} "
                 f"tries each, the last for: {fault.name}. Is the server up, and large enough for "
                 "the concurrency? Run again to go on from here."
             )
@@ -237,15 +278,16 @@ class Endpoint:
         await asyncio.sleep(pause)
 
     def _say_retry(self, attempt: int, fault: _Fault, pause: float) -> None:
+        tries = f"try {attempt} of {self.settings.tries}"
+        self._say(f"{fault.name}, {tries}; the next in {pause:.1f} s")
+
+    def _say(self, what: str) -> None:
         now = time.monotonic()
         if now < self._quiet_until:
             self._unsaid += 1
             return
         more = f" (and {self._unsaid:,} more since the last such line)" if self._unsaid else ""
-        _log.warning(
-            f"{self.settings.model} at {self.settings.url}: {fault.name}, try {attempt} of "
-            f"{self.settings.tries}; the next in {pause:.1f} s{more}"
-        )
+        _log.warning(f"{self.settings.model} at {self.settings.url}: {what}{more}")
         self._quiet_until, self._unsaid = now + _SAID_EVERY, 0
 
     async def _try(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,8 @@ class EndpointSettings:
       tries: how often a question is asked at most.
       first_pause: seconds before the second try; doubles, up to longest_pause.
       longest_pause: seconds; a server's Retry-After is obeyed up to ten times as long.
-      give_up_after: questions in a row that got no answer after which the run ends.
+      give_up_after: questions in a row that got no answer after which the run ends; of what was
+        refused, those count that came before the model's first answer.
       budget_requests: requests at most, each failed try included, over all runs with one cache;
         but for what was under way when a run was killed.
       budget_tokens: the same of tokens, questions included, as the server counts them in its

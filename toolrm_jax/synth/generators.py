@@ -40,7 +40,7 @@ from toolrm_jax.synth.replay import Reject, Replay, ReplaySettings
 
 Translate = Callable[[Example, Response], Response]
 Repeats = Callable[[Example], Sequence[str]]
-OPEN = ("no answer", "over budget")  # what another run may ask again
+_OPEN = ("no answer", "over budget")  # what another run may ask again
 AHEAD = 256  # examples under way; one whose questions are slow holds up no more than these
 
 
@@ -54,9 +54,10 @@ class Pool:
       permissive_only: leaves out answers of models without a permissive licence.
       translate: turns a replayed response into the example's own names, where those were replaced.
       repeats: the ids of examples that ask the very same; what was replied to them counts too.
-      reject: is told what had to be left out: reason, detail, and where it stood.
-      leave_open: the same of questions that another run may ask again: the model and "no answer" or
-        "over budget". Default: as `reject`.
+      reject: is told what had to be left out: reason, detail, and where it stood; of questions to
+        endpoints at the end of the stream, the model and "refused" or "cut off".
+      leave_open: the same of questions that another run may ask again: the model and "no answer",
+        "over budget", or "refused" if the model has answered nothing yet. Default: as `reject`.
 
     Raises:
       InputError: a member cannot be used; EndpointError where that shows on the way only.
@@ -81,6 +82,7 @@ class Pool:
         self._leave_open = leave_open or self._reject
         self._counts: collections.Counter[str] = collections.Counter()
         self._endpoints: list[Any] = []
+        self._without: list[tuple[Any, str, Any]] = []  # endpoint, example, outcome: of no response
         self._close: list[Callable[[], object]] = []
         files = [s for s in settings if isinstance(s, ReplaySettings)]
         models = [s for s in settings if isinstance(s, EndpointSettings)]
@@ -126,11 +128,13 @@ class Pool:
         """The answers to all examples, in their order."""
         waiting: collections.deque[tuple[Example, list[Any]]] = collections.deque()
         stream = iter(examples)
+        self._without.clear()
         try:
             while True:
                 for example in itertools.islice(stream, AHEAD - len(waiting)):
                     waiting.append((example, self._asked(example)))
                 if not waiting:
+                    self._tell_without()
                     return
                 yield from self._of(*waiting.popleft())
         finally:
@@ -145,7 +149,7 @@ class Pool:
 
     def _of(self, example: Example, futures: list[Any]) -> Iterator[Answer]:
         for endpoint, future in zip(self._endpoints, futures, strict=True):
-            yield from self._read(example, endpoint.settings, future.result())
+            yield from self._read(example, endpoint, future.result())
         for answer in self._replayed(example):
             if not self._lets_in(answer.permissive):
                 self._counts[f"{answer.model}: left out: not permissive"] += answer.count
@@ -182,19 +186,24 @@ class Pool:
         """How many of the replayed answers are to examples other than these."""
         return self._replay.count_beside(ids)
 
-    def _read(
-        self, example: Example, settings: EndpointSettings, outcomes: Any
-    ) -> Iterator[Answer]:
+    def _tell_without(self) -> None:
+        """Says why questions have no response: what was refused before a model's first answer is
+        known by now to be the question's fault, or still open."""
+        for endpoint, example_id, outcome in self._without:
+            model, reason = endpoint.settings.model, outcome.reason
+            is_open = reason in _OPEN or (reason == "refused" and not endpoint.has_answered)
+            tell = self._leave_open if is_open else self._reject
+            where = f"{model}, sample {outcome.sample} of {example_id}"
+            tell(f"{model}: {reason}", outcome.detail, where)
+        self._without.clear()
+
+    def _read(self, example: Example, endpoint: Any, outcomes: Any) -> Iterator[Answer]:
+        settings = endpoint.settings
         for outcome in outcomes:
             if outcome.reason == "ended":
                 raise EndpointError(outcome.detail)
             if outcome.response is None:
-                where = f"{settings.model}, sample {outcome.sample} of {example.id}"
-                if outcome.reason in OPEN:
-                    what = f"{settings.model}: {outcome.reason}"
-                    self._leave_open(what, outcome.detail, where)
-                else:
-                    self._reject(outcome.reason, outcome.detail, where)
+                self._without.append((endpoint, example.id, outcome))
                 continue
             yield Answer(
                 example_id=example.id,

@@ -33,7 +33,7 @@ from toolrm_jax.synth.answering import AnswerUnits
 from toolrm_jax.synth.code_digest import code_digest
 from toolrm_jax.synth.pairing import Judge, Pair, plan_selection
 from toolrm_jax.synth.reading import Read, Source, source_digest
-from toolrm_jax.synth.shards import Row
+from toolrm_jax.synth.shards import Row, read_shard
 from toolrm_jax.synth.stage import Stage, Summary, listed, rejects_name, units_of
 from toolrm_jax.synth.synth_config import (
     STAGES,
@@ -161,6 +161,11 @@ class Pipeline:
     def _check(self, summary: Summary) -> None:
         """Raises StageError or SynthError where no later stage should take what a stage made."""
         most, name = self.config.most_rejects, summary.content["stage"]
+        if name == "answers":
+            for entry in self.config.answers.pool:
+                if entry["kind"] == "endpoint":
+                    questions = self._summary("obfuscated").row_count * entry.get("samples", 1)
+                    _check_model(entry["model"], questions, summary, most)
         summary.check_rejects(most)
         if name == "examples":
             for source in self._sources.values():
@@ -370,6 +375,23 @@ def _check_source(source: Source, examples: Summary, most: float) -> None:
             f"{rejected / read:.1%}; at most {most:.1%} are accepted of each source "
             f"(config.most_rejects). See {at}; the rows that are sound are kept."
         )
+
+
+def _check_model(model: str, questions: int, answers: Summary, most: float) -> None:
+    """Raises SynthError where a model's questions brought too little; it quotes the first."""
+    lost = {what: n for what, n in answers.rejected.items() if what.startswith(f"{model}: ")}
+    number = sum(lost.values())
+    if number <= most * questions:
+        return
+    at = answers.folder.parent / rejects_name("answers")
+    first = next((f"{r['detail']}" for r in read_shard(at) if r["reason"] in lost), "")
+    raise SynthError(
+        f"Model {model!r}: {number:,} of {questions:,} questions brought nothing that can be used, "
+        f"{number / questions:.1%}: {listed(lost)} (the first: {first}). At most {most:.1%} are "
+        f"accepted of each model (config.most_rejects); see {at}. The answers are kept. Mend the "
+        f"server and set retry_refused in the model's entry to ask again what was refused, or "
+        f"keep_cut to use what was cut off; or take the model out of the config."
+    )
 
 
 def _lost(summary: Summary) -> str:
