@@ -201,7 +201,23 @@ def test_native_calls_with_broken_arguments_stay_as_written():
     assert read_calls(text) is None
 
 
-@pytest.mark.parametrize("content", ["", None, "<think>No tool fits.</think>"])
+def parts(*texts):
+    return [{"type": "text", "text": text} for text in texts]
+
+
+def test_parts_of_text_are_one_text():
+    assert read_message({"content": parts("[f(a", "=1)]")}) == [
+        {"name": "f", "arguments": {"a": 1}}
+    ]
+    assert read_message({"content": parts("Which ", "unit?")}) == "Which unit?"
+
+
+@pytest.mark.parametrize("content", [None, "", []])
+def test_a_refusal_is_what_the_model_said(content):
+    assert read_message({"content": content, "refusal": "I cannot help."}) == "I cannot help."
+
+
+@pytest.mark.parametrize("content", ["", None, [], parts(""), "<think>No tool fits.</think>"])
 def test_a_turn_that_says_nothing_is_empty(content):
     assert read_message({"content": content}) == ""
 

@@ -214,6 +214,40 @@ def test_answers_cut_off_are_left_out_and_counted(tmp_path, monkeypatch):
     assert len(rows) == 18
 
 
+def saying(monkeypatch, message, end="stop"):
+    choice = {"message": message, "finish_reason": end}
+    monkeypatch.setattr("faulty_server.completion", lambda _: {"choices": [choice]})
+
+
+@pytest.mark.parametrize("message", [{"content": None}, {"content": "I can"}, {"tool_calls": []}])
+def test_what_a_servers_filter_withheld_is_no_silence(tmp_path, monkeypatch, message):
+    saying(monkeypatch, message, end="content_filter")
+    rejected = []
+    with faulty_server() as server:
+        rows, counts = run(server, tmp_path, reject=lambda *why: rejected.append(why[0]))
+    assert (rows, counts["m: filtered"]) == ([], 18)
+    assert rejected == ["m: filtered"] * 18
+
+
+@pytest.mark.parametrize("content", [{"text": "x"}, 3, [{"type": "image_url"}], ["x"]])
+def test_content_that_is_no_text_is_no_completion(tmp_path, monkeypatch, content):
+    saying(monkeypatch, {"content": content})
+    with faulty_server() as server:
+        rows, counts = run(server, tmp_path, tries=2)
+    assert (rows, counts["m: fault: no completion"], counts["m: no answer"]) == ([], 36, 18)
+
+
+@pytest.mark.parametrize(
+    "message", [{"content": [{"type": "text", "text": "No."}]}, {"content": None, "refusal": "No."}]
+)
+def test_parts_and_refusals_are_kept_as_words(tmp_path, monkeypatch, message):
+    saying(monkeypatch, message)
+    with faulty_server() as server:
+        for _ in range(2):  # from the server, and from the cache
+            rows, _ = run(server, tmp_path)
+            assert [found["response"] for found in rows] == ["No."] * 18
+
+
 def test_models_without_a_permissive_licence_are_not_asked(tmp_path):
     with faulty_server() as server:
         rows, counts = run(server, tmp_path, license="llama3.1", samples=2)

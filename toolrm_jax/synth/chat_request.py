@@ -1,7 +1,7 @@
 """An example as a chat-completion request, and the reply's message as a response.
 
     Example --request_body--> {"model", "messages", "tools", "temperature", "max_tokens", "seed"}
-    {"content", "tool_calls"} --read_message--> [{"name", "arguments"}] | "words"
+    {"content", "tool_calls", "refusal"} --read_message--> [{"name", "arguments"}] | "words"
 
 Earlier calls of the conversation get the ids and the JSON strings that the protocol wants. Calls
 whose arguments are no JSON, though the server parsed them, stay a text, as the model wrote them.
@@ -55,15 +55,28 @@ def read_message(message: dict[str, Any]) -> Response:
 
     Servers write the arguments of a call without any as "", null or not at all: they are {}.
     """
-    made, content = message.get("tool_calls"), message.get("content")
+    made = message.get("tool_calls")
     if made:
         named = [_with_arguments(call) for call in made]
         calls = parse_calls({"role": "assistant", "tool_calls": named})
         return _as_written(made) if calls is None else calls
-    text = content if isinstance(content, str) else ""
+    text = text_of(message) or ""
     calls = read_calls(text)
     # An empty turn stays a text, as everywhere; an empty list is one too.
     return calls or ("" if calls == [] else words_said(text))
+
+
+def text_of(message: dict[str, Any]) -> str | None:
+    """The text of a message, its parts as one, or the refusal in its place; None for anything else.
+
+    >>> text_of({"content": [{"type": "text", "text": "[f("}, {"type": "text", "text": "a=1)]"}]})
+    '[f(a=1)]'
+    """
+    said = message.get("content") or message.get("refusal") or ""
+    if isinstance(said, list):
+        parts = [part.get("text") if isinstance(part, dict) else None for part in said]
+        return "".join(map(str, parts)) if all(isinstance(p, str) for p in parts) else None
+    return said if isinstance(said, str) else None
 
 
 def _with_arguments(call: Any) -> Any:

@@ -2,14 +2,17 @@
 
     Example --each sample--> cache? --> POST {url}/chat/completions --> cache --> Answer
 
-    200 with a completion               the answer; the cache has it before anyone else
+    200 with a completion               the answer; the cache has it before anyone else. One that
+                                        reached max_tokens is cut off, one that a filter of the
+                                        server's withheld is filtered
     400, 413, 422                       refused: kept as such, not asked again; of a model that has
                                         answered nothing yet it may be the server's own fault (see
                                         below), and nothing is kept
     408, 409, 425, 429, 5xx             asked again after a pause: Retry-After, which holds all
                                         questions to this server back, else doubling, with jitter
     time-out, lost connection           the same; so are broken or truncated JSON, another content
-                                        type, and JSON that is no completion
+                                        type, JSON that is no completion, and content that is no
+                                        text
     401, 403, 404, anything else        the end: asking on would not help
 
 Every fault is counted by its name. It is logged, where the question is asked again, in a line, and
@@ -40,7 +43,7 @@ import httpx
 
 from toolrm_jax.examples import Example, Response
 from toolrm_jax.synth.answer_cache import AnswerCache, key
-from toolrm_jax.synth.chat_request import read_message, request_body
+from toolrm_jax.synth.chat_request import read_message, request_body, text_of
 from toolrm_jax.synth.endpoint_settings import EndpointError, EndpointSettings
 
 _REFUSED = (400, 413, 422)
@@ -57,7 +60,7 @@ class Outcome:
 
     sample: int
     response: Response | None
-    reason: str = ""  # "refused", "no answer", "over budget", "cut off", "ended"
+    reason: str = ""  # "refused", "no answer", "over budget", "cut off", "filtered", "ended"
     detail: str = ""
 
 
@@ -216,6 +219,8 @@ class Endpoint:
         if entry.get("finish_reason") == "length" and not self.settings.keep_cut:
             detail = f"the answer has reached max_tokens={self.settings.max_tokens}"
             return Outcome(sample, None, "cut off", detail)
+        if entry.get("finish_reason") == "content_filter":
+            return Outcome(sample, None, "filtered", "the server's filter ended or withheld it")
         return Outcome(sample, read_message(entry["message"]))
 
     def _no_answer(self, fault: _Fault, sample: int) -> Outcome:
@@ -338,12 +343,12 @@ def _entry(content_type: str, text: str) -> dict[str, Any]:
         choice = reply["choices"][0]
         message = {
             name: choice["message"][name]
-            for name in ("content", "tool_calls")
+            for name in ("content", "tool_calls", "refusal")
             if choice["message"].get(name)
         }
     except (KeyError, IndexError, TypeError, AttributeError):
         raise _Fault("no completion") from None
-    if not isinstance(message.get("tool_calls", []), list):
+    if not isinstance(message.get("tool_calls", []), list) or text_of(message) is None:
         raise _Fault("no completion")
     return {
         "message": message,

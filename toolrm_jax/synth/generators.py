@@ -55,7 +55,7 @@ class Pool:
       translate: turns a replayed response into the example's own names, where those were replaced.
       repeats: the ids of examples that ask the very same; what was replied to them counts too.
       reject: is told what had to be left out: reason, detail, and where it stood; of questions to
-        endpoints at the end of the stream, the model and "refused" or "cut off".
+        endpoints at the end of the stream, the model and "refused", "cut off" or "filtered".
       leave_open: the same of questions that another run may ask again: the model and "no answer",
         "over budget", or "refused" if the model has answered nothing yet. Default: as `reject`.
 
