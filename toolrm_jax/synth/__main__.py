@@ -5,13 +5,17 @@
 Any field of the config can be set on the command line: `--config.selection.wrong_per_prompt=1`.
 Each stage leaves its rows in DIR and is skipped where they are complete for the same settings; a
 run that was killed continues with the same command, and ends with the same bytes. What could not be
-used is in DIR/rejects-STAGE.jsonl.zst with its reason and line. Look at the result with
+used is in DIR/rejects-STAGE.jsonl.zst with its reason and line. Ctrl-C ends a run with one line and
+130. Look at the result with
 
     python -m toolrm_jax.synth.show DIR
 
     python -m toolrm_jax.synth --config configs/synth/local.py:/data --workdir runs/synth
     python -m toolrm_jax.synth ... --stages=examples,obfuscated
 """
+
+import signal
+import sys
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -32,8 +36,12 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(
             f"Unexpected arguments {argv[1:]}; fields are set as --config.selection.fill=False."
         )
-    with reported():
-        Pipeline(_CONFIG.value, str(_WORKDIR.value)).run(_STAGES.value)
+    try:
+        with reported():
+            Pipeline(_CONFIG.value, str(_WORKDIR.value)).run(_STAGES.value)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def run() -> None:

@@ -29,7 +29,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -248,15 +248,16 @@ class Stage:
         if found:
             print(f"{self.name}: {len(found)} of {len(units)} units are done already", flush=True)
         bar = tqdm(total=len(units), initial=len(found), desc=self.name, unit="unit", disable=None)
-        with bar:
-            for name, made in self._done(left, work, workers, shard_rows):
+        # Closed whatever happens: a Ctrl-C here must end the workers, too.
+        with bar, contextlib.closing(self._done(left, work, workers, shard_rows)) as done:
+            for name, made in done:
                 found[name] = made
                 bar.update()
         return found
 
     def _done(
         self, units: Sequence[Unit], work: Work, workers: int, shard_rows: int
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
+    ) -> Generator[tuple[str, dict[str, Any]]]:
         do = functools.partial(do_unit, self.folder, work=work, shard_rows=shard_rows)
         for index, made in in_processes(do, units, workers):
             yield units[index].name, made
