@@ -1,12 +1,15 @@
 """What a changed config changes, and what a config is answered with that cannot be right."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty_server import faulty_server
 from synth_files import config, row, write_rows
 
+from toolrm_jax.errors import InputError
 from toolrm_jax.row_source import RowSourceError
 from toolrm_jax.synth.pipeline import Pipeline
 from toolrm_jax.synth.shards import read_shard
@@ -201,6 +204,16 @@ ENDPOINT = {"kind": "endpoint", "model": "m", "license": "MIT", "url": "http://1
         ({"selection.model_caps": (("corruption", 2.0),)}, "'corruption'=2.0: expected 0 to 1"),
         ({"selection.error_caps": (("Parsing error", -1.0),)}, "expected 0 to 1"),
         ({"selection.mix": (("Parsing error", -1.0), ("Unexpected parameter", 2.0))}, "0 or more"),
+        ({"selection.mix": ("Parsing error",)}, r"mix\[0\]='Parsing error': expected a name"),
+        ({"selection.mix": ("Parsing error", 0.5)}, "mix.0.='Parsing error': expected a name and"),
+        ({"selection.error_caps": (("Parsing error", "x"),)}, r"error_caps\[0\]=.*expected a name"),
+        ({"selection.model_caps": (("corruption",),)}, r"model_caps\[0\]=.*expected a name"),
+        ({"most_rejects": 2}, "config.most_rejects=2.0: it is a share, from 0 to 1"),
+        ({"most_rejects": -0.1}, "config.most_rejects=-0.1: it is a share"),
+        ({"answers.most_open": 5}, "config.answers.most_open=5.0: it is a share, from 0 to 1"),
+        ({"answers.cache": "gs://bucket/a.sqlite"}, "config.answers: cache=gs://.* is in a buck"),
+        ({"answers.cache": "gs:/bucket/a.sqlite"}, "config.answers: gs:/bucket.*slash is missing"),
+        ({"answers.pool": (ENDPOINT, ENDPOINT)}, "config.answers: Two endpoints .* the name 'm'"),
         ({"selection.model_caps": (("n", 0.5),)}, "'n', which no member .*expected of: corruption"),
         ({"selection.model_caps": (("corruption", 0.5),), "answers.pool": (ENDPOINT,)}, "of: m."),
     ],
@@ -208,6 +221,76 @@ ENDPOINT = {"kind": "endpoint", "model": "m", "license": "MIT", "url": "http://1
 def test_a_setting_that_cannot_be_right_is_refused(fields, said):
     with pytest.raises(SynthError, match=said):
         check(config(Path("a.gz"), **fields))
+
+
+REPLAY = {"kind": "replay", "path": "a.gz"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({**REPLAY, "rows_a_group": "4"}, "of a.gz: rows_a_group='4'; expected a whole number, at"),
+        ({**REPLAY, "no_call_share": "x"}, "no_call_share='x'; expected a number from 0 to 1"),
+        ({**REPLAY, "min_right_rate": None}, "min_right_rate=None; expected a number from 0 to 1"),
+        ({**REPLAY, "sound_gold": "no"}, "sound_gold='no'; expected True or False"),
+        ({**REPLAY, "path": 3}, "path=3; expected a name"),
+        ({**ENDPOINT, "samples": 1.5}, "samples=1.5; expected a whole number"),
+        ({**ENDPOINT, "budget_requests": "9"}, "budget_requests='9'; expected a whole number, or"),
+    ],
+)
+def test_a_member_of_the_pool_that_cannot_be_right_is_refused(entry, said):
+    with pytest.raises(InputError, match=said):
+        check(config(Path("a.gz"), **{"answers.pool": (entry,)}))
+
+
+def test_what_this_machine_lacks_is_found_before_the_first_stage(tmp_path, monkeypatch):
+    rows = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(6)])
+    (tmp_path / "file").write_text("")
+    (tmp_path / "bad.sqlite").write_text("This is no database, but a text of some length." * 20)
+    (tmp_path / "empty").mkdir()
+    keyed = {**ENDPOINT, "key_variable": "THE_KEY"}
+    empty = {"name": "held", "format": "normalised", "path": str(tmp_path / "empty")}
+
+    def refused(said, **fields):
+        with pytest.raises(InputError, match=said):
+            Pipeline(config(rows, **fields), tmp_path / "run").run()
+        assert not (tmp_path / "run").exists()
+
+    pool = "answers.pool"
+    refused("the environment's THE_KEY is not set", **{pool: (keyed,)})
+    caches = {"file/answers.sqlite": "Not a directory|File exists", "bad.sqlite": "not a database"}
+    for name, said in caches.items():
+        cache = {"answers.cache": str(tmp_path / name)}
+        refused(
+            f"cache {tmp_path / name} cannot be used: .*({said})", **{pool: (ENDPOINT,)} | cache
+        )
+    refused("empty.* is a folder, and as a data set", **{"overlap.evaluation": (empty,)})
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "httpx", None)
+        refused(r"needs httpx: pip install 'toolrm_jax\[synth\]'", **{pool: (ENDPOINT,)})
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "matplotlib", None)
+        refused(r"plots need matplotlib. Run: pip install 'toolrm_jax\[synth\]'")
+
+
+def test_a_key_is_wanted_only_by_a_run_that_asks(tmp_path, monkeypatch):
+    rows = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(6)])
+    barred = {**ENDPOINT, "model": "other", "license": "llama3.1", "key_variable": "OTHER_KEY"}
+    monkeypatch.setenv("THE_KEY", "secret")
+    with faulty_server() as server:
+        keyed = {**ENDPOINT, "url": server.url, "key_variable": "THE_KEY"}
+        settings = config(rows, **{"answers.pool": (keyed, barred)})
+        Pipeline(settings, tmp_path / "run").run(("examples", "obfuscated", "answers"))
+    monkeypatch.delenv("THE_KEY")
+    Pipeline(settings, tmp_path / "run").run(("answers", "judged"))
+    with pytest.raises(InputError, match="THE_KEY is not set"):
+        Pipeline(settings, tmp_path / "other").run(("examples", "obfuscated", "answers"))
+
+
+def test_no_stage_at_all_is_told(tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl.gz", [row(0)])
+    with pytest.raises(SynthError, match="--stages names no stage; there are examples, obfus"):
+        Pipeline(config(rows), tmp_path / "run").run([])
 
 
 def test_a_cap_of_a_model_that_nothing_was_replayed_of_is_told(tmp_path, capsys):

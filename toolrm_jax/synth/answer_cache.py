@@ -49,7 +49,7 @@ class AnswerCache:
         try:
             os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
             self._open(os.fspath(path))
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise InputError(
                 f"The answers' cache {os.fspath(path)} cannot be used: {error}. Expected an SQLite "
                 "file that an earlier run wrote; name another one to begin anew."

@@ -92,6 +92,13 @@ class EndpointSettings:
         for field in ("samples", "max_tokens", "concurrency", "tries", "give_up_after", "timeout"):
             if not self._number(field) > 0:
                 self._bad(field, "expected a positive number")
+        for field in ("samples", "max_tokens", "concurrency", "tries", "give_up_after"):
+            if not isinstance(getattr(self, field), int):
+                self._bad(field, "expected a whole number")
+        for field in ("budget_requests", "budget_tokens"):
+            budget = getattr(self, field)
+            if budget is not None and (not isinstance(budget, int) or budget < 0):
+                self._bad(field, "expected a whole number, or None for no budget")
         for field in ("temperature", "first_pause", "longest_pause"):
             if not self._number(field) >= 0:
                 self._bad(field, "expected zero or more")

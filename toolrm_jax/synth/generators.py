@@ -16,6 +16,7 @@ not asked at all. `"permissive": true` in a member's entry vouches for its model
 import collections
 import concurrent.futures
 import dataclasses
+import importlib.util
 import itertools
 import logging
 import os
@@ -42,6 +43,31 @@ Translate = Callable[[Example, Response], Response]
 Repeats = Callable[[Example], Sequence[str]]
 _OPEN = ("no answer", "over budget")  # what another run may ask again
 AHEAD = 256  # examples under way; one whose questions are slow holds up no more than these
+
+
+def check_asking(
+    entries: Sequence[Mapping[str, Any]],
+    *,
+    cache: str | os.PathLike[str],
+    permissive_only: bool = True,
+) -> None:
+    """Raises InputError where a pool of these members could not ask its endpoints: a key is not
+    set, httpx is not installed, or the cache cannot be used (a new one is made)."""
+    asked = [
+        settings
+        for settings in map(member_settings, entries)
+        if isinstance(settings, EndpointSettings) and (permissive(settings) or not permissive_only)
+    ]
+    for settings in asked:
+        settings.secret()
+    if asked:
+        _check_httpx()
+        AnswerCache(cache).close()
+
+
+def _check_httpx() -> None:
+    if importlib.util.find_spec("httpx") is None:
+        raise InputError("Asking endpoints needs httpx: pip install 'toolrm_jax[synth]'.")
 
 
 class Pool:
@@ -105,12 +131,9 @@ class Pool:
             return
         if cache is None:
             raise InputError("The pool has endpoints: name a file for their answers in `cache`.")
-        try:
-            from toolrm_jax.synth.endpoint import Endpoint
-        except ModuleNotFoundError as error:
-            raise InputError(
-                f"Asking endpoints needs {error.name}: pip install 'toolrm_jax[synth]'."
-            ) from None
+        _check_httpx()
+        from toolrm_jax.synth.endpoint import Endpoint
+
         # httpx names every request in its log; a run makes hundreds of thousands.
         logging.getLogger("httpx").setLevel(logging.WARNING)
         kept = AnswerCache(cache)

@@ -14,6 +14,7 @@ pipeline.run(("examples", "obfuscated"))
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from toolrm_jax.errors import InputError
 from toolrm_jax.output_folder import check_output, new_folder
 from toolrm_jax.paths import as_path, is_remote
 from toolrm_jax.row_source import open_rows
@@ -31,8 +33,9 @@ from toolrm_jax.synth import card, output
 from toolrm_jax.synth.answer_cache import AnswerCache
 from toolrm_jax.synth.answering import AnswerUnits
 from toolrm_jax.synth.code_digest import code_digest
+from toolrm_jax.synth.generators import check_asking
 from toolrm_jax.synth.pairing import Judge, Pair, plan_selection
-from toolrm_jax.synth.reading import Read, Source, source_digest
+from toolrm_jax.synth.reading import Read, Source, check_readable, source_digest
 from toolrm_jax.synth.shards import Row, read_shard
 from toolrm_jax.synth.stage import Stage, Summary, listed, rejects_name, units_of
 from toolrm_jax.synth.synth_config import (
@@ -106,6 +109,8 @@ class Pipeline:
 
     def run(self, stages: Sequence[str] = STAGES) -> None:
         """Runs these stages; what they read must be there, or among them."""
+        if not stages:
+            raise SynthError(f"--stages names no stage; there are {', '.join(STAGES)}.")
         unknown = [stage for stage in stages if stage not in STAGES]
         if unknown:
             raise SynthError(f"--stages: no stage {unknown[0]!r}; there are {', '.join(STAGES)}.")
@@ -117,15 +122,28 @@ class Pipeline:
 
     def _check_files(self, stages: Sequence[str]) -> None:
         """Raises InputError or OSError, before the first stage, for what a later one could not
-        open or replace."""
-        last = max(map(STAGES.index, stages), default=0)
+        open, replace or ask."""
+        last = max(map(STAGES.index, stages))
         needed = ("_source_digests", "_evaluation_digests", "_pool")
         for name in needed[: last + 1]:
             getattr(self, name)
+        for source in [*self._sources.values(), *(self._evaluation if last else ())]:
+            check_readable(source)
         if "dataset" in stages:
+            _check_plots()
             check_output(
                 self.output, _is_data_set, replace=True, last=output.MARKER, what="data set"
             )
+        if "answers" in stages and not self._is_complete("answers"):
+            options = self.config.answers
+            check_asking(options.pool, cache=self._cache, permissive_only=options.permissive_only)
+
+    def _is_complete(self, name: str) -> bool:
+        try:
+            self._summary(name)
+        except InputError:
+            return False
+        return True
 
     def _summary(self, name: str) -> Summary:
         """A stage's result: of this run, or of an earlier one with the same settings."""
@@ -269,7 +287,7 @@ class Pipeline:
         work = AnswerUnits(
             json.dumps([dict(entry) for entry in options.pool]),
             self.seed,
-            str(self._cache),
+            self._cache,
             options.permissive_only,
             tuple(map(str, self._summary("obfuscated").shards)),
         )
@@ -283,13 +301,14 @@ class Pipeline:
             work.close()
 
     @property
-    def _cache(self) -> Path:
-        return Path(self.config.answers.cache or self.workdir / "answers.sqlite")
+    def _cache(self) -> str:
+        own = self.config.answers.cache
+        return os.path.expanduser(own) if own else str(self.workdir / "answers.sqlite")
 
     def _noted(self) -> dict[str, dict[str, int]]:
         """What the questions to each model took, over all runs with the same cache."""
         models = [e["model"] for e in self.config.answers.pool if e["kind"] == "endpoint"]
-        if not models or not self._cache.exists():
+        if not models or not os.path.exists(self._cache):
             return {}
         with AnswerCache(self._cache) as cache:
             return {model: cache.noted(model) for model in models}
@@ -357,6 +376,13 @@ class Pipeline:
                     rejects.write(path.read_bytes())
         made = card.make_card(config, stages, contents, made_of, self._noted())
         card.write_card(folder, made, contents.lengths)
+
+
+def _check_plots() -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SynthError(
+            "The data card's plots need matplotlib. Run: pip install 'toolrm_jax[synth]'"
+        )
 
 
 def _check_source(source: Source, examples: Summary, most: float) -> None:

@@ -42,6 +42,12 @@ def open_found(source: Source) -> Iterator[Example | Reject]:
     return open_source(source["format"], source["path"], **source["options"])
 
 
+def check_readable(source: Source) -> None:
+    """Reads a source's first example. Raises InputError or OSError: the digest of a folder, say,
+    does not tell that nothing in it can be read."""
+    next(open_found(source), None)
+
+
 def source_digest(source: Source) -> str:
     """What tells a source's content from another's: of a folder, all its files; with the files that
     its options name, or that are read beside it."""

@@ -27,7 +27,7 @@ import re
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Set
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Response
@@ -75,21 +75,25 @@ class ReplaySettings:
     own_form: bool = False
 
     def __post_init__(self) -> None:
+        for field in ("path", "license"):
+            if not getattr(self, field) or not isinstance(getattr(self, field), str):
+                self._bad(field, "a name")
         if self.format not in ("answers", *_PAIRS):
-            raise InputError(
-                f"Replay of {self.path}: format={self.format!r}; expected one of answers, "
-                f"{', '.join(_PAIRS)}."
-            )
+            self._bad("format", f"one of answers, {', '.join(_PAIRS)}")
         for field in ("min_right_rate", "no_call_share"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise InputError(
-                    f"Replay of {self.path}: {field}={getattr(self, field)!r}; expected 0 to 1."
-                )
-        if self.rows_a_group is not None and self.rows_a_group < 1:
-            raise InputError(
-                f"Replay of {self.path}: rows_a_group={self.rows_a_group}; expected at least 1, or "
-                "None for all."
-            )
+            share = getattr(self, field)
+            if not isinstance(share, int | float) or not 0 <= share <= 1:
+                self._bad(field, "a number from 0 to 1")
+        rows = self.rows_a_group
+        if rows is not None and (not isinstance(rows, int) or rows < 1):
+            self._bad("rows_a_group", "a whole number, at least 1, or None for all")
+        for field in ("sound_gold", "before_first_error", "own_form"):
+            if not isinstance(getattr(self, field), bool):
+                self._bad(field, "True or False")
+
+    def _bad(self, field: str, expected: str) -> NoReturn:
+        found = getattr(self, field)
+        raise InputError(f"Replay of {self.path}: {field}={found!r}; expected {expected}.")
 
 
 class Replay:

@@ -12,8 +12,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from toolrm_jax.errors import InputError
+from toolrm_jax.paths import as_path, is_remote
 from toolrm_jax.synth.answer import CORRUPTION
-from toolrm_jax.synth.members import member_settings
+from toolrm_jax.synth.endpoint_settings import EndpointSettings
+from toolrm_jax.synth.members import check_names, member_settings
 from toolrm_jax.synth.selection import PAPER_QUOTAS, SelectionSettings
 from toolrm_jax.synth.sources import check_options
 
@@ -86,17 +88,32 @@ def synth_config() -> ConfigDict:
 def _section(name: str) -> Iterator[None]:
     try:
         yield
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, InputError) as error:
         raise SynthError(f"config.{name}: {error}") from error
 
 
 def selection_settings(config: ConfigDict) -> SelectionSettings:
     """What `select` takes. Raises SynthError."""
     fields = config.selection.to_dict()
+    for name in ("mix", "error_caps", "model_caps"):
+        fields[name] = _shares(f"config.selection.{name}", fields[name])
     with _section("selection"):
-        for name in ("mix", "error_caps", "model_caps"):
-            fields[name] = dict(fields[name])
         return SelectionSettings(**fields, seed=config.seed)
+
+
+def _shares(at: str, given: Sequence[Any]) -> dict[str, float]:
+    """Shares by name, from pairs. Raises SynthError."""
+    found: dict[str, float] = {}
+    for index, pair in enumerate(given):
+        match pair:
+            case [str(name), int() | float() as share]:
+                found[name] = share
+            case _:
+                raise SynthError(
+                    f"{at}[{index}]={pair!r}: expected a name and a share, as ('Parsing error', "
+                    f"0.1). One pair alone is written with a comma after it: ((..., 0.1),)."
+                )
+    return found
 
 
 _SOURCE_FIELDS = {"name", "format", "path", "options", "obfuscate", "keep"}
@@ -130,10 +147,10 @@ def _source(given: Any, at: str) -> dict[str, Any]:
 
 def source_list(config: ConfigDict, name: str) -> list[dict[str, Any]]:
     """The sources, or evaluation sets, with defaults filled in. Raises SynthError."""
-    given: Sequence[Mapping[str, Any]] = config
-    for part in name.split("."):
-        given = given[part]  # type: ignore[call-overload]
-    found = [_source(source, f"config.{name}[{index}]") for index, source in enumerate(given)]
+    found = [
+        _source(source, f"config.{name}[{index}]")
+        for index, source in enumerate(_field(config, name))
+    ]
     names = [source["name"] for source in found]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
@@ -143,14 +160,7 @@ def source_list(config: ConfigDict, name: str) -> list[dict[str, Any]]:
 
 def check(config: ConfigDict) -> None:
     """Everything that can be checked before anything is read. Raises SynthError."""
-    least = {"workers": 0, "shard_rows": 1, "longest_prompt": 0, "most_rejects": 0}
-    least |= {"output.rows_per_file": 1, "answers.most_open": 0}
-    for name, low in least.items():
-        value: Any = config
-        for part in name.split("."):
-            value = value[part]
-        if value < low:
-            raise SynthError(f"config.{name}={value}: it must be {low} or more.")
+    _check_numbers(config)
     if config.output.form not in ("k-way", "pairs"):
         raise SynthError(f"config.output.form={config.output.form!r}: use 'k-way' or 'pairs'.")
     if not 0 < config.overlap.similarity <= 1:
@@ -165,7 +175,39 @@ def check(config: ConfigDict) -> None:
     for index, entry in enumerate(config.answers.pool):
         if not isinstance(entry, Mapping):
             raise SynthError(f"config.answers.pool[{index}]: expected an object, found {entry!r}.")
-        member_settings(entry)
+    _check_pool(config)
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    least = {"workers": 0, "shard_rows": 1, "longest_prompt": 0, "output.rows_per_file": 1}
+    for name, low in least.items():
+        value = _field(config, name)
+        if value < low:
+            raise SynthError(f"config.{name}={value}: it must be {low} or more.")
+    for name in ("most_rejects", "answers.most_open"):
+        value = _field(config, name)
+        if not 0 <= value <= 1:
+            raise SynthError(f"config.{name}={value}: it is a share, from 0 to 1.")
+
+
+def _field(config: ConfigDict, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def _check_pool(config: ConfigDict) -> None:
+    members = [member_settings(entry) for entry in config.answers.pool]
+    with _section("answers"):
+        check_names([member for member in members if isinstance(member, EndpointSettings)])
+        cache = config.answers.cache
+        if is_remote(cache):
+            raise ValueError(
+                f"cache={cache} is in a bucket: SQLite needs a local disk. Name a file of this "
+                "machine; it may be copied to the bucket afterwards."
+            )
+        as_path(cache)  # "gs:/..." would be a folder of that name
     _check_models(config.answers.pool, selection_settings(config))
 
 
