@@ -1,6 +1,7 @@
 """Reading calls from models' texts: each dialect, and nothing that is only nearly one."""
 
 import json
+import keyword
 
 import pytest
 from hypothesis import given
@@ -28,6 +29,11 @@ ONE = {
     "fenced": f"```json\n{JSON_F}\n```",
     "fenced, after words": f"I will look it up.\n```\n{JSON_F}\n```\n",
     "fenced python": f"```python\n{PYTHON_F}\n```",
+    "fenced in one line": f"```json {JSON_F} ```",
+    "fenced in one line, close": f"```json{JSON_F}```",
+    "fenced in one line, of no language": f"```{JSON_F}```",
+    "fenced python in one line": f"So:\n```python {PYTHON_F}```",
+    "fenced python in one line, of no language": f"```{PYTHON_F}```",
     "mistral": f"[TOOL_CALLS] [{JSON_F}]",
     "mistral, new": f"[TOOL_CALLS]f[ARGS]{ARGS_F}",
     "mistral, with an id": f"[TOOL_CALLS]f[CALL_ID]9aB3[ARGS]{ARGS_F}",
@@ -55,6 +61,8 @@ TWO = {
     "function tags": f"<function=f>{ARGS_F}</function>\n<function=g.h>{{}}</function>",
     "python": f"[{PYTHON_F}, g.h()]",
     "fences": f"```json\n{JSON_F}\n```\n```json\n{JSON_G}\n```",
+    "fences in lines of their own": f"```json {JSON_F} ```\n``` {JSON_G} ```",
+    "python lines in a fence of one line": f"```tool_code print({PYTHON_F})\nprint(g.h())```",
     "mistral": f"[TOOL_CALLS]f[ARGS]{ARGS_F}[TOOL_CALLS]g.h[ARGS]{{}}",
     "granite": f"<|tool_call|>[{JSON_F}, {JSON_G}]",
     "granite 20b": f"<function_call>{JSON_F}\n<function_call>{JSON_G}",
@@ -92,6 +100,25 @@ def test_a_call_without_arguments(text):
     assert read_calls(text) == [G]
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "arguments"),
+    [
+        ('f(from="x", to="y")', "f", {"from": "x", "to": "y"}),
+        ("[f(class = 1, is=[2])]", "f", {"class": 1, "is": [2]}),
+        ("f(None=1, True=null)", "f", {"None": 1, "True": None}),
+        ("import(a=1)", "import", {"a": 1}),
+        ("größe(ĳ=1, ʘ102=2)", "größe", {"ĳ": 1, "ʘ102": 2}),
+        ("get-weather(max-results=3)", "get-weather", {"max-results": 3}),
+        ("print(a.get-it.now(b-c='d-e=(f-g=1)'))", "a.get-it.now", {"b-c": "d-e=(f-g=1)"}),
+        ("```python\nf-1(from='it\\'s from=1')\n```", "f-1", {"from": "it's from=1"}),
+        ('f(in="a\\" from=(", a=-1)', "f", {"in": 'a" from=(', "a": -1}),
+        ('f(a={"from": "if (x)", "b-c": -1})', "f", {"a": {"from": "if (x)", "b-c": -1}}),
+    ],
+)
+def test_names_that_python_does_not_allow_are_read_as_the_schema_has_them(text, name, arguments):
+    assert read_calls(text) == [{"name": name, "arguments": arguments}]
+
+
 @pytest.mark.parametrize("end", ["<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>"])
 def test_what_ends_a_turn_is_no_part_of_words(end):
     assert read_message({"content": f"No tool fits.{end}"}) == "No tool fits."
@@ -121,6 +148,16 @@ def test_what_ends_a_turn_is_no_part_of_words(end):
         "f(a=b)",
         "f(a=g())",
         "f(a=1, a=2)",
+        "f(from=1, from=2)",
+        "f(from=a-b)",
+        "f(a-b=c-d(e=1))",
+        "f(1-a=2)",
+        "f(from==2)",
+        "See the well-known (from=1)",
+        "```x = 1```",
+        "```ruby f(a=1)```",
+        f"```json {JSON_F}",
+        f"```json {JSON_F} ``` That is it.",
         "f(**{'a': 1})",
         "f(a=b'x')",
         "f(a=1) and then g()",
@@ -162,17 +199,19 @@ _VALUES = st.recursive(
 )
 
 
-@given(st.dictionaries(st.from_regex(r"[a-df-hj-z]{1,6}", fullmatch=True), _VALUES, max_size=3))
-def test_any_arguments_come_through_python_and_json(arguments):
-    arguments = {f"p_{name}": value for name, value in arguments.items()}
-    call = {"name": "f", "arguments": arguments}
+_NAMES = st.sampled_from(keyword.kwlist) | st.from_regex(r"[a-zA-Z_][\w-]{0,6}", fullmatch=True)
+
+
+@given(_NAMES.filter(lambda n: n != "print"), st.dictionaries(_NAMES, _VALUES, max_size=3))
+def test_any_arguments_come_through_python_and_json(name, arguments):
+    call = {"name": name, "arguments": arguments}
     try:
         json.dumps(call, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return
-    python = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    assert read_calls(f"[f({python})]") == [call]
-    assert read_calls(f"[TOOL_CALLS]f[ARGS]{json.dumps(arguments)}") == [call]
+    python = ", ".join(f"{param}={value!r}" for param, value in arguments.items())
+    assert read_calls(f"[{name}({python})]") == [call]
+    assert read_calls(f"[TOOL_CALLS]{name}[ARGS]{json.dumps(arguments)}") == [call]
 
 
 def test_native_calls_win_over_words():

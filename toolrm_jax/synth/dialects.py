@@ -6,7 +6,8 @@
     <function=f>{}</function>                                Llama 3.1
     [f(a=1), g(b="x")]                                       Python calls: Llama 3.2 and 4, Gorilla;
                                                              one a line, or print(f(a=1)): Gemma
-    ```json {"name": "f", "arguments": {}} ```               any of the last in fences
+    ```json {"name": "f", "arguments": {}} ```               any of the last in fences, of one line
+                                                             or several
     [TOOL_CALLS][{...}]   [TOOL_CALLS]f[ARGS]{}              Mistral, old and new
     <|tool_call|>[{...}]   <tool_call>[{...}]                Granite 3, Phi-4
     <function_call> {...}                                    Granite 20B
@@ -17,7 +18,8 @@ are wrong forms for a model that was told to write the first. A `<think>` part b
 not part of it, nor is a token after it that ends a turn (`<|im_end|>`). Arguments that are empty
 ("", null) are {}, and so are those that a tagged call has none of. Nothing is guessed: text after a
 call, positional arguments, a missing tag, an argument that is no literal, a call beside something
-that is none, make the whole answer None.
+that is none, make the whole answer None. In Python's form tools and parameters may have names that
+Python does not allow (`from`, `max-results`): the schema has them, so the model must write them.
 Dialects whose values carry no types (Qwen3-Coder's and GLM's XML) are left to the server's parser.
 
 >>> read_calls('[area(base=3, unit="cm")]')
@@ -30,6 +32,7 @@ True
 
 import ast
 import json
+import keyword
 import re
 import warnings
 from typing import Any
@@ -174,8 +177,11 @@ def _parse_hermes(text: str) -> list[Call] | None:
 
 # Fences, JSON with other keys, Python ------------------------------------------------------------
 
-_FENCE = re.compile(r"```([\w-]*)[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 _LANGUAGES = ("", "json", "tool_call", "tool_code", "python")
+# In one line only a language that is known is told from a call: ```f(a=1)```.
+_FENCE = re.compile(
+    rf"```(?:([\w-]*)[ \t]*\n|(?:{'|'.join(filter(None, _LANGUAGES))})\b|)(.*?)```", re.DOTALL
+)
 
 
 def _parse_fenced(text: str) -> list[Call] | None:
@@ -188,7 +194,7 @@ def _parse_fenced(text: str) -> list[Call] | None:
         raise ValueError("text beside or after the fences")
     calls: list[Call] = []
     for language, body in blocks:
-        found = read_calls(body) if language in _LANGUAGES and "```" not in body else None
+        found = read_calls(body) if language in _LANGUAGES else None
         if not found:
             raise ValueError("a fenced block that is no call")
         calls += found
@@ -235,7 +241,38 @@ def _sequence(text: str) -> list[Any]:
     return values
 
 
-_CALL_START = re.compile(r"\[?\s*[A-Za-z_][\w.]*\s*\(")
+_CALL_START = re.compile(r"\[?\s*[^\W\d][\w.-]*\s*\(")
+# Strings as well, so that no name is found in one.
+_STRING_OR_NAME = re.compile(
+    r"""'''.*?'''|\"\"\".*?\"\"\"|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"
+    |(?<![\w.-])(?P<name>[^\W\d][\w.-]*)(?=\s*(?:\(|=(?!=)))""",
+    re.DOTALL | re.VERBOSE,
+)
+_MARK = "\N{LATIN LETTER BILABIAL CLICK}"  # a letter to Python, and in no name that it is to see
+
+
+def _allowed(text: str) -> str:
+    """The text with names that Python allows: each other one becomes its code points, marked."""
+
+    def replaced(found: re.Match[str]) -> str:
+        name = found["name"]
+        parts = name.split(".") if name else []
+        if all(map(_is_plain, parts)):
+            return found[0]
+        return _MARK + _MARK.join(str(ord(letter)) for letter in name)
+
+    return _STRING_OR_NAME.sub(replaced, text)
+
+
+def _is_plain(part: str) -> bool:
+    # Python normalises what is not ASCII (NFKC), and a schema does not.
+    return part.isidentifier() and part.isascii() and not keyword.iskeyword(part)
+
+
+def _written(name: str) -> str:
+    """The name that `_allowed` replaced, or the same one."""
+    first, *letters = name.split(_MARK)
+    return "".join(chr(int(letter)) for letter in letters) if letters and not first else name
 
 
 def _parse_python(text: str) -> list[Call] | None:
@@ -246,7 +283,7 @@ def _parse_python(text: str) -> list[Call] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # '\d' in a model's string is no fault of ours
-            lines = ast.parse(text).body
+            lines = ast.parse(_allowed(text)).body
         made = [line.value for line in lines if isinstance(line, ast.Expr)]
         if len(made) < len(lines):
             return None
@@ -264,10 +301,10 @@ def _python_call(node: ast.expr) -> Call:
     node = _unprinted(node)
     if not isinstance(node, ast.Call) or node.args:
         raise ValueError("not a call with arguments by name")
-    names = [keyword.arg for keyword in node.keywords]
+    names = [word.arg for word in node.keywords]
     if None in names or len(set(names)) < len(names):
         raise ValueError("arguments unpacked or given twice")
-    arguments = {str(word.arg): _literal(word.value) for word in node.keywords}
+    arguments = {_written(str(word.arg)): _literal(word.value) for word in node.keywords}
     return {"name": _dotted(node.func), "arguments": arguments}
 
 
@@ -282,7 +319,7 @@ def _dotted(node: ast.expr) -> str:
     if isinstance(node, ast.Attribute):
         return f"{_dotted(node.value)}.{node.attr}"
     if isinstance(node, ast.Name):
-        return node.id
+        return _written(node.id)
     raise ValueError("not the name of a function")
 
 
