@@ -89,7 +89,7 @@ def _said_of(entry: Row) -> Row:
     """What a pool member's answers depend on; of a file, its content."""
     kept = {name: value for name, value in entry.items() if name not in _HOW}
     if "path" in kept:
-        kept["path"] = open_rows(kept["path"]).digest()
+        kept["path"] = open_rows(kept["path"], revision=kept.get("revision")).digest()
     return kept
 
 

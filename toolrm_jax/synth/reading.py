@@ -64,7 +64,10 @@ def source_digest(source: Source) -> str:
     of_raven = source["format"] == "nexusraven" and not beside
     subsets = SUBSETS if of_raven else (options.get("subset"),)
     split = options.get("split", "train")
-    opened = (open_rows(source["path"], split=split, subset=subset) for subset in subsets)
+    opened = (
+        open_rows(source["path"], split=split, subset=subset, revision=options.get("revision"))
+        for subset in subsets
+    )
     parts = [*(rows.digest() for rows in opened), *map(file_digest, beside)]
     return parts[0] if len(parts) == 1 else _together(parts)
 

@@ -52,6 +52,7 @@ class ReplaySettings:
 
     Args:
       path: JSON lines (also .gz, .zst), Parquet, gs:// or a hub's id.
+      revision: of a hub's data set: a commit, branch or tag; None: its newest.
       format: "answers" (the first two kinds of rows), or "toolrm_pairs" or "fc_reward_bench".
       license: of the models whose rows name none; published pairs name models, not licences.
       sound_gold, min_right_rate, before_first_error: which rows are left out; see `Doubts`. The
@@ -73,11 +74,14 @@ class ReplaySettings:
     rows_a_group: int | None = 4
     no_call_share: float = 0.25
     own_form: bool = False
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         for field in ("path", "license"):
             if not getattr(self, field) or not isinstance(getattr(self, field), str):
                 self._bad(field, "a name")
+        if not isinstance(self.revision, str | None):
+            self._bad("revision", "a commit, branch or tag, or None")
         if self.format not in ("answers", *_PAIRS):
             self._bad("format", f"one of answers, {', '.join(_PAIRS)}")
         for field in ("min_right_rate", "no_call_share"):
@@ -140,7 +144,7 @@ class Replay:
         if settings.format in _PAIRS:
             self._read_pairs(number, settings)
             return
-        for line, content in open_rows(settings.path):
+        for line, content in open_rows(settings.path, revision=settings.revision):
             self.rows += 1
             try:
                 row = content if isinstance(content, dict) else _row(content)
@@ -151,7 +155,7 @@ class Replay:
         self._thin_out(number, settings)
 
     def _read_pairs(self, number: int, settings: ReplaySettings) -> None:
-        for found in _PAIRS[settings.format](settings.path):
+        for found in _PAIRS[settings.format](settings.path, revision=settings.revision):
             if isinstance(found, RejectedRow):
                 self.rows += 1
                 self.counts["rejected"] += 1

@@ -102,14 +102,19 @@ NumberedValue = tuple[str, int, Any]  # file, line, a JSON value or a Fault
 
 
 def rows(
-    path: str | os.PathLike[str], *, split: str = "train", subset: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    subset: str | None = None,
+    revision: str | None = None,
 ) -> Iterator[NumberedValue]:
-    """The rows of JSON lines, a JSON array (.json), Parquet, gs:// or a hub's data set.
+    """The rows of JSON lines, a JSON array (.json), Parquet, gs:// or a hub's data set, the last at
+    this revision (a commit, branch or tag) or at its newest commit.
 
     Raises RowSourceError where nothing can be opened, or a compressed file is damaged.
     """
     name = os.fspath(path)
-    if holds_array(name):
+    if revision is None and holds_array(name):
         try:
             for line, value in array_rows(name):
                 yield name, line, value
@@ -117,7 +122,7 @@ def rows(
             reason = Reason.NOT_UTF8 if error.encoding else Reason.NOT_JSON
             yield name, error.line, Fault(reason, str(error))
         return
-    for line, row in open_rows(name, split=split, subset=subset):
+    for line, row in open_rows(name, split=split, subset=subset, revision=revision):
         yield name, line, row if isinstance(row, dict) else _value(row)
 
 

@@ -38,8 +38,9 @@ def synth_config() -> ConfigDict:
     config.most_rejects = 0.2
 
     # {"name", "format": one of synth/sources, "path": file, folder, gs:// or hub id; and, if
-    #  wanted, "options" of the format, as {"split": "train"} of a hub's data set; "obfuscate":
-    #  share of its examples whose names are replaced; "keep": share of its examples to use}
+    #  wanted, "options" of the format, as {"split": "train", "revision": "COMMIT"} of a hub's data
+    #  set; "obfuscate": share of its examples whose names are replaced; "keep": share of them to
+    #  use}
     config.sources = ()
 
     config.overlap = ConfigDict()

@@ -14,7 +14,9 @@
     normalised                tools, conversation, gold_calls      a file or a hub's data set
     openai                    messages and tools                   a file or a hub's data set
 
-A file is JSON lines (.gz, .zst too), a JSON array or Parquet, here or under gs://.
+A file is JSON lines (.gz, .zst too), a JSON array or Parquet, here or under gs://. Options of a
+hub's data set: `split`, `revision` (a commit, branch or tag; default: its newest), and of most
+sources `subset`.
 
     for found in open_source("sgd", "data/sgd/train"):
         ...                                     # an Example, or a Reject with reason and line
@@ -77,6 +79,9 @@ def check_options(name: str, path: str | os.PathLike[str], options: Mapping[str,
     if name not in SOURCES:
         raise InputError(f"No source is called {name!r}; expected one of {', '.join(SOURCES)}")
     signature = inspect.signature(SOURCES[name])
+    for part in ("split", "subset", "revision"):
+        if not isinstance(options.get(part), str | None):
+            raise InputError(f"source {name!r}: {part}={options[part]!r}; expected text")
     try:
         signature.bind(path, **options)
     except TypeError as error:

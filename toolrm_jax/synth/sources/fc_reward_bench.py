@@ -19,11 +19,17 @@ from toolrm_jax.synth.sources import preferences
 LICENSE = "Apache-2.0"
 
 
-def read(path: str | os.PathLike[str], *, split: str = "train") -> Iterator[Example | Reject]:
+def read(
+    path: str | os.PathLike[str], *, split: str = "train", revision: str | None = None
+) -> Iterator[Example | Reject]:
     """Every pair's prompt with the right calls as gold."""
-    return preferences.read_pairs(path, name="fc_reward_bench", license=LICENSE, split=split)
+    return preferences.read_pairs(
+        path, name="fc_reward_bench", license=LICENSE, split=split, revision=revision
+    )
 
 
-def answers(path: str | os.PathLike[str], *, split: str = "train") -> Iterator[Answer | Reject]:
+def answers(
+    path: str | os.PathLike[str], *, split: str = "train", revision: str | None = None
+) -> Iterator[Answer | Reject]:
     """Every pair's two sides, judged as published."""
-    return preferences.answers(path, name="fc_reward_bench", split=split)
+    return preferences.answers(path, name="fc_reward_bench", split=split, revision=revision)

@@ -47,6 +47,7 @@ def read(
     *,
     functions: str | os.PathLike[str] | None = None,
     split: str = "train",
+    revision: str | None = None,
 ) -> Iterator[Example | Reject]:
     """The examples of the hub's data set; or of a file of queries, with one of functions."""
     if functions is None and as_path(path).is_file():
@@ -62,7 +63,7 @@ def read(
     def drafts(row: Any, _: int) -> Iterator[Draft]:
         nonlocal known, seen
         seen += 1
-        known = known or _functions(functions or path, split, subsets[1])
+        known = known or _functions(functions or path, split, subsets[1], revision)
         data = field(row, "dataset", str)
         names = as_list(field(row, "context_functions", list), str, "context_functions")
         arguments = parsed(field(row, "python_args_dict", (str, dict)), "python_args_dict")
@@ -74,12 +75,15 @@ def read(
             [call],
         )
 
-    return examples("nexusraven", LICENSE, rows(path, split=split, subset=subsets[0]), drafts)
+    values = rows(path, split=split, subset=subsets[0], revision=revision)
+    return examples("nexusraven", LICENSE, values, drafts)
 
 
-def _functions(path: str | os.PathLike[str], split: str, subset: str | None) -> _Functions:
+def _functions(
+    path: str | os.PathLike[str], split: str, subset: str | None, revision: str | None
+) -> _Functions:
     found: _Functions = {}
-    for _, _, row in rows(path, split=split, subset=subset):
+    for _, _, row in rows(path, split=split, subset=subset, revision=revision):
         if isinstance(row, dict):  # another is missed where a query names it
             found[str(row.get("dataset")), str(row.get("name"))] = row
     return found

@@ -30,6 +30,7 @@ def read(
     *,
     split: str = "train",
     subset: str | None = None,
+    revision: str | None = None,
     sound_gold: bool = True,
     min_right_rate: float = 0.5,
     before_first_error: bool = True,
@@ -46,7 +47,8 @@ def read(
     def drafts(row: Any, line: int) -> Iterator[Draft]:
         yield _draft(row, doubts, sure_silence)
 
-    return examples("normalised", "unknown", rows(path, split=split, subset=subset), drafts)
+    values = rows(path, split=split, subset=subset, revision=revision)
+    return examples("normalised", "unknown", values, drafts)
 
 
 _NO_CALL_NEEDED = ("answer_in_context", "closing")

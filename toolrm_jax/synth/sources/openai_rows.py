@@ -37,6 +37,7 @@ def read(
     turns: Literal["all", "last"] = "all",
     split: str = "train",
     subset: str | None = None,
+    revision: str | None = None,
 ) -> Iterator[Example | Reject]:
     """The examples of a file or a hub's data set of such rows."""
     if turns not in ("all", "last"):
@@ -52,7 +53,8 @@ def read(
             words = message_text(messages[index], index)
             yield Draft(id_, tools, messages[:index], made, words=words)
 
-    return examples(name, license, rows(path, split=split, subset=subset), drafts)
+    values = rows(path, split=split, subset=subset, revision=revision)
+    return examples(name, license, values, drafts)
 
 
 def _assistant_turns(messages: Any) -> list[int]:

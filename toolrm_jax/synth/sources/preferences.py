@@ -24,7 +24,7 @@ from toolrm_jax.tool_calls import attempts_call, parse_calls, words_of
 
 
 def read_pairs(
-    path: str | os.PathLike[str], *, name: str, license: str, split: str, subset: str | None = None
+    path: str | os.PathLike[str], *, name: str, license: str, split: str, revision: str | None
 ) -> Iterator[Example | Reject]:
     """Every pair's prompt with its chosen side as gold."""
 
@@ -38,14 +38,14 @@ def read_pairs(
             words=words_of(request.responses[0]),
         )
 
-    return examples(name, license, rows(path, split=split, subset=subset), drafts)
+    return examples(name, license, rows(path, split=split, revision=revision), drafts)
 
 
 def answers(
-    path: str | os.PathLike[str], *, name: str, split: str, subset: str | None = None
+    path: str | os.PathLike[str], *, name: str, split: str, revision: str | None
 ) -> Iterator[Answer | Reject]:
     """Every pair's two sides, judged as published. The rejected side's model may be named."""
-    for file, line, row in rows(path, split=split, subset=subset):
+    for file, line, row in rows(path, split=split, revision=revision):
         try:
             if isinstance(row, Fault):
                 raise row

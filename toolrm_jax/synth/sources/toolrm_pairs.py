@@ -16,11 +16,17 @@ from toolrm_jax.synth.sources import preferences
 LICENSE = "Apache-2.0"
 
 
-def read(path: str | os.PathLike[str], *, split: str = "train") -> Iterator[Example | Reject]:
+def read(
+    path: str | os.PathLike[str], *, split: str = "train", revision: str | None = None
+) -> Iterator[Example | Reject]:
     """Every pair's prompt with the chosen calls as gold."""
-    return preferences.read_pairs(path, name="toolrm_pairs", license=LICENSE, split=split)
+    return preferences.read_pairs(
+        path, name="toolrm_pairs", license=LICENSE, split=split, revision=revision
+    )
 
 
-def answers(path: str | os.PathLike[str], *, split: str = "train") -> Iterator[Answer | Reject]:
+def answers(
+    path: str | os.PathLike[str], *, split: str = "train", revision: str | None = None
+) -> Iterator[Answer | Reject]:
     """Every pair's two sides, judged as published."""
-    return preferences.answers(path, name="toolrm_pairs", split=split)
+    return preferences.answers(path, name="toolrm_pairs", split=split, revision=revision)

@@ -40,6 +40,7 @@ def read(
     name: str = "xlam",
     split: str = "train",
     subset: str | None = None,
+    revision: str | None = None,
 ) -> Iterator[Example | Reject]:
     """The examples of a file or a hub's data set with APIGen's columns."""
 
@@ -55,14 +56,19 @@ def read(
             words=None,
         )
 
-    return examples(name, LICENSE, rows(path, split=split, subset=subset), drafts)
+    values = rows(path, split=split, subset=subset, revision=revision)
+    return examples(name, LICENSE, values, drafts)
 
 
 def read_irrelevance(
-    path: str | os.PathLike[str], *, split: str = "train", subset: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    subset: str | None = None,
+    revision: str | None = None,
 ) -> Iterator[Example | Reject]:
     """The same columns; the examples are named for xlam-irrelevance."""
-    return read(path, name="xlam_irrelevance", split=split, subset=subset)
+    return read(path, name="xlam_irrelevance", split=split, subset=subset, revision=revision)
 
 
 def typed_tool(tool: dict[str, Any]) -> dict[str, Any]:
