@@ -230,8 +230,8 @@ REPLAY = {"kind": "replay", "path": "a.gz"}
     ("entry", "said"),
     [
         ({**REPLAY, "rows_a_group": "4"}, "of a.gz: rows_a_group='4'; expected a whole number, at"),
-        ({**REPLAY, "no_call_share": "x"}, "no_call_share='x'; expected a number from 0 to 1"),
-        ({**REPLAY, "min_right_rate": None}, "min_right_rate=None; expected a number from 0 to 1"),
+        ({**REPLAY, "no_call_share": "x"}, "no_call_share='x'; expected 0 to 1"),
+        ({**REPLAY, "min_right_rate": None}, "min_right_rate=None; expected 0 to 1"),
         ({**REPLAY, "sound_gold": "no"}, "sound_gold='no'; expected True or False"),
         ({**REPLAY, "path": 3}, "path=3; expected a name"),
         ({**ENDPOINT, "samples": 1.5}, "samples=1.5; expected a whole number"),

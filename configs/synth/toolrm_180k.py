@@ -11,8 +11,8 @@ The sources are the paper's, by hub id. The models are eleven of its kind (open 
 32B, permissive licences), not its own list. Licences are written from memory: check each page. The
 endpoints are yours: serve each model (vLLM, SGLang, llama.cpp, Ollama or hosted) and put its
 address under "url"; a model that you do not serve, leave out. To make the same set again later, pin
-what comes from the hub: "options": {"revision": "COMMIT"} in its source. This was never run as it stands: it
-needs the hub and eleven models. `configs/synth/local.py` needs neither.
+what comes from the hub: "options": {"revision": "COMMIT"} in its source. This was never run as it
+stands: it needs the hub and eleven models. `configs/synth/local.py` needs neither.
 """
 
 from pathlib import Path

@@ -87,7 +87,7 @@ class ReplaySettings:
         for field in ("min_right_rate", "no_call_share"):
             share = getattr(self, field)
             if not isinstance(share, int | float) or not 0 <= share <= 1:
-                self._bad(field, "a number from 0 to 1")
+                self._bad(field, "0 to 1")
         rows = self.rows_a_group
         if rows is not None and (not isinstance(rows, int) or rows < 1):
             self._bad("rows_a_group", "a whole number, at least 1, or None for all")
