@@ -122,7 +122,7 @@ class _FileRows(Rows):
 class LineRows(_FileRows):
     """JSON lines, plain or compressed by gzip or Zstandard."""
 
-    def __iter__(self) -> Iterator[NumberedRow]:
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
         number = 0
         try:
             with self._opened() as file:
