@@ -152,6 +152,38 @@ def test_a_default_is_not_offered_as_an_extra_argument(tasks):
 
 
 @pytest.mark.parametrize(
+    ("schema", "instead"),
+    [
+        ({"type": "integer", "default": 1}, {1}),
+        ({"type": "integer", "default": "1"}, set()),
+        ({"type": "integer", "default": False}, set()),
+        ({"type": "integer", "default": 1.0}, set()),
+        ({"type": "integer", "default": 0, "minimum": 1}, set()),
+        ({"type": "integer", "default": 6, "enum": [4, 5]}, set()),
+        ({"type": ["integer", "string"], "default": "any"}, {"any"}),
+        ({"default": 2.5}, {2.5}),
+    ],
+)
+def test_a_default_that_its_own_schema_rejects_is_put_in_no_values_place(schema, instead):
+    task = one_call("A table for 4", "book", {"guests": 4}, guests=schema)
+    assert values(task, "default_instead", "guests") == instead
+    for wrong in corrupt(task, seed=0):
+        if wrong.kind == "default_instead":
+            assert judge(wrong.response, task.reference, task.tools).error_type == wrong.error_type
+
+
+def test_corruptions_are_made_of_tools_whose_parameters_have_several_types_or_none():
+    either = {"type": ["integer", "string"]}
+    percent = {"description": "As a decimal fraction."}
+    task = one_call("5% off for 4", "book", {"guests": 4, "off": 0.05}, guests=either, off=percent)
+    other = {"type": "object", "properties": {"guests": either}, "required": ["guests"]}
+    task.tools.append({"name": "cancel", "description": "", "parameters": other})
+    calls = [call for (call,) in made(task, "sibling_tool")]
+    assert calls
+    assert all(call["arguments"] == {"guests": 4} for call in calls)
+
+
+@pytest.mark.parametrize(
     ("name", "arguments"),
     [
         ("power", {"num1": 4, "num2": 6}),

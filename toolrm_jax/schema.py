@@ -228,3 +228,15 @@ def call_fault(call: Call, tools: list[Tool]) -> str | None:
 def call_is_valid(call: Call, tools: list[Tool]) -> bool:
     """Is the tool known, all that is required there, nothing unknown, and every type right?"""
     return call_fault(call, tools) is None
+
+
+def value_is_valid(value: Any, schema: dict[str, Any]) -> bool:
+    """Does the value fit the schema of a parameter, taken by itself?
+
+    False too where it refers to another part of its tool's schema, which is not at hand.
+    """
+    try:
+        validator = _validator(json.dumps(schema, sort_keys=True))
+        return bool(validator.is_valid(value))
+    except (*_UNCHECKED, OverflowError):
+        return False

@@ -21,7 +21,7 @@ from typing import Any
 
 from toolrm_jax.examples import Call, Example, Response, Tool
 from toolrm_jax.near_values import value_kind
-from toolrm_jax.tool_calls import PYTHON_TYPES, ErrorType, judge_value, standard_text
+from toolrm_jax.tool_calls import PYTHON_TYPES, ErrorType, judge_value, listed, standard_text
 
 # Not a key of JSON, as tool results have them.
 _QUOTED = re.compile(r"""(?<!\w)(['"`“])([^'"`“”\n]{1,80})['"`”](?!\w|\s*:)""")
@@ -306,12 +306,14 @@ def named_examples(schema: dict[str, Any]) -> list[str]:
 
 
 def has_type(value: Any, schema: dict[str, Any]) -> bool:
-    """Is the value of the declared type, and one of the enum where there is one?"""
+    """Is the value of (one of) the declared types, and one of the enum where there is one?"""
     if schema.get("enum") and value not in schema["enum"]:
         return False
-    types = PYTHON_TYPES.get(schema.get("type", ""), (type(value),))
+    declared = [PYTHON_TYPES.get(kind, (type(value),)) for kind in listed(schema.get("type") or "")]
     shallow = {**schema, "items": {}}
-    return type(value) in types and judge_value(value, [value], shallow) is None
+    return any(type(value) in types for types in declared) and (
+        judge_value(value, [value], shallow) is None
+    )
 
 
 def response_length(response: Response) -> int:

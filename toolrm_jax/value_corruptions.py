@@ -26,7 +26,8 @@ from toolrm_jax.near_values import (
 from toolrm_jax.near_values import (
     near_number as beside,
 )
-from toolrm_jax.task_view import Corruption, TaskView, named_examples, properties
+from toolrm_jax.schema import value_is_valid
+from toolrm_jax.task_view import Corruption, TaskView, has_type, named_examples, properties
 from toolrm_jax.tool_calls import ErrorType, standard_text
 
 
@@ -148,10 +149,15 @@ def enum_neighbour(view: TaskView) -> Iterator[Corruption]:
 
 
 def default_instead(view: TaskView) -> Iterator[Corruption]:
-    """The parameter's default where the request asked for something else."""
+    """The parameter's default where the request asked for something else.
+
+    Catalogues give "10" or false as the default of an integer: that would be an error of type.
+    """
     for index, param, value in view.arguments():
-        default = view.schema_of(index, param).get("default")
-        if default not in (None, "", value) and view.says(value):
+        schema = view.schema_of(index, param)
+        default = schema.get("default")
+        fits = has_type(default, schema) and value_is_valid(default, schema)
+        if default not in (None, "", value) and fits and view.says(value):
             yield from _wrong(view, "default_instead", index, param, default)
 
 
@@ -266,7 +272,8 @@ def _invented(view: TaskView, index: int, param: str) -> Any:
     if allowed:
         return view.rng.choice(options) if options else None
     if kind in ("integer", "number"):
-        base = next((v for v in [default, *usual] if is_number(v)), None)
+        numbers = [v for v in [default, *usual] if has_type(v, {"type": kind})]
+        base = numbers[0] if numbers else None
         near = [base * 2, base / 2] if base and kind == "number" else [2, 5, 10, 20, 50, 100]
         near = [base * 2, base + 5, base + 10] if base and kind == "integer" else near
         return view.rng.choice(near)
@@ -310,7 +317,10 @@ def scale(view: TaskView) -> Iterator[Corruption]:
         described = view.schema_of(index, param).get("description") or ""
         if not is_number(value) or not value or not re.search(hint, described.lower()):
             continue
-        if re.search(r"%|percent", view.text) and view.schema_of(index, param)["type"] == "number":
+        if (
+            re.search(r"%|percent", view.text)
+            and view.schema_of(index, param).get("type") == "number"
+        ):
             other = round(value * 100, 6) if abs(value) < 1 else round(value / 100, 6)
             whole = int(other) if other == int(other) else other
             yield from _wrong(view, "scale", index, param, whole)
