@@ -68,6 +68,12 @@ def test_answers_without_a_permissive_licence_are_left_out_and_counted(tmp_path)
     answers, _ = replayed(tmp_path, rows, ["a"], permissive_only=False)
     assert [answer.model for answer in answers] == ["m", "closed", "l", "u"]
     assert {answer.permissive for answer in answers} == {True, False}
+    assert [answer.license for answer in answers] == [
+        "not named (marked as permissive)",
+        "not named (marked as not permissive)",
+        "llama2",
+        "unknown",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -340,7 +340,7 @@ def _answer(
     if permissive is None:
         permissive = is_permissive(str(license))
     elif license == "unknown":
-        license = f"{'permissive' if permissive else 'not permissive'}, says its file"
+        license = f"not named (marked as {'permissive' if permissive else 'not permissive'})"
     return Answer(example, model, str(license), permissive, response, right, count)
 
 
