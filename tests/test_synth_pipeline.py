@@ -272,6 +272,20 @@ def test_too_many_rejects_fail_at_the_end_and_keep_what_is_sound(tmp_path):
     Pipeline(config(source, most_rejects=0.5), tmp_path / "run").run(("examples",))
 
 
+def test_a_source_read_in_the_wrong_format_is_told_with_a_row_and_what_it_lacks(tmp_path):
+    source = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(20)])
+    settings = config(source)
+    settings.sources = ({"name": "made", "format": "xlam", "path": str(source)},)
+    said = rf"20 x not in the source's form\. For example {source}, line 1: not in .* \(.*query"
+    with pytest.raises(StageError, match=said):
+        Pipeline(settings, tmp_path / "run").run()
+    fine = {"name": "fine", "format": "normalised", "path": str(source)}
+    settings.sources = (*settings.sources, fine)
+    settings.most_rejects = 0.9
+    with pytest.raises(SynthError, match=rf"'made' has no example.*For example {source}, line 1: "):
+        Pipeline(settings, tmp_path / "other").run()
+
+
 def test_what_an_evaluation_set_holds_is_left_out_and_listed(tmp_path):
     source = write_rows(tmp_path / "rows.jsonl.gz", [row(n) for n in range(60)])
     held = write_rows(tmp_path / "eval.jsonl.gz", [row(n) for n in range(30)])

@@ -393,13 +393,15 @@ def _check_source(source: Source, examples: Summary, most: float) -> None:
     if not counts.get(f"examples: {name}"):
         raise SynthError(
             f"Source {name!r} has no example: {read:,} were read of {source['path']}, of which "
-            f"{rejected:,} were rejected. See {at}; mend the source, or take it out of the config."
+            f"{rejected:,} were rejected.{examples.sample_reject(name)} See {at}; mend the source, "
+            "or take it out of the config."
         )
     if rejected > most * read:
         raise SynthError(
             f"Source {name!r}: {rejected:,} of {read:,} that were read were rejected, "
             f"{rejected / read:.1%}; at most {most:.1%} are accepted of each source "
-            f"(config.most_rejects). See {at}; the rows that are sound are kept."
+            f"(config.most_rejects).{examples.sample_reject(name)} See {at}; the rows that are "
+            "sound are kept."
         )
 
 

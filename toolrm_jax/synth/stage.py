@@ -112,10 +112,25 @@ class Summary:
             raise StageError(
                 f"{self.folder}: {lost:,} of {read:,} that were read were rejected, "
                 f"{lost / read:.1%}; at most {most:.1%} are accepted (config.most_rejects). They "
-                f"are: {listed(self.rejected)}. See "
-                f"{self.folder.parent / rejects_name(self.content['stage'])}; the rows that are "
-                f"sound are kept."
+                f"are: {listed(self.rejected)}.{self.sample_reject()} See "
+                f"{self._rejects}; the rows that are sound are kept."
             )
+
+    @property
+    def _rejects(self) -> Path:
+        return self.folder.parent / rejects_name(self.content["stage"])
+
+    def sample_reject(self, source: str | None = None) -> str:
+        """One reject (of a source) in a sentence: where it stood, and what is wrong with it.
+
+        Of a wrong format, a reason such as "not in the source's form" tells nothing by itself.
+        """
+        for row in read_shard(self._rejects):
+            is_reject = row["reason"] in self.rejected and row.get("at")
+            if is_reject and source in (None, row.get("source")):
+                detail = f" ({' '.join(row['detail'].split())[:300]})" if row["detail"] else ""
+                return f" For example {row['at']}: {row['reason']}{detail}."
+        return ""
 
 
 def listed(counts: Mapping[str, int]) -> str:
