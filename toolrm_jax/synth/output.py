@@ -33,6 +33,7 @@ import numpy as np
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Call, Message, Response
+from toolrm_jax.paths import as_path, local_folder
 from toolrm_jax.splits import digest
 from toolrm_jax.synth.shards import Row
 from toolrm_jax.synth.stage import Summary
@@ -276,10 +277,14 @@ def _text(calls: Sequence[Call]) -> str:
 
 
 def array_record_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The ArrayRecord files of a data set, or of its folder array_record, in order."""
-    at = Path(folder)
+    """The ArrayRecord files of a data set, or of its folder array_record, in order; of a bucket's,
+    copies on this machine."""
+    at = as_path(folder)
     inner = at / ARRAY_RECORD
-    return sorted((inner if inner.is_dir() else at).glob("*.array_record"))
+    found = inner if inner.is_dir() else at
+    if not found.is_dir():
+        return []
+    return sorted(local_folder(found, (".array_record",)).glob("*.array_record"))
 
 
 def dataset_rows(folder: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:

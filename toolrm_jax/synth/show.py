@@ -7,7 +7,8 @@
     wrong    GetRide(destination="Novato", number_of_seats=2)    Parameter value error, near_number
 
 What differs between the two sides is coloured; without colours (a pipe, NO_COLOR) it stands in
-[-brackets-] on the right side and in {+brackets+} on the wrong one. DIR is a workdir or a data set.
+[-brackets-] on the right side and in {+brackets+} on the wrong one. DIR is a workdir or a data set,
+which may be gs://. An id may be that of a row of Parquet, which has a number for each wrong answer.
 Where names were replaced by random ones, --reveal puts the original ones back, from the workdir; a
 name that an answer made up stays.
 
@@ -22,12 +23,15 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from toolrm_jax.errors import InputError
 from toolrm_jax.examples import Message, Response, Tool
+from toolrm_jax.paths import as_path, is_remote
 from toolrm_jax.synth.obfuscation import Names
 from toolrm_jax.synth.output import MARKER, array_record_files, dataset_rows
 from toolrm_jax.synth.shards import Row
@@ -89,17 +93,17 @@ def difference(right: str, wrong: str, style: Style) -> tuple[str, str]:
 
 
 def pair_text(row: Row, style: Style, turns: int = 4, most_lines: int = 12) -> str:
-    """A row with all its wrong responses; of the conversation, the last turns.
+    """A row with all its wrong responses; of the conversation, the last turns (0: all).
 
     Of the list of tools and of a message, at most so many lines are shown (0: all).
     """
     lines = [f"{_plain(row['id'])}   {row.get('source')}, {row.get('license')}, {row.get('turn')}"]
     tools = "\n".join(map(_tool_text, row["tools"])) or "(none)"
     lines += _labelled("tools", _shortened(tools, most_lines), style)
-    skipped = len(row["messages"]) - turns
-    if skipped > 0:
+    skipped = max(0, len(row["messages"]) - turns) if turns else 0
+    if skipped:
         lines += _labelled("", f"... {skipped} earlier turns", style)
-    for message in row["messages"][-turns:]:
+    for message in row["messages"][skipped:]:
         said = _shortened(_message_text(message), most_lines)
         lines += _labelled(str(message["role"]), said, style)
     right = response_text(row["chosen"])
@@ -143,41 +147,79 @@ def _message_text(message: Message) -> str:
 # Choosing ----------------------------------------------------------------------------------------
 
 
-def matching(rows: Iterator[Row], args: argparse.Namespace) -> Iterator[Row]:
-    """The rows that were asked for, with the wrong responses that were."""
-    for row in rows:
-        if args.id and row["id"] not in args.id:
-            continue
-        if (args.source and row["source"] != args.source) or (
-            args.turn and row["turn"] != args.turn
-        ):
-            continue
-        wrongs = [wrong for wrong in row["rejected"] if _is_wanted(wrong, args)]
-        if wrongs:
-            yield {**row, "rejected": wrongs}
+class Filter:
+    """Which pairs were asked for; it notes what there is, to say it where there is none."""
+
+    def __init__(self, args: argparse.Namespace):
+        self._ids = set(args.id or ())
+        self._row = {"source": args.source, "turn": args.turn}
+        self._wrong = {"error_type": args.error_type, "kind": args.kind, "model": args.model}
+        self._found: dict[str, set[str]] = {name: set() for name in (*self._row, *self._wrong)}
+
+    def matching(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows that were asked for, with the wrong responses that were."""
+        for row in rows:
+            self._note(row, self._row)
+            asked = self._numbered(row)
+            if not asked or not _has(row, self._row):
+                continue
+            wrongs = [wrong for wrong in asked if _has(wrong, self._wrong)]
+            if wrongs:
+                yield {**row, "rejected": wrongs}
+
+    def _numbered(self, row: Row) -> list[Row]:
+        """The wrong responses that the ids ask for: Parquet numbers those of one row."""
+        for wrong in row["rejected"]:
+            self._note(wrong, self._wrong)
+        if not self._ids or row["id"] in self._ids:
+            return row["rejected"]
+        wrongs = enumerate(row["rejected"])
+        return [wrong for number, wrong in wrongs if f"{row['id']}#{number}" in self._ids]
+
+    def _note(self, of: Row, names: Iterable[str]) -> None:
+        for name in names:
+            if of.get(name) is not None:
+                self._found[name].add(of[name])
+
+    def why_nothing(self) -> str:
+        """Which of what was asked for is nowhere in the rows that were read, and what is."""
+        wanted = {name: value for name, value in (self._row | self._wrong).items() if value}
+        for name, value in wanted.items():
+            if value not in self._found[name]:
+                option = name.replace("_", "-")
+                return f"No pair matches. {_no_such(option, value, sorted(self._found[name]))}"
+        if self._ids:
+            ids = ", ".join(map(repr, sorted(self._ids)))
+            wanted["id"] = ids
+            if len(wanted) == 1:
+                return f"No pair matches. --id: no row has the id {ids}."
+        asked = ", ".join(f"--{name.replace('_', '-')}" for name in wanted)
+        return f"No pair matches all of {asked}." if asked else "The data set has no pair."
 
 
-def _is_wanted(wrong: Row, args: argparse.Namespace) -> bool:
-    wanted = {"error_type": args.error_type, "kind": args.kind, "model": args.model}
-    return all(value is None or wrong.get(name) == value for name, value in wanted.items())
+def _has(row: Row, wanted: Mapping[str, str | None]) -> bool:
+    return all(value is None or row.get(name) == value for name, value in wanted.items())
+
+
+def _no_such(option: str, wanted: str, known: Sequence[str]) -> str:
+    """That there is no such value of an option, what may have been meant, and what there is."""
+    near = [name for name in known if wanted.lower() in name.lower()]
+    near = near or difflib.get_close_matches(wanted, known, 1)
+    meant = f" Did you mean {' or '.join(map(repr, near[:3]))}?" if near else ""
+    listed = ", ".join(map(repr, known))
+    return f"--{option}: there is no {wanted!r}.{meant} There are: {listed}."
 
 
 def check_error_type(wanted: str | None) -> None:
     """Raises InputError for what is no type of error; the message has those that there are."""
-    if wanted is None or wanted in set(ErrorType):
-        return
-    known = [str(error) for error in ErrorType]
-    near = [name for name in known if wanted.lower() in name.lower()]
-    near = near or difflib.get_close_matches(wanted, known, 1)
-    meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise InputError(
-        f"--error-type: there is no {wanted!r}.{meant} There are: {', '.join(map(repr, known))}."
-    )
+    if wanted is not None and wanted not in set(ErrorType):
+        raise InputError(_no_such("error-type", wanted, list(map(str, ErrorType))))
 
 
-def find_dataset(folder: str) -> Path:
+def find_dataset(folder: str) -> epath.Path:
     """The data set in a workdir, or the folder itself. Raises InputError."""
-    for at in (Path(folder) / "dataset", Path(folder)):
+    given = as_path(folder)
+    for at in (given / "dataset", given):
         if array_record_files(at):
             return at
     raise InputError(
@@ -187,10 +229,12 @@ def find_dataset(folder: str) -> Path:
     )
 
 
-def which_dataset(folder: str, found: Path) -> str:
+def which_dataset(folder: str, found: epath.Path) -> str:
     """Which of a workdir's data sets is shown, in words; "" where it was named itself."""
-    marker, pairs = found / MARKER, Path(folder) / "5-pairs" / "summary.json"
-    if found == Path(folder) or not marker.exists():
+    if is_remote(found) or found == as_path(folder):
+        return ""
+    marker, pairs = Path(found) / MARKER, Path(found).parent / "5-pairs" / "summary.json"
+    if not marker.exists():
         return ""
     made = datetime.datetime.fromtimestamp(marker.stat().st_mtime)
     text = f"Shown: {found}, made {made:%Y-%m-%d %H:%M}."
@@ -257,28 +301,45 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = _parser().parse_args(arguments)
     coloured = sys.stdout.isatty() and not args.no_colour and "NO_COLOR" not in os.environ
-    style, shown = Style(coloured), 0
+    style, shown, asked = Style(coloured), 0, Filter(args)
+    rows: Iterator[Row]
     try:
         check_error_type(args.error_type)
         found = find_dataset(args.folder)
         if which := which_dataset(args.folder, found):
             print(which, file=sys.stderr)
-        rows: Iterator[Row] = matching(dataset_rows(found), args)
-        rows = itertools.islice(rows, args.limit or None)
+        rows = itertools.islice(asked.matching(dataset_rows(found)), args.limit or None)
         if args.reveal:
-            rows = revealed(list(rows), Path(args.workdir or found.resolve().parent))
+            rows = revealed(list(rows), _workdir(args.workdir, found))
         for row in rows:
             print(("\n" if shown else "") + pair_text(row, style, args.turns, args.lines))
             shown += 1
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if not shown:
-        print("No pair matches.", file=sys.stderr)
+        print(asked.why_nothing(), file=sys.stderr)
     return 0 if shown else 1
+
+
+def _workdir(given: str | None, found: epath.Path) -> Path:
+    """Where the original names are. Raises InputError for a data set in a bucket by itself."""
+    if given is None and is_remote(found):
+        raise InputError(
+            f"--reveal: the original names are in the workdir that {found} was made in. Name it: "
+            "--workdir=DIR."
+        )
+    return Path(given) if given is not None else Path(found).resolve().parent
+
+
+def _count(text: str) -> int:
+    """A number of rows, turns or lines."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 0 or more (0: all)")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -288,16 +349,20 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("folder", help="a workdir of toolrm_jax.synth, or a data set")
-    add("--id", action="append", help="rows of this id; may be given several times")
+    add("folder", help="a workdir of toolrm_jax.synth, or a data set; may be gs://")
+    add(
+        "--id",
+        action="append",
+        help="of a row, or of a pair in Parquet (ROW#2); may be given often",
+    )
     add("--error-type", help='as "Parameter value error"')
     add("--kind", help="of corruption, as near_number; answers of models have the kind: answer")
     add("--model", help="whose wrong answers")
     add("--source", help="of the examples")
     add("--turn", choices=("single", "multi", "irrelevance"), help="turn type")
-    add("--limit", type=int, default=10, help="rows to show; 0: all (default: %(default)s)")
-    add("--turns", type=int, default=4, help="of the conversation, the last (default: %(default)s)")
-    add("--lines", type=int, default=12, help="of a message; 0: all (default: %(default)s)")
+    add("--limit", type=_count, default=10, help="rows to show; 0: all (default: %(default)s)")
+    add("--turns", type=_count, default=4, help="last turns; 0: all (default: %(default)s)")
+    add("--lines", type=_count, default=12, help="of a message; 0: all (default: %(default)s)")
     add("--reveal", action="store_true", help="obfuscated rows under their original names")
     add("--workdir", help="for --reveal, where the data set does not lie in its workdir")
     add("--no-colour", "--no-color", action="store_true", help="mark differences with brackets")
