@@ -1,5 +1,6 @@
 """Replayed answers and corruptions: what is read, what is left out and why, all of it counted."""
 
+import collections
 import gzip
 import json
 
@@ -277,6 +278,62 @@ def _example_of(row) -> Example:
 
 def _gold_of(row):
     return exact_reference(row["gold_calls"]), row["tools"]
+
+
+OTHERWISE_CALLED = {  # the file's names of two errors, as the judge's
+    "Called when irrelevant": "Incorrect number of function calls",
+    "No call (text reply)": "Incorrect number of function calls",
+}
+
+
+def _pools(toolrm_data):
+    with gzip.open(toolrm_data / "data" / "eval" / "pools_dev.jsonl.gz") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def _as_replay(pool):
+    """A pool of candidates as a row of the replay reader's."""
+    fields = {"model": "model_name", "permissive": "license_permissive", "right": "correct"}
+    fields |= {"license": "license", "calls": "calls", "raw": "raw", "count": "n_samples"}
+    answers = [{mine: made[its] for mine, its in fields.items()} for made in pool["candidates"]]
+    about = {"tools": pool["tools"], "gold_calls": pool["gold"], "meta": {}}
+    return about | {"id": pool["test_id"], "answers": answers}
+
+
+def test_the_replay_reader_reads_pools_of_candidates_with_their_counts_and_verdicts(
+    toolrm_data, tmp_path
+):
+    pools = _pools(toolrm_data)
+    path = tiny.write_lines(tmp_path / "pools.jsonl", map(_as_replay, pools))
+    member = {"kind": "replay", "path": str(path), "no_call_share": 1, "own_form": True}
+    with Pool([member], seed=0, permissive_only=False) as pool:
+        found = [list(pool.answers([example(p["test_id"])])) for p in pools]
+        counts = pool.counts()
+    assert counts["replay: read"] == 5411
+    assert sum(n for name, n in counts.items() if name.endswith(": answers")) == 83_498
+    verdicts: collections.Counter[str] = collections.Counter()
+    for p, answers in zip(pools, found, strict=True):
+        reference = exact_reference(p["gold"])
+        for made, answer in zip(p["candidates"], answers, strict=True):
+            about = (answer.model, answer.license, answer.permissive, answer.count)
+            names = ("model_name", "license", "license_permissive", "n_samples")
+            assert about == tuple(made[name] for name in names)
+            if answer.right is None:  # calls where the file has a turn without any: a verdict less
+                assert made["calls"] == []
+                assert isinstance(answer.response, list)
+                verdicts["none"] += 1
+                continue
+            assert answer.right == made["correct"]
+            verdicts["right" if answer.right else "wrong"] += 1
+            judged = judge(answer.response, reference, p["tools"])
+            if not answer.right:
+                named = OTHERWISE_CALLED.get(made["error_type"], made["error_type"])
+                verdicts["judged right"] += judged.right
+                verdicts["named otherwise"] += not judged.right and judged.error_type != named
+    assert (verdicts["right"], verdicts["wrong"], verdicts["none"]) == (966, 4429, 16)
+    assert verdicts["judged right"] <= 8
+    # What does not parse, or is unexpected beside one gold of several, has two names.
+    assert verdicts["named otherwise"] <= 0.16 * verdicts["wrong"]
 
 
 def test_by_default_the_replay_data_gives_permissive_answers_alone(toolrm_data):
