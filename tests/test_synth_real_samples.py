@@ -20,6 +20,8 @@ SAMPLES = [
     ("toolalpaca_hammer", "raw/hammer/toolalpaca.json", {}, 103, 11),
     ("api_bank", "raw/hammer/apibank_l1.json", {}, 351, 48),
     ("rotbench", "raw/rotbench/clean.json", {}, 80, 25),
+    ("rotbench", "raw/rotbench/clean.json", {"first_only": True}, 101, 4),
+    ("rotbench", "raw/rotbench/union.json", {}, 81, 24),
     ("rotbench", "raw/rotbench/union.json", {"first_only": True}, 102, 3),
     ("fc_reward_bench", "eval/fcrb_dev.jsonl.gz", {}, 589, 4),
 ]

@@ -48,7 +48,7 @@ def synth_config() -> ConfigDict:
     config.overlap.evaluation = ()
     config.overlap.near_duplicates = True
     config.overlap.similarity = 0.9  # of words and pairs of words, estimated (Jaccard)
-    config.overlap.drop_shared_tools = False  # also what shares no more than a tool's name
+    config.overlap.drop_shared_tools = False  # also what shares no more than a tool's name (two of five)
 
     config.answers = ConfigDict()
     # Who answers: {"kind": "corruption"}, {"kind": "replay", "path"} (see replay.py), {"kind":
