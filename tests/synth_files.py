@@ -8,7 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from toolrm_jax.examples import Example
 from toolrm_jax.synth.synth_config import synth_config
+from toolrm_jax.tool_calls import exact_reference
 
 CITIES = ("Rome", "Oslo", "Lima", "Cairo", "Paris", "Quito", "Seoul", "Tunis", "Dakar", "Hanoi")
 DISHES = ("pasta", "curry", "ramen", "tacos", "salad", "pizza", "stew", "sushi", "paella", "pho")
@@ -70,6 +72,50 @@ def row(number: int) -> dict[str, Any]:
         ]
         made["gold_calls"] = []
     return made
+
+
+TRIP = {
+    "from_city": {"type": "string"},
+    "to_city": {"type": "string"},
+    "day": {"type": "string", "description": "The date, as YYYY-MM-DD"},
+    "guests": {"type": "integer", "default": 1},
+    "cabin": {"type": "string", "enum": ["economy", "business", "first"]},
+    "discount": {"type": "number", "description": "As a decimal fraction."},
+    "stops": {"type": "array", "items": {"type": "string"}},
+    "ticket": {"type": "string"},
+    "gate": {"type": "string"},
+    "contact": {"type": "object", "properties": {"age": {"type": "integer"}}},
+    "window": {"type": "boolean"},
+    "bags": {"type": "integer", "default": 2},
+}
+
+
+def trip(number: int, silent: bool = False) -> Example:
+    """Two trips by one tool, with what every kind of corruption needs."""
+    city, other = CITIES[number % 10], CITIES[(number + 3) % 10]
+    values = {
+        "from_city": city,
+        "to_city": other,
+        "day": f"2024-03-{number % 28 + 1:02}",
+        "guests": 3 + number % 5,
+        "cabin": ("economy", "business", "first")[number % 3],
+        "discount": 0.25,
+        "stops": ["Bergen", "Turin"],
+        "ticket": f"AB-{1000 + number}",
+        "gate": f"door {number % 40}b",
+        "contact": {"age": 30 + number % 30},
+    }
+    back = {**values, "from_city": other, "to_city": city, "day": f"2024-04-{number % 28 + 1:02}"}
+    said = "; ".join(f"{name} {value}" for name, value in values.items())
+    request = f"A trip with 25% off: {said}. And back on {back['day']} from {other} to {city}."
+    parameters = {"type": "object", "properties": TRIP, "required": list(values)[:-1]}
+    catalogue = [{"name": "book_trip", "description": "", "parameters": parameters}, *tools()]
+    gold = [] if silent else [{"name": "book_trip", "arguments": v} for v in (values, back)]
+    reference = exact_reference(gold)
+    for call in reference:
+        call["arguments"]["bags"] = [2, ""]
+    messages = [{"role": "user", "content": request}]
+    return Example(f"trip/{number}", "made", "MIT", catalogue, messages, reference, gold)
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:

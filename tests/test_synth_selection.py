@@ -112,9 +112,10 @@ def test_what_would_tip_the_lengths_is_left_unless_its_type_is_exempt():
 
 
 def test_caps_hold_by_prompt_model_and_error_type():
-    taken, report = chosen(many(), wrong_per_prompt=2, error_caps={VALUE: 0.01})
+    quotas = {"single": 300}
+    taken, report = chosen(many(), wrong_per_prompt=2, error_caps={VALUE: 0.01}, quotas=quotas)
     assert max(map(len, taken)) == 2
-    assert report["error_types"][VALUE]["after"]["pairs"] == 100
+    assert report["error_types"][VALUE]["after"]["pairs"] == 3
     rows = [
         judged(n, [wrong(VALUE, 50, model=m, response=calls(50 + i)) for i, m in enumerate("ab")])
         for n in range(100)

@@ -20,6 +20,7 @@ from toolrm_jax.synth.candidates import Candidates, candidates_of, merge
 from toolrm_jax.synth.judging import judge_answers
 from toolrm_jax.synth.reading import example_of
 from toolrm_jax.synth.selection import SelectionSettings, select
+from toolrm_jax.synth.selection_report import off_the_mix_lines
 from toolrm_jax.synth.shards import Row, read_shard
 from toolrm_jax.synth.stage import Summary
 from toolrm_jax.synth.units import Tally, Unit, unit_name
@@ -108,6 +109,8 @@ def plan_selection(
     if absent := sorted(set(settings.model_caps) - set(found.names)):
         print(f"pairs: no wrong answer is of {', '.join(absent)} (model_caps)", flush=True)
     chosen, report = select(found, settings)
+    for line in off_the_mix_lines(report):
+        print(f"pairs: off the mix by more than a tenth, {line}", flush=True)
     at = 0
     for shard, part in zip(judged.shards, parts, strict=True):
         packed = io.BytesIO()

@@ -5,17 +5,20 @@
 Examples are taken in the order of a hash of seed and id, irrelevance first (a right turn that calls
 nothing), then single, then multi, each until its quota of pairs is reached; of each example:
   1. What models really said comes first, for there is little of it: up to `answers_per_prompt`,
-     and up to `answers_cap` of a turn type's quota, whatever its error types and lengths.
+     whatever its error types and lengths.
   2. Corruptions, up to `wrong_per_prompt` wrong answers together, by the mix over error types that
      is wanted, scarce ones first; what is then lacking is filled from the others (`fill`), up to
-     twice the share of each: most of what is plentiful a schema would find, too.
-  3. Caps: of an error type (a share of its turn type's quota) and of a model (a share of all).
+     twice the share of each: most of what is plentiful a schema would find, too. Without `fill` no
+     error type has more than its share, and the scarcest one says how many pairs there are.
+  3. Caps are shares of what is selected, also where a quota is not reached (`shares`): of an error
+     type and of models' answers (`answers_cap`) in a turn type, of a model in all. Whatever calls
+     where nothing should be called has one error type: neither mix nor caps of errors count there.
   4. Length: within a turn type and an error type the right side is longer as often as shorter, but
      for `length_tolerance` of the pairs; and so it is among the pairs whose sides differ by little,
      by more, by much (`candidates.LENGTH_STEPS`). A corruption that would tip this is left; one
      that makes up for what models' answers have tipped is preferred; of what cannot be made up for,
      corruptions and then answers are dropped again. Missing optional arguments make an answer
-     shorter by nature: such types are named in `any_length`, and take no more than their share of
+     shorter by nature: such types are named in `any_length`, and have no more than their share of
      the mix.
   5. The number of arguments is balanced like the length where that can be had; then rarer kinds.
 An empty turn is wrong at most as often as it is right, and so are words that call nothing, over all
@@ -26,16 +29,20 @@ turn types together; that is their balance, for beside a call the one is mostly 
 
 import collections
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from toolrm_jax.corruptions import KIND_WEIGHTS
+from toolrm_jax.errors import InputError
 from toolrm_jax.pairs import MIX
 from toolrm_jax.synth.answer import CORRUPTION
 from toolrm_jax.synth.candidates import ERRORS, Candidates, sign
 from toolrm_jax.synth.selection_report import describe
+from toolrm_jax.synth.shares import Sizes, apportioned, below, holds, is_missed, room
 from toolrm_jax.synth.turn_type import TURN_TYPES
 from toolrm_jax.tool_calls import ErrorType
 
@@ -94,6 +101,10 @@ def _known(name: str, given: Iterable[str], known: Sequence[str]) -> None:
         raise ValueError(f"{name} has {', '.join(map(repr, unknown))}; expected of: {list(known)}")
 
 
+class SelectionError(InputError):
+    """Settings by which nothing can be chosen of what there is; the message says why."""
+
+
 # Choosing ----------------------------------------------------------------------------------------
 
 
@@ -114,14 +125,14 @@ class _Wrong:
 class _Selector:
     """The state of a selection: what is chosen, and the balances that it keeps."""
 
-    def __init__(self, candidates: Candidates, settings: SelectionSettings):
-        self.found, self.settings = candidates, settings
+    def __init__(self, candidates: Candidates, settings: SelectionSettings, sizes: Sizes):
+        self.found, self.settings, self.sizes = candidates, settings, sizes
         self.chosen = np.zeros(len(candidates.table), bool)
         self.per_example = np.zeros(len(candidates.turn), np.int32)
         self.kinds: collections.Counter[int] = collections.Counter()
         self.models: collections.Counter[int] = collections.Counter()
         self.answering = False  # whether what models said is being taken
-        self.missing: dict[int, float] = {}  # pairs that the mix still wants, by error type
+        self.missing: dict[int, int] = {}  # pairs that the mix still wants, by error type
         # Examples not yet seen that offer the error type; empty where the mix is not looked at.
         self.chances: collections.Counter[int] = collections.Counter()
         # How much oftener calling nothing is right than wrong: by EMPTY and WORDS.
@@ -130,10 +141,12 @@ class _Selector:
         weights = [KIND_WEIGHTS.get(name, 1.0) for name in candidates.names]
         self.weights = weights
         self.is_corruption = [name == CORRUPTION for name in candidates.names]
-        total = sum(settings.quotas.values())
-        self.model_room = [
-            total * settings.model_caps.get(name, settings.model_cap) for name in candidates.names
+        self.model_shares = [
+            settings.model_caps.get(name, settings.model_cap) for name in candidates.names
         ]
+        self.model_room = [room(share, sizes.total) for share in self.model_shares]
+        # Of each turn type: pairs by error type, and how many of them models said.
+        self.by_turn: dict[str, tuple[collections.Counter[int], int]] = {}
         self.any_length = {ERRORS.index(name) for name in settings.any_length}
 
     def run(self) -> None:
@@ -142,39 +155,42 @@ class _Selector:
             if quota:
                 self._take_turn_type(TURN_TYPES.index(name), name, quota)
 
+    def wanted(self, turn: str) -> dict[int, float]:
+        """The mix of a turn type, of the error types of which there is a wrong answer."""
+        of_turn = self.found.turn == TURN_TYPES.index(turn)
+        of_turn_N = np.repeat(of_turn, np.diff(self.found.first))
+        there_are = set(np.unique(self.found.table[of_turn_N, 0]).tolist())
+        mix = {e: share for e, share in _mix(self.settings, turn).items() if e in there_are}
+        total = sum(mix.values())
+        return {e: share / total for e, share in mix.items() if share}
+
     def _take_turn_type(self, turn: int, name: str, quota: int) -> None:
         ids = np.flatnonzero(self.found.turn == turn)
         ids = ids[np.argsort(self.found.order[ids], kind="stable")]
-        self.quota, self.taken = quota, 0
-        self.answers_room = round(quota * self.settings.answers_cap)
+        self.quota, self.taken, self.said = quota, 0, 0
+        self.answers_room = room(self.settings.answers_cap, self.sizes.capped[name])
         self.got: collections.Counter[int] = collections.Counter()
         # How much oftener the right side is longer than shorter, by error type and size of the
         # difference, and of how many pairs; how much oftener it has more arguments.
         self.longer: collections.Counter[tuple[int, int]] = collections.Counter()
         self.differing: collections.Counter[tuple[int, int]] = collections.Counter()
         self.more: collections.Counter[int] = collections.Counter()
-        caps = self.settings.error_caps
-        mix = self.settings.mix if name != "irrelevance" else {}
-        self.error_room = [
-            quota * min(caps.get(error, 1.0), self._most(error, mix)) for error in ERRORS
-        ]
+        wanted, aim = self.wanted(name), self.sizes.mixed[name]
+        self.error_room = [math.inf] * len(ERRORS)
+        for error, share in _largest_shares(self.settings, name).items():
+            self.error_room[error] = room(share, self.sizes.capped[name])
+        for error in range(len(ERRORS)) if wanted else ():
+            share = wanted.get(error, 0.0) * (2 if self.settings.fill else 1)
+            self.error_room[error] = min(self.error_room[error], room(share, aim))
         self._take_answers(ids)
-        if mix:
-            self._by_mix(ids, mix)
-        fill = not mix or self.settings.fill
-        if fill:
-            self._pass(ids, self._least_taken)
-        if self._trim(ids) and fill:
+        if wanted:
+            self._by_mix(ids, wanted, aim)
+        self._pass(ids, self._least_taken)  # without `fill`, to what the mix wants and no more
+        if self._trim(ids):
             self._pass(ids, self._least_taken)
         if self.taken < quota:
             self.left[f"{name}: pairs that the quota lacks"] += quota - self.taken
-
-    def _most(self, error: str, mix: Mapping[str, float]) -> float:
-        """The largest share that the error type may have, be it to fill up."""
-        if not mix:
-            return 1.0
-        share = mix.get(error, 0.0) / sum(mix.values())
-        return share if error in self.settings.any_length else 2 * share
+        self.by_turn[name] = self.got, self.said
 
     def _take_answers(self, ids: np.ndarray) -> None:
         """What models said, whatever its length and error type."""
@@ -209,13 +225,11 @@ class _Selector:
         excess = abs(self.longer[error, size])
         return error not in self.any_length and excess > self._length_room(error, size)
 
-    def _by_mix(self, ids: np.ndarray, mix: Mapping[str, float]) -> None:
+    def _by_mix(self, ids: np.ndarray, wanted: Mapping[int, float], size: float) -> None:
         counts = np.diff(self.found.first)[ids]
-        slots = min(self.quota, int(np.minimum(counts, self.settings.wrong_per_prompt).sum()))
-        total = sum(mix.values())
-        self.missing = {
-            e: mix.get(name, 0.0) / total * slots - self.got[e] for e, name in enumerate(ERRORS)
-        }
+        slots = min(int(size), int(np.minimum(counts, self.settings.wrong_per_prompt).sum()))
+        aims = apportioned(wanted, slots)
+        self.missing = {e: aims.get(e, 0) - self.got[e] for e in range(len(ERRORS))}
         for i in ids:
             self.chances.update({w.error for w in self._wrongs(i)})
         self._pass(ids, self._need)
@@ -276,7 +290,7 @@ class _Selector:
             return False
         if self.models[wrong.model] + 1 > self.model_room[wrong.model]:
             return False
-        if not self.is_corruption[wrong.model] and self.answers_room <= 0:
+        if not self.is_corruption[wrong.model] and self.said + 1 > self.answers_room:
             return False
         return self.answering or self._keeps_length(wrong)
 
@@ -307,7 +321,7 @@ class _Selector:
         if wrong.error in self.missing:
             self.missing[wrong.error] -= times
         if not self.is_corruption[wrong.model]:
-            self.answers_room -= times
+            self.said += times
         if not wrong.beside_silence:
             self.longer[wrong.error, abs(wrong.longer)] += times * sign(wrong.longer)
             self.differing[wrong.error, abs(wrong.longer)] += times
@@ -320,11 +334,87 @@ class _Selector:
 _CALL_COUNT = ERRORS.index(str(ErrorType.CALL_COUNT))
 
 
+def _mix(settings: SelectionSettings, turn: str) -> dict[int, float]:
+    """The share that is wanted of each error type of a turn type; empty where errors are taken as
+    they come."""
+    mix = settings.mix if turn != "irrelevance" else {}
+    return {e: mix.get(name, 0.0) / sum(mix.values()) for e, name in enumerate(ERRORS) if mix}
+
+
+def _largest_shares(settings: SelectionSettings, turn: str) -> dict[int, float]:
+    """The largest share of a turn type's pairs that an error type may have, of those that have one:
+    what is capped, and those whose length tells, for more of them would teach their length."""
+    if turn == "irrelevance":
+        return {}
+    wanted = _mix(settings, turn)
+    largest = {ERRORS.index(name): cap for name, cap in settings.error_caps.items()}
+    for error in map(ERRORS.index, settings.any_length):
+        largest[error] = min(wanted.get(error, 1.0), largest.get(error, 1.0))
+    return largest
+
+
+def _check_models(candidates: Candidates, settings: SelectionSettings) -> None:
+    """Raises SelectionError where models' caps add up to less than all pairs."""
+    there_are = [candidates.names[m] for m in np.unique(candidates.table[:, 2]).tolist()]
+    shares = {name: settings.model_caps.get(name, settings.model_cap) for name in there_are}
+    together = sum(shares.values())
+    if shares and together < 1 - 1e-9:
+        some = ", ".join(f"{name}: {share:g}" for name, share in list(shares.items())[:5])
+        raise SelectionError(
+            f"config.selection.model_cap and model_caps: the largest shares of those who gave "
+            f"wrong answers ({some}{', ...' if len(shares) > 5 else ''}) add up to "
+            f"{together:.0%} of the pairs. Raise model_cap, or give one its own share: "
+            f"model_caps=(({there_are[0]!r}, {1 - together + shares[there_are[0]]:.2g}),)."
+        )
+
+
 def select(
     candidates: Candidates, settings: SelectionSettings
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """(chosen: bool [candidates], the report as JSON)."""
-    selector = _Selector(candidates, settings)
-    selector.run()
-    wanted = describe(candidates, selector.chosen, settings.quotas, settings.mix)
-    return selector.chosen, wanted | {"lacking": dict(selector.left)}
+    """(chosen: bool [candidates], the report as JSON).
+
+    Chooses again, as of fewer pairs, while something has more than its share of what was got: two
+    or three times where quotas are not reached, once where they are. Raises SelectionError.
+    """
+    _check_models(candidates, settings)
+    quotas = {name: float(quota) for name, quota in settings.quotas.items() if quota}
+    sizes = Sizes(quotas, quotas, sum(quotas.values()))
+    for run in itertools.count():
+        selector = _Selector(candidates, settings, sizes)
+        selector.run()
+        smaller = _next_sizes(selector, first=run == 0)
+        if smaller == sizes:
+            break
+        sizes = smaller
+    report = describe(candidates, selector.chosen, settings.quotas, settings.mix)
+    return selector.chosen, report | {"lacking": dict(selector.left)}
+
+
+def _next_sizes(selector: _Selector, *, first: bool) -> Sizes:
+    """The sizes to choose as of next; those that there are where caps and mix hold."""
+    sizes, models = selector.sizes, selector.models
+    held = holds(models.total(), models, dict(enumerate(selector.model_shares)))
+    return Sizes(
+        {name: _capped_size(selector, name) for name in sizes.capped},
+        {name: _mixed_size(selector, name, first) for name in sizes.mixed},
+        sizes.total if held else below(models.total()),
+    )
+
+
+def _capped_size(selector: _Selector, turn: str) -> float:
+    got, said = selector.by_turn[turn]
+    held = holds(got.total(), got, _largest_shares(selector.settings, turn))
+    held &= holds(got.total(), {0: said}, {0: selector.settings.answers_cap})
+    return selector.sizes.capped[turn] if held else below(got.total())
+
+
+def _mixed_size(selector: _Selector, turn: str, first: bool) -> float:
+    got, size, wanted = selector.by_turn[turn][0], selector.sizes.mixed[turn], selector.wanted(turn)
+    if selector.settings.fill:  # twice the share of what there is, not of a quota out of reach
+        missed = wanted and first and is_missed(got.total(), size)
+        return float(got.total()) if missed else size
+    # Without `fill` as many as that error type gives which comes to its end first.
+    largest, capped = _largest_shares(selector.settings, turn), selector.sizes.capped[turn]
+    rooms = {e: min(room(wanted[e], size), room(largest.get(e, 1.0), capped)) for e in wanted}
+    short = [e for e in wanted if is_missed(got[e] + 1, rooms[e])]
+    return min([size, *(max(1, got[e]) / wanted[e] for e in short)])

@@ -3,10 +3,11 @@
     describe(candidates, chosen, quotas={"single": 85_000}, mix={"Parameter value error": 0.4})
 
 Of lengths it tells in what share of pairs the right side is longer, and how much of them the best
-rule tells that knows by which of a few ranges they differ (`candidates.LENGTH_STEPS`).
+rule tells that knows by which of a few ranges they differ (`candidates.LENGTH_STEPS`); and the same
+of the pairs whose sides both call, for a side that calls nothing is the shorter one by nature.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,14 @@ def describe(
     turn_N = np.repeat(candidates.turn, np.diff(candidates.first))
     everything = np.ones(len(chosen), bool)
     wanted = sum(mix.values())
-    by_turn = {}
+    both_call_N = np.repeat(candidates.silent == 0, np.diff(candidates.first))
+    both_call_N &= candidates.table[:, 5] == 0
+
+    def lengths(among: np.ndarray, error: int) -> dict[str, Any]:
+        found = _lengths(candidates, among, error)
+        return found | {"both_call": _lengths(candidates, among & both_call_N, error)}
+
+    by_turn: dict[str, Any] = {}
     for number, name in enumerate(TURN_TYPES):
         here = turn_N == number
         # Whatever calls where nothing should be called has one error, so there is no mix.
@@ -40,25 +48,52 @@ def describe(
                 error: {
                     "wanted": shares.get(error, 0.0) if shares else None,
                     "before": about,
-                    "after": _lengths(candidates, here & chosen, e),
+                    "after": lengths(here & chosen, e),
                 }
                 for e, error in enumerate(ERRORS)
-                if (about := _lengths(candidates, here, e))["pairs"] or error in shares
+                if (about := lengths(here, e))["pairs"] or error in shares
             },
         }
     return {
         "pairs": int(chosen.sum()),
         "turn_types": by_turn,
+        "off_the_mix": list(_off_the_mix(by_turn)),
         "error_types": {
             error: {
-                "before": _lengths(candidates, everything, e),
-                "after": _lengths(candidates, chosen, e),
+                "before": lengths(everything, e),
+                "after": lengths(chosen, e),
             }
             for e, error in enumerate(ERRORS)
         },
         "kinds": _counted(candidates, chosen, 1),
         "models": _counted(candidates, chosen, 2),
     }
+
+
+# Of what is wanted of an error type; what is nearer is told by the table alone.
+_OFF = 0.1
+
+
+def _off_the_mix(by_turn: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The error types of whose share much more or less was got, by more than a pair's rounding."""
+    for turn, found in by_turn.items():
+        for error, about in found["error_types"].items():
+            wanted, got = about["wanted"], about["after"]["pairs"]
+            if wanted is None or not found["pairs"]:
+                continue
+            aim = wanted * found["pairs"]
+            if abs(got - aim) > max(1.0, _OFF * aim):
+                share = got / found["pairs"]
+                yield {"turn": turn, "error_type": error, "wanted": wanted, "got": share}
+
+
+def off_the_mix_lines(report: Mapping[str, Any]) -> list[str]:
+    """What is off the mix, in words: a line for each turn type."""
+    lines: dict[str, list[str]] = {}
+    for off in report.get("off_the_mix", ()):
+        words = f"{off['error_type']} {off['got']:.1%} ({off['wanted']:.1%} wanted)"
+        lines.setdefault(off["turn"], []).append(words)
+    return [f"{turn}: {', '.join(words)}" for turn, words in lines.items()]
 
 
 def _lengths(candidates: Candidates, among: np.ndarray, error: int) -> dict[str, Any]:

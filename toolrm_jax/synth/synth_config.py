@@ -48,7 +48,7 @@ def synth_config() -> ConfigDict:
     config.overlap.evaluation = ()
     config.overlap.near_duplicates = True
     config.overlap.similarity = 0.9  # of words and pairs of words, estimated (Jaccard)
-    config.overlap.drop_shared_tools = False  # also what shares no more than a tool's name (two of five)
+    config.overlap.drop_shared_tools = False  # also what shares no more than a tool's name
 
     config.answers = ConfigDict()
     # Who answers: {"kind": "corruption"}, {"kind": "replay", "path"} (see replay.py), {"kind":
@@ -70,10 +70,14 @@ def synth_config() -> ConfigDict:
     config.selection.answers_per_prompt = settings.answers_per_prompt
     # Share of each error type, by name; (): as they come. Dots and blanks: a tuple, not an object.
     config.selection.mix = tuple(settings.mix.items())
-    config.selection.fill = settings.fill  # where an error type is short, take more of the others
-    config.selection.error_caps = ()  # (error type, largest share of a turn type's quota)
-    config.selection.answers_cap = settings.answers_cap  # of a quota, from what models said
-    config.selection.model_cap = settings.model_cap  # largest share of all pairs from one model
+    # Where an error type is short, take more of the others, up to twice their share. False: the mix
+    # as it is, and as many pairs as the scarcest of its error types allows.
+    config.selection.fill = settings.fill
+    # Largest shares of the pairs that are got, also where that is less than the quotas. Of the
+    # single-turn and of the multi-turn pairs, (error type, share):
+    config.selection.error_caps = ()
+    config.selection.answers_cap = settings.answers_cap  # of a turn type's, from what models said
+    config.selection.model_cap = settings.model_cap  # of all, from one model
     config.selection.model_caps = ()  # (model, its own share), as ("corruption", 0.5)
     config.selection.length_tolerance = settings.length_tolerance
     config.selection.any_length = tuple(settings.any_length)
