@@ -26,9 +26,11 @@ from toolrm_jax.loader import (
     open_row_file,
 )
 from toolrm_jax.rendering import Renderer
+from toolrm_jax.row_source import open_rows
 from toolrm_jax.synth.judging import MADE_TO_BE
 from toolrm_jax.synth.output import dataset_rows
 from toolrm_jax.synth.pipeline import Pipeline
+from toolrm_jax.synth.selection_report import off_the_mix_lines
 from toolrm_jax.synth.shards import read_shard
 from toolrm_jax.synth.stage import StageError
 from toolrm_jax.synth.synth_config import STAGES, SynthError
@@ -62,6 +64,44 @@ def test_the_card_shows_wanted_and_got_by_turn_type_and_error_type(made):
             got = about["after"]["pairs"] / found["pairs"]
             assert f"| {turn} | {error} | {wanted} | {got:.1%} | " in shown
     assert card["selection"]["turn_types"]["single"]["error_types"]["Parsing error"]["wanted"] > 0
+
+
+def test_the_card_says_what_went_in_and_by_which_code(made, tmp_path):
+    card = json.loads((made / "dataset/card.json").read_text())
+    found, source = card["provenance"], made.parent / "rows.jsonl.gz"
+    about = {"name": "made", "format": "normalised", "path": str(source)}
+    assert found["sources"] == [about | {"digest": open_rows(str(source)).digest()}]
+    assert (found["evaluation"], found["answers"]) == ([], [])
+    assert found["code"] == {
+        stage: json.loads((made / f"{n}-{stage}/summary.json").read_text())["code"]
+        for n, stage in enumerate(STAGES[:-1], 1)
+    }
+    held = write_rows(tmp_path / "eval.jsonl.gz", [row(n) for n in range(3)])
+    said = write_rows(tmp_path / "said.jsonl.gz", [])
+    settings = config(source)
+    settings.overlap.evaluation = ({"name": "held", "format": "normalised", "path": str(held)},)
+    settings.answers.pool = ({"kind": "corruption"}, {"kind": "replay", "path": str(said)})
+    Pipeline(settings, tmp_path / "run").run()
+    found = json.loads((tmp_path / "run/dataset/card.json").read_text())["provenance"]
+    digests = [open_rows(str(path)).digest() for path in (held, said)]
+    assert [found["evaluation"][0]["digest"], found["answers"][0]["digest"]] == digests
+    shown = (tmp_path / "run/dataset/README.md").read_text()
+    assert f"| evaluation: held | normalised | {held} | {digests[0]} |" in shown
+    assert f"| answers | replay | {said} | {digests[1]} |" in shown
+
+
+def test_the_card_and_the_log_say_what_is_off_the_mix(made, tmp_path, capsys):
+    mix = (("Parameter value error", 0.05), ("Incorrect number of function calls", 0.95))
+    source = made.parent / "rows.jsonl.gz"
+    Pipeline(config(source, **{"selection.mix": mix}), tmp_path / "run").run()
+    card = json.loads((tmp_path / "run/dataset/card.json").read_text())
+    (line,) = [line for line in off_the_mix_lines(card["selection"]) if line.startswith("single")]
+    assert "Parameter value error 1" in line
+    assert "(5.0% wanted)" in line
+    assert f"pairs: off the mix by more than a tenth, {line}" in capsys.readouterr().out
+    shown = (tmp_path / "run/dataset/README.md").read_text()
+    assert f"**Off the mix by more than a tenth**, {line}" in shown
+    assert "- irrelevance, Incorrect number of function calls: both sides call in 0 of " in shown
 
 
 def test_the_loader_reads_the_array_records(made):
@@ -402,6 +442,21 @@ def test_real_examples_with_corruptions_and_replay_give_100_000_pairs(toolrm_dat
     for kind in MADE_TO_BE:
         kept, lost = (counts.get(f"corruptions {w}: {kind}", 0) for w in ("kept", "discarded"))
         assert lost <= 0.05 * (kept + lost), kind
-    for error, about in card["selection"]["error_types"].items():
-        if error not in found.selection.any_length:
-            assert about["after"]["right_longer"] == pytest.approx(0.5, abs=0.02)
+    exempt = found.selection.any_length  # shorter by nature, and held to their share of the mix
+    mix = dict(found.selection.mix)
+    for turn in ("single", "multi"):
+        there_are = card["selection"]["turn_types"][turn]
+        for error, about in there_are["error_types"].items():
+            pairs, both = about["after"]["pairs"], about["after"]["both_call"]
+            if error in exempt:
+                assert pairs <= mix[error] / sum(mix.values()) * there_are["pairs"]
+                continue
+            # A side that calls nothing is the shorter one: that can be balanced over turn types.
+            assert both["pairs"] == pairs or error == "Incorrect number of function calls"
+            assert both["pairs"] > 100
+            assert both["right_longer"] == pytest.approx(0.5, abs=0.02), (turn, error)
+            assert both["told_by_length"] <= 0.53, (turn, error)
+    (about,) = card["selection"]["turn_types"]["irrelevance"]["error_types"].values()
+    assert about["after"]["both_call"]["pairs"] == 0
+    about = card["selection"]["error_types"]["Incorrect number of function calls"]
+    assert about["after"]["right_longer"] == pytest.approx(0.5, abs=0.02)

@@ -16,6 +16,7 @@ import numpy as np
 
 from toolrm_jax.errors import InputError
 from toolrm_jax.synth.output import MARKER, Contents
+from toolrm_jax.synth.selection_report import off_the_mix_lines
 from toolrm_jax.synth.stage import Summary
 from toolrm_jax.versions import versions
 
@@ -53,10 +54,38 @@ def make_card(
             for name, stage in by_name.items()
         },
         "asked": asked,
+        "provenance": provenance(config, by_name),
         "seed": config["seed"],
         "config": config,
         "versions": versions(*_PACKAGES),
     }
+
+
+def provenance(config: Mapping[str, Any], stages: Mapping[str, Summary]) -> dict[str, Any]:
+    """What went in, each file by a digest of its content (a hub's by its revision), and a digest of
+    each stage's code, which tells two states of one version apart."""
+    about = {name: stage.content["settings"] for name, stage in stages.items()}
+    pool = zip(config["answers"]["pool"], about["answers"]["pool"], strict=True)
+    return {
+        "sources": _with_digests(config["sources"], about["examples"]["digests"]),
+        "evaluation": _with_digests(
+            config["overlap"]["evaluation"], about["obfuscated"]["evaluation_digests"]
+        ),
+        "answers": [  # of the pool, what is read from files
+            {"kind": given["kind"], "path": given["path"], "digest": read["path"]}
+            for given, read in pool
+            if "path" in given
+        ],
+        "code": {name: stage.content["code"] for name, stage in stages.items()},
+    }
+
+
+def _with_digests(sources: Sequence[Mapping[str, Any]], digests: Sequence[str]) -> list[Card]:
+    told = ("name", "format", "path", "options")
+    return [
+        {name: source[name] for name in told if name in source} | {"digest": digest}
+        for source, digest in zip(sources, digests, strict=True)
+    ]
 
 
 def quantiles(values: np.ndarray) -> dict[str, int]:
@@ -110,6 +139,7 @@ def markdown(card: Card) -> str:
         _removed(card),
         _rejects(card),
         *([_asked(card)] if card["asked"] else []),
+        _made_of(card),
         _made_with(card),
     ]
     return "\n".join(parts)
@@ -163,9 +193,25 @@ def _signal(card: Card) -> str:
             shares = (found["right_longer"], found["told_by_length"])
             cells += [f"{found['pairs']:,}", *map(_share, shares)]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *filter(None, (_both_call(*found) for found in _by_turn(card)))]
+    off = off_the_mix_lines(card["selection"])
+    lines += [f"\n**Off the mix by more than a tenth**, {line}" for line in off]
     lacking = card["selection"].get("lacking") or {}
     lines += [f"\n{what}: {n:,}" for what, n in lacking.items()]
     return "\n".join(lines) + "\n"
+
+
+def _both_call(turn: str, error: str, about: Mapping[str, Any]) -> str:
+    """What length tells where a side that calls nothing is left aside; "" where there is none."""
+    pairs, both = about["after"]["pairs"], about["after"]["both_call"]
+    if pairs == both["pairs"]:
+        return ""
+    told = f"the right side is longer in {_share(both['right_longer'])} of these, the best rule "
+    told += f"tells {_share(both['told_by_length'])}."
+    return (
+        f"- {turn}, {error}: both sides call in {both['pairs']:,} of {pairs:,} pairs"
+        f"{f'; {told}' if both['pairs'] else '.'}"
+    )
 
 
 def _by_turn(card: Card) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -206,6 +252,18 @@ def _asked(card: Card) -> str:
     for model, counts in card["asked"].items():
         lines += [f"| {_cell(model)} | {_cell(what)} | {n:,} |" for what, n in counts.items()]
     return "\n".join(lines) + "\n"
+
+
+def _made_of(card: Card) -> str:
+    found = card["provenance"]
+    lines = ["## Made of\n", "| what | format | path | digest |", "|---|---|---|---|"]
+    for what in ("sources", "evaluation", "answers"):
+        for of in found[what]:
+            name = f"{what}: {of['name']}" if "name" in of else what
+            cells = (name, of.get("format", of.get("kind")), of["path"], of["digest"])
+            lines.append(f"| {' | '.join(map(_cell, cells))} |")
+    code = ", ".join(f"{stage} {digest}" for stage, digest in found["code"].items())
+    return "\n".join(lines) + f"\n\nThe code of each stage, by its digest: {code}.\n"
 
 
 def _made_with(card: Card) -> str:
