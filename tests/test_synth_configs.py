@@ -29,6 +29,7 @@ def test_the_papers_config_runs_whole_on_files_of_its_sources(tmp_path, toolrm_d
     made = get_config(str(data))
     with faulty_server(["", "500", ""]) as server, made.unlocked():
         made.workers = 0
+        made.selection.model_cap = 1.0  # three of the eleven models, and they all say the same
         made.answers.pool = tuple(
             {**entry, "url": server.url, "first_pause": 0.01} for entry in made.answers.pool[:3]
         )

@@ -216,6 +216,7 @@ ENDPOINT = {"kind": "endpoint", "model": "m", "license": "MIT", "url": "http://1
         ({"answers.pool": (ENDPOINT, ENDPOINT)}, "config.answers: Two endpoints .* the name 'm'"),
         ({"selection.model_caps": (("n", 0.5),)}, "'n', which no member .*expected of: corruption"),
         ({"selection.model_caps": (("corruption", 0.5),), "answers.pool": (ENDPOINT,)}, "of: m."),
+        ({"selection.model_cap": 0.4}, "model_cap=0.4: .* 1 members .* add up to 40% of the pairs"),
     ],
 )
 def test_a_setting_that_cannot_be_right_is_refused(fields, said):

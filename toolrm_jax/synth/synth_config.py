@@ -217,14 +217,23 @@ def _check_pool(config: ConfigDict) -> None:
 
 
 def _check_models(pool: Sequence[Mapping[str, Any]], selection: SelectionSettings) -> None:
-    """Raises SynthError for a cap of a model that no member has; whose a replayed file's answers
-    are is known when it is read."""
+    """Raises SynthError for a cap of a model that no member has, and for caps that leave pairs to
+    nobody; whose a replayed file's answers are is known when it is read."""
     kinds = {entry["kind"] for entry in pool}
     known = {entry["model"] for entry in pool if entry["kind"] == "endpoint"}
     known |= {CORRUPTION} & kinds
+    if "replay" in kinds:
+        return
     unknown = sorted(set(selection.model_caps) - known)
-    if unknown and "replay" not in kinds:
+    if unknown:
         raise SynthError(
             f"config.selection.model_caps has {unknown[0]!r}, which no member of the pool is; "
             f"expected of: {', '.join(sorted(known))}."
+        )
+    together = sum(selection.model_caps.get(name, selection.model_cap) for name in known)
+    if together < 1 - 1e-9:
+        raise SynthError(
+            f"config.selection.model_cap={selection.model_cap:g}: the largest shares of the "
+            f"{len(known)} members of the pool add up to {together:.0%} of the pairs. Raise it, or "
+            f"give one its own share in model_caps."
         )
