@@ -452,7 +452,9 @@ def test_real_examples_with_corruptions_and_replay_give_100_000_pairs(toolrm_dat
                 assert pairs <= mix[error] / sum(mix.values()) * there_are["pairs"]
                 continue
             # A side that calls nothing is the shorter one: that can be balanced over turn types.
-            assert both["pairs"] == pairs or error == "Incorrect number of function calls"
+            # What a model says that does not parse may, seldom, have no sign of a call, too.
+            least = 0.99 * pairs if error == "Parsing error" else pairs
+            assert both["pairs"] >= least or error == "Incorrect number of function calls"
             assert both["pairs"] > 100
             assert both["right_longer"] == pytest.approx(0.5, abs=0.02), (turn, error)
             assert both["told_by_length"] <= 0.53, (turn, error)
