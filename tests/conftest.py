@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def toy(tmp_path_factory):
     tiny.write_model(folder / "model")
     tiny.write_data(folder)
     return folder
+
+
+@pytest.fixture
+def ctrl_c():
+    """For tests that send SIGINT: a shell's background job, as they may be, is deaf to it, and so
+    would be all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

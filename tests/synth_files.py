@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from toolrm_jax.examples import Example
+from toolrm_jax.synth.pipeline import Pipeline
 from toolrm_jax.synth.synth_config import synth_config
 from toolrm_jax.tool_calls import exact_reference
 
@@ -140,6 +141,13 @@ def config(source: Path, **fields: Any) -> ConfigDict:
     with made.unlocked():
         made.update_from_flattened_dict(fields)
     return made
+
+
+def finished_run(folder: Path) -> Path:
+    """The workdir of a whole synthesis of 150 rows."""
+    source = write_rows(folder / "rows.jsonl.gz", [row(n) for n in range(150)])
+    Pipeline(config(source), folder / "run").run()
+    return folder / "run"
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -203,17 +203,9 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_run(toy):
     assert until(lambda: steps_logged(workdir) > before, process)
     assert kill(process)
     end = time.monotonic() + 10
-    while group_exists(process.pid):
+    while tiny.group_exists(process.pid):
         assert time.monotonic() < end, "a worker is left"
         time.sleep(0.1)
-
-
-def group_exists(number: int) -> bool:
-    try:
-        os.killpg(number, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 # One process of two is told to stop as it writes this step down.

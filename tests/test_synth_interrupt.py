@@ -10,16 +10,9 @@ import pytest
 import tiny
 from synth_files import row, write_rows
 
-# A shell's background job ignores SIGINT, and so would all that it starts.
-RUN = """
-import runpy, signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-runpy.run_module("toolrm_jax.synth", run_name="__main__", alter_sys=True)
-"""
-
 
 def start(folder, workers) -> subprocess.Popen:
-    command = [sys.executable, "-c", RUN]
+    command = [sys.executable, "-m", "toolrm_jax.synth"]
     command += [f"--config={tiny.ROOT / 'configs/synth/local.py'}:{folder / 'data'}"]
     command += [f"--workdir={folder / 'run'}", f"--config.workers={workers}"]
     command += ["--config.shard_rows=50"]
@@ -34,14 +27,7 @@ def start(folder, workers) -> subprocess.Popen:
     )
 
 
-def is_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(
     ("workers", "moment"),
     [
@@ -60,9 +46,9 @@ def test_an_interrupted_run_says_one_line_and_the_same_command_goes_on(tmp_path,
     assert process.returncode == 130
     assert said == ["interrupted: the same command goes on from here"]
     until = time.monotonic() + 30
-    while is_alive(process.pid) and time.monotonic() < until:
+    while tiny.group_exists(process.pid) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not is_alive(process.pid)
+    assert not tiny.group_exists(process.pid)
     assert not (tmp_path / "run/dataset").exists()
     if "3-answers" not in moment:
         return  # one of them is enough: it takes a while

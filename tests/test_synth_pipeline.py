@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 from fake_gcs import FakeGcs
-from synth_files import config, contents, row, write_rows
+from synth_files import config, contents, finished_run, row, write_rows
 
 from toolrm_jax.batch import RowShape
 from toolrm_jax.batch_plan import PlanConfig
@@ -38,11 +38,7 @@ from toolrm_jax.synth.synth_config import STAGES, SynthError
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A finished workdir."""
-    folder = tmp_path_factory.mktemp("synth")
-    source = write_rows(folder / "rows.jsonl.gz", [row(n) for n in range(150)])
-    Pipeline(config(source), folder / "run").run()
-    return folder / "run"
+    return finished_run(tmp_path_factory.mktemp("synth"))
 
 
 def test_a_run_makes_pairs_of_every_turn_type_with_one_right_side(made):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from fake_gcs import FakeGcs
-from synth_files import config, row, write_rows
+from synth_files import config, finished_run, row, write_rows
 
 from toolrm_jax.synth import show
 from toolrm_jax.synth.output import dataset_rows
@@ -16,11 +16,7 @@ from toolrm_jax.synth.pipeline import Pipeline
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A finished workdir."""
-    folder = tmp_path_factory.mktemp("synth")
-    source = write_rows(folder / "rows.jsonl.gz", [row(n) for n in range(150)])
-    Pipeline(config(source), folder / "run").run()
-    return folder / "run"
+    return finished_run(tmp_path_factory.mktemp("synth"))
 
 
 def test_show_marks_what_differs(made, capsys):

@@ -291,3 +291,12 @@ def board(workdir: Path) -> dict[tuple[str, int], float]:
             shown |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
             at += 16 + length
     return shown
+
+
+def group_exists(number: int) -> bool:
+    """Whether a process of the group is left."""
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -21,7 +21,8 @@ import argparse
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from toolrm_jax.job_files import Shard
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from toolrm_jax.score_summary import Summary
 
 ALL_SCORED, FAILED, USAGE, SOME_REJECTED = 0, 1, 2, 3
-_BATCH_TOKENS = "4096 a CPU device, 16384 any other"  # the scorer's, in words
+DEFAULT_BATCH_TOKENS = "4096 a CPU device, 16384 any other"  # the scorer's, in words
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     merging = arguments[:1] == ["merge"]
     args = _merge_parser().parse_args(arguments[1:]) if merging else _parser().parse_args(arguments)
 
-    from toolrm_jax.errors import InputError, first_line
+    from toolrm_jax.errors import InputError
     from toolrm_jax.score_merge import merge
 
     # So that workers are ended and what is half-written is removed, as with Ctrl-C.
@@ -51,19 +52,26 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from what is committed", file=sys.stderr)
         return 128 + signal.SIGINT
-    except RuntimeError as error:  # JAX's is a kind of it
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print(
-            f"error: the device is out of memory ({first_line(error)[:200]}). Try a smaller "
-            f"--batch-tokens (default: {_BATCH_TOKENS}), or --max-tokens.",
-            file=sys.stderr,
-        )
+    except RuntimeError as error:
+        print(f"error: {out_of_memory(error)}", file=sys.stderr)
         return FAILED
     finally:
         signal.signal(signal.SIGTERM, before)
     print(summary.counts.words(), file=sys.stderr)
     return SOME_REJECTED if summary.counts.rejected else ALL_SCORED
+
+
+def out_of_memory(error: RuntimeError) -> str:
+    """What to say of a device without memory; JAX says it in a RuntimeError. Raises any other one
+    again."""
+    from toolrm_jax.errors import first_line
+
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    return (
+        f"the device is out of memory ({first_line(error)[:200]}). Try a smaller --batch-tokens "
+        f"(default: {DEFAULT_BATCH_TOKENS}), or --max-tokens."
+    )
 
 
 def score(args: argparse.Namespace) -> "Summary":
@@ -149,6 +157,12 @@ def _parser() -> argparse.ArgumentParser:
         help="render text responses as they stand (default: calls in them are parsed and written "
         "in the canonical form)",
     )
+    _add_job(add)
+    return parser
+
+
+def _add_job(add: Callable[..., Any]) -> None:
+    """Options of how the work is cut and where it is done, and of a hub's data set."""
     add(
         "--chunk-rows",
         type=_positive,
@@ -164,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--batch-tokens",
         type=_positive,
-        help=f"tokens of a batch, over all devices (default: {_BATCH_TOKENS})",
+        help=f"tokens of a batch, over all devices (default: {DEFAULT_BATCH_TOKENS})",
     )
     add(
         "--workers",
@@ -179,7 +193,6 @@ def _parser() -> argparse.ArgumentParser:
         help='folder of compiled programs; "none": keep none (default: '
         "~/.cache/toolrm_jax/compiled)",
     )
-    return parser
 
 
 def _merge_parser() -> argparse.ArgumentParser:

@@ -27,10 +27,11 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from toolrm_jax.errors import InputError, first_line, reported
+from toolrm_jax.errors import InputError, reported
 from toolrm_jax.request_tokens import POLICIES
 from toolrm_jax.reward_client import TOKEN_VARIABLE as TOKEN
 from toolrm_jax.reward_client import bearer_token
+from toolrm_jax.score import DEFAULT_BATCH_TOKENS, out_of_memory
 
 try:
     import uvicorn
@@ -46,7 +47,6 @@ except ModuleNotFoundError as error:
 # A fixed second cut off clients that had just connected, on two busy cores.
 _QUIET_TICKS, _MOST_TICKS = 10, 100
 _KEEP_ALIVE_SECONDS = 75
-_BATCH_TOKENS = "4096 a CPU device, 16384 any other"  # the scorer's, in words
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,13 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         _say("interrupted: no request is under way")
         return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
-    except RuntimeError as error:  # JAX's is a kind of it
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        _say(
-            f"error: the device is out of memory ({first_line(error)[:200]}). Try a smaller "
-            f"--batch-tokens (default: {_BATCH_TOKENS}), or --max-tokens."
-        )
+    except RuntimeError as error:
+        _say(f"error: {out_of_memory(error)}")
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -233,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
         "where a request does not say, normalise rewards by the checkpoint's held-out statistics"
     )
     add("--normalize", scale, **switch)
-    batch = f"tokens of a batch, over all devices (default: {_BATCH_TOKENS})"
+    batch = f"tokens of a batch, over all devices (default: {DEFAULT_BATCH_TOKENS})"
     add("--batch-tokens", batch, type=_positive)
     cache = 'folder of compiled programs; "none": keep none (default: ~/.cache/toolrm_jax/compiled)'
     add("--cache-dir", cache)

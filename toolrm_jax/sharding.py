@@ -164,8 +164,7 @@ def split_cpu(devices: int = 2) -> None:
     softmax, norms) on one: of two devices each has such a core. Scoring gains by it
     (docs/score.md); a training step does not.
     """
-    given = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]  # made by a state holder
-    if given < 0 and (os.cpu_count() or 1) >= devices:
+    if jax.config.values["jax_num_cpu_devices"] < 0 and (os.cpu_count() or 1) >= devices:
         jax.config.update("jax_num_cpu_devices", devices)
 
 

@@ -319,14 +319,6 @@ def test_workers_do_not_import_jax(model, tmp_path, rows, monkeypatch):
     assert found == [False]
 
 
-@pytest.fixture
-def ctrl_c():
-    """A shell's background job, as these tests may be, is deaf to it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("ctrl_c")
 def test_sigterm_ends_the_workers_and_ctrl_c_is_one_line(
     model, data, tmp_path, monkeypatch, capsys

@@ -188,20 +188,18 @@ def test_a_port_that_is_taken_is_said_before_the_model_is_loaded():
             main(["--model", "none", "--port", port])
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_it_compiles_is_answered_in_one_line(model, number, status):
-    starting = start(model, "--cache-dir", "none")
-    try:
-        said = [starting.stderr.readline()]
-        assert said[0].startswith("compiling up to")
-        starting.send_signal(number)
-        said += starting.stderr.readlines()
-        assert starting.wait(60) == status
-    finally:
-        starting.kill()
-        starting.wait()
-        starting.stderr.close()
-    assert said[1:] == ["interrupted: no request is under way\n"]
+    with start(model, "--cache-dir", "none") as starting:
+        try:
+            assert starting.stderr.readline().startswith("compiling up to")
+            starting.send_signal(number)
+            _, said = starting.communicate(timeout=120)
+        finally:
+            starting.kill()
+    assert starting.returncode == status
+    assert said == "interrupted: no request is under way\n"
 
 
 def test_a_device_without_memory_is_said_in_words(model, monkeypatch, capsys):
